@@ -1,0 +1,302 @@
+//! Machines: the QEMU command line, and the process that it starts.
+//!
+//! The wall clock only guards against hangs here; what a machine says and how it ends decide everything else. QEMU never outlives
+//! this tool by Ctrl-C, SIGTERM or SIGHUP: [`end_with_us`] sees to that.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::console::Console;
+use crate::images::words;
+use crate::setup;
+
+/// The exit code of a tool that was interrupted.
+pub const INTERRUPTED: i32 = 130;
+
+/// A machine that is described, not yet running.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub cpu: String,
+    pub cpus: u32,
+    pub memory: String,
+    pub boot: Boot,
+    /// More words for QEMU.
+    pub extra: Vec<String>,
+}
+
+/// How the hypervisor gets into a machine.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// As a kernel: QEMU loads the RAM disk, makes the device tree true for it and enters the image.
+    Kernel {
+        image: PathBuf,
+        ramdisk: Option<PathBuf>,
+        append: String,
+    },
+    /// File by file, each at its address; pCPU 0 starts at `entry`. Nothing touches the device tree then.
+    Files {
+        files: Vec<(PathBuf, u64)>,
+        entry: u64,
+    },
+}
+
+impl Machine {
+    /// The `-M` option that all machines have in common.
+    pub const BOARD: &str = "virt,virtualization=on,gic-version=3,dtb-randomness=off";
+
+    /// The QEMU command line.
+    pub fn command(&self) -> Command {
+        let mut qemu = Command::new(setup::QEMU);
+        qemu.args([
+            "-M",
+            Self::BOARD,
+            "-cpu",
+            &self.cpu,
+            "-smp",
+            &self.cpus.to_string(),
+            "-m",
+            &self.memory,
+        ]);
+        // The ROM of the default network card is in a package that is not needed otherwise.
+        qemu.args([
+            "-nic",
+            "none",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ]);
+        qemu.args(["-semihosting-config", "enable=on,target=native"]);
+        match &self.boot {
+            Boot::Kernel {
+                image,
+                ramdisk,
+                append,
+            } => {
+                qemu.arg("-kernel").arg(image);
+                if let Some(ramdisk) = ramdisk {
+                    qemu.arg("-initrd").arg(ramdisk);
+                }
+                if !append.is_empty() {
+                    qemu.arg("-append").arg(append);
+                }
+            }
+            Boot::Files { files, entry } => {
+                for (file, address) in files {
+                    let file = file.to_string_lossy().replace(',', ",,");
+                    qemu.args([
+                        "-device",
+                        &format!("loader,file={file},addr={address:#x},force-raw=on"),
+                    ]);
+                }
+                qemu.args(["-device", &format!("loader,addr={entry:#x},cpu-num=0")]);
+            }
+        }
+        qemu.args(&self.extra);
+        qemu
+    }
+
+    /// The command line as one would type it.
+    pub fn command_line(&self) -> String {
+        words(&self.command())
+    }
+
+    /// Starts it. `live` shows its console on ours, and gives it our input.
+    pub fn start(&self, live: bool) -> Result<Running> {
+        let mut command = self.command();
+        command.stdin(if live {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = RUNNING.lock().expect("a thread that ran QEMU panicked");
+        let child = command
+            .spawn()
+            .with_context(|| format!("could not run {}", setup::QEMU))?;
+        running.push(pid(&child));
+        drop(running);
+        Ok(Running::watch(child, live))
+    }
+
+    /// Runs it to its end, or for `limit`.
+    pub fn run(&self, limit: Option<Duration>, live: bool) -> Result<Outcome> {
+        self.start(live)?.finish(limit)
+    }
+}
+
+/// The QEMU processes that have not been waited for.
+static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// Ends all QEMU processes of ours when we are interrupted, terminated or hung up on.
+pub fn end_with_us() -> Result<()> {
+    ctrlc::set_handler(|| {
+        INTERRUPT.store(true, Ordering::SeqCst);
+        // The lock also holds back a QEMU that is being started just now.
+        let running = RUNNING
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if running.is_empty() {
+            std::process::exit(INTERRUPTED);
+        }
+        // QEMU takes SIGTERM as a request to quit and leaves the terminal as it found it.
+        for qemu in running.iter() {
+            let _ = kill(*qemu, Signal::SIGTERM);
+        }
+    })
+    .context("could not take over Ctrl-C")
+}
+
+/// Whether somebody has asked this tool to end.
+pub fn interrupted() -> bool {
+    INTERRUPT.load(Ordering::SeqCst)
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id() as i32)
+}
+
+/// A machine that runs. Dropping it ends it.
+pub struct Running {
+    child: Child,
+    console: Arc<Console>,
+    complaints: Arc<Console>,
+    threads: Vec<JoinHandle<()>>,
+    start: Instant,
+}
+
+/// How a machine ended, and what it said.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// QEMU's exit status; nothing if it had to be ended.
+    pub status: Option<ExitStatus>,
+    /// What the machine printed.
+    pub console: String,
+    /// What QEMU itself had to say.
+    pub complaints: String,
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// QEMU's exit code; nothing if it was ended by us or by a signal.
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|status| status.code())
+    }
+}
+
+impl Running {
+    fn watch(mut child: Child, live: bool) -> Running {
+        let (console, complaints) = (Arc::<Console>::default(), Arc::<Console>::default());
+        let output = child.stdout.take().expect("the output of QEMU is piped");
+        let errors = child.stderr.take().expect("the errors of QEMU are piped");
+        let threads = vec![
+            thread::spawn({
+                let console = console.clone();
+                move || console.feed(output, live.then(io::stdout))
+            }),
+            thread::spawn({
+                let complaints = complaints.clone();
+                move || complaints.feed(errors, live.then(io::stderr))
+            }),
+        ];
+        Running {
+            child,
+            console,
+            complaints,
+            threads,
+            start: Instant::now(),
+        }
+    }
+
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Waits for its end; ends it after `limit`.
+    pub fn finish(mut self, limit: Option<Duration>) -> Result<Outcome> {
+        let limit = limit.map_or(Duration::MAX, |limit| {
+            limit.saturating_sub(self.start.elapsed())
+        });
+        let ended = self.console.wait_closed(limit);
+        let status = self.end(!ended);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a console thread panicked");
+        }
+        if interrupted() {
+            bail!("interrupted");
+        }
+        Ok(Outcome {
+            status: status?.filter(|_| ended),
+            console: self.console.text(),
+            complaints: self.complaints.text(),
+            elapsed: self.start.elapsed(),
+        })
+    }
+
+    /// Waits for the process, after having killed it if so wished; nothing if that was done before.
+    fn end(&mut self, killed: bool) -> Result<Option<ExitStatus>> {
+        let this = pid(&self.child);
+        let running = || RUNNING.lock().expect("a thread that ran QEMU panicked");
+        if !running().contains(&this) {
+            return Ok(None);
+        }
+        if killed {
+            self.child.kill().context("could not end QEMU")?;
+        }
+        let status = self.child.wait().context("could not wait for QEMU")?;
+        running().retain(|pid| *pid != this);
+        Ok(Some(status))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.end(true);
+    }
+}
+
+/// Has QEMU write the device tree that it would give to such a machine.
+pub fn dump_device_tree(cpu: &str, cpus: u32, memory: &str, to: &Path) -> Result<Vec<u8>> {
+    let board = format!(
+        "{},dumpdtb={}",
+        Machine::BOARD,
+        to.to_string_lossy().replace(',', ",,")
+    );
+    let mut qemu = Command::new(setup::QEMU);
+    qemu.args([
+        "-M",
+        &board,
+        "-cpu",
+        cpu,
+        "-smp",
+        &cpus.to_string(),
+        "-m",
+        memory,
+        "-nic",
+        "none",
+        "-display",
+        "none",
+    ]);
+    let output = qemu
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("could not run {}", setup::QEMU))?;
+    if !output.status.success() {
+        let _ = io::stderr().write_all(&output.stderr);
+        bail!("`{}` failed", words(&qemu));
+    }
+    std::fs::read(to).with_context(|| format!("QEMU wrote no device tree to {}", to.display()))
+}

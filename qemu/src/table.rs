@@ -1,0 +1,166 @@
+//! The table of ordinary QEMU tests, `tests/qemu.toml`: which case the guest `suite` runs, on which machine.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// One `[[test]]` of the table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Unique; what `cargo baton test NAME` looks for.
+    pub name: String,
+    /// The guest's name for the case, if it is not `name`.
+    case: Option<String>,
+    #[serde(default = "suite")]
+    pub ramdisk: String,
+    #[serde(default = "four")]
+    pub cpus: u32,
+    #[serde(default = "memory")]
+    pub memory: String,
+    #[serde(default = "cpu")]
+    pub cpu: String,
+    /// `key=value` words for the case.
+    #[serde(default)]
+    append: String,
+    /// More of them for the usual form of a test that has a long form as well.
+    #[serde(default)]
+    quick_append: String,
+    /// More of them for the long form, which `--long` runs instead.
+    #[serde(default)]
+    long_append: String,
+    /// Cargo features of the hypervisor.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Tests what the reference does not have.
+    #[serde(default)]
+    pub beyond_reference: bool,
+    /// Runs only with `--long`.
+    #[serde(default)]
+    pub long: bool,
+    /// Seconds of wall clock after which the machine counts as hung.
+    #[serde(default = "minute")]
+    pub timeout: u64,
+    /// What the console must contain besides the verdict.
+    #[serde(default)]
+    pub expect: Vec<String>,
+    /// A negative control: the guest must report a failure.
+    #[serde(default)]
+    pub expect_fail: bool,
+    /// More words for QEMU.
+    #[serde(default)]
+    pub machine: String,
+}
+
+fn suite() -> String {
+    "suite".to_owned()
+}
+
+fn four() -> u32 {
+    4
+}
+
+fn memory() -> String {
+    "128M".to_owned()
+}
+
+fn cpu() -> String {
+    "cortex-a57".to_owned()
+}
+
+fn minute() -> u64 {
+    60
+}
+
+impl Entry {
+    pub fn case(&self) -> &str {
+        self.case.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The words after the kernel's name.
+    pub fn append(&self, long: bool) -> String {
+        let form = if long {
+            &self.long_append
+        } else {
+            &self.quick_append
+        };
+        let test = format!("test={}", self.case());
+        [&test, &self.append, form]
+            .into_iter()
+            .filter(|words| !words.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    test: Vec<Entry>,
+}
+
+/// Reads the table.
+pub fn load(path: &Path) -> Result<Vec<Entry>> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("could not read the test table {}", path.display()))?;
+    parse(&text).with_context(|| format!("the test table {} is wrong", path.display()))
+}
+
+fn parse(text: &str) -> Result<Vec<Entry>> {
+    let entries = toml::from_str::<Table>(text)?.test;
+    for (index, entry) in entries.iter().enumerate() {
+        let twice = entries[..index]
+            .iter()
+            .any(|other| other.name == entry.name);
+        ensure!(!twice, "two tests have the name `{}`", entry.name);
+        let in_range = (1..=16).contains(&entry.cpus);
+        ensure!(
+            in_range,
+            "the test `{}` wants {} CPUs; a machine has 1 to 16",
+            entry.name,
+            entry.cpus
+        );
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_enough() {
+        let entry = &parse("[[test]]\nname = \"vm_get_count\"").unwrap()[0];
+        assert_eq!(
+            (entry.case(), entry.cpus, entry.timeout),
+            ("vm_get_count", 4, 60)
+        );
+        assert_eq!(entry.append(false), "test=vm_get_count");
+    }
+
+    #[test]
+    fn a_test_with_two_forms() {
+        let text = "[[test]]\nname = 'a'\ncase = 'b'\nappend = 'x=1'\nquick_append = 'n=1'\nlong_append = 'n=9'";
+        let entry = &parse(text).unwrap()[0];
+        assert_eq!(entry.append(false), "test=b x=1 n=1");
+        assert_eq!(entry.append(true), "test=b x=1 n=9");
+    }
+
+    #[test]
+    fn mistakes_are_found() {
+        for (text, complaint) in [
+            (
+                "[[test]]\nname = 'a'\n[[test]]\nname = 'a'",
+                "two tests have the name `a`",
+            ),
+            ("[[test]]\nname = 'a'\ncpus = 0", "wants 0 CPUs"),
+            ("[[test]]\nname = 'a'\ncpu_count = 1", "unknown field"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Our own faults and panics: say what, where and on which pCPU, and end the machine with a failing code.
+
+use core::panic::PanicInfo;
+
+use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, MPIDR_EL1, Readable, SPSR_EL2, VTTBR_EL2};
+
+use super::firmware;
+use crate::console::last_words;
+use crate::sync::{AtomicBool, Ordering};
+
+/// Some pCPU is ending the machine.
+static DYING: AtomicBool = AtomicBool::new(false);
+
+/// One pCPU speaks; others that get here wait for the end, which is near.
+fn only_one() {
+    if DYING.swap(true, Ordering::SeqCst) {
+        firmware::system_off();
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    only_one();
+    last_words(format_args!("PANIC on {}: {info}", super::this_cpu()));
+    firmware::fail()
+}
+
+/// From `vectors.S`: an exception at EL2 itself. `x` are x0 to x30 and the stack pointer.
+#[unsafe(no_mangle)]
+extern "C" fn baton_report_el2_fault(vector: u64, x: &[u64; 32]) -> ! {
+    only_one();
+    let kind = ["a synchronous exception", "an IRQ", "an FIQ", "a system error"][vector as usize % 4];
+    last_words(format_args!(
+        "PANIC on {} (MPIDR {:#x}): {kind} at EL2 itself, vector {vector}",
+        super::this_cpu(),
+        MPIDR_EL1.get()
+    ));
+    last_words(format_args!(
+        "esr {:#018x}  elr {:#018x}  far {:#018x}  spsr {:#x}  vttbr {:#x}  image at {:#x}",
+        ESR_EL2.get(),
+        ELR_EL2.get(),
+        FAR_EL2.get(),
+        SPSR_EL2.get(),
+        VTTBR_EL2.get(),
+        super::memory::image().start,
+    ));
+    for (row, values) in x.chunks(4).enumerate() {
+        let n = row * 4;
+        last_words(format_args!(
+            "x{n:<2} {:#018x}  x{:<2} {:#018x}  x{:<2} {:#018x}  {} {:#018x}",
+            values[0],
+            n + 1,
+            values[1],
+            n + 2,
+            values[2],
+            if n == 28 { "sp " } else { ["x3 ", "x7 ", "x11", "x15", "x19", "x23", "x27"][row] },
+            values[3],
+        ));
+    }
+    firmware::fail()
+}

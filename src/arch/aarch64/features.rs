@@ -1,0 +1,146 @@
+//! What VMs are told about the hardware, and the system registers that are emulated.
+//!
+//! A feature whose state Baton does not switch is hidden in the ID registers, and its registers trap. So a guest that asks
+//! before it uses, as the architecture demands, never meets a trap; one that does not ask gets an exception (the primary)
+//! or is stopped (a secondary).
+//!
+//! Source: Arm ARM, DDI 0487, section D24, the registers' own pages.
+
+use core::arch::asm;
+
+use super::regs::Regs;
+
+/// A trapped MRS or MSR.
+///
+/// Source: ISS encoding for an exception from MSR, MRS, or System instruction execution.
+struct Access {
+    op0: u64,
+    op1: u64,
+    crn: u64,
+    crm: u64,
+    op2: u64,
+    rt: usize,
+    read: bool,
+}
+
+impl Access {
+    const fn decode(iss: u64) -> Self {
+        Self {
+            op0: iss >> 20 & 0b11,
+            op2: iss >> 17 & 0b111,
+            op1: iss >> 14 & 0b111,
+            crn: iss >> 10 & 0b1111,
+            rt: (iss >> 5 & 0b1_1111) as usize,
+            crm: iss >> 1 & 0b1111,
+            read: iss & 1 == 1,
+        }
+    }
+}
+
+/// Serves a trapped system register access; false if the VM does not have that register.
+#[cold]
+pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
+    let access = Access::decode(syndrome);
+    let served = match access {
+        // ID_*: read-only.
+        Access { op0: 3, op1: 0, crn: 0, crm: 1..=7, read: true, .. } => {
+            let value = id_register(access.crm, access.op2, regs.constants.primary);
+            regs.set_x(access.rt, value);
+            true
+        }
+        // ACTLR_EL1: implementation defined; nothing there for a VM.
+        Access { op0: 3, op1: 0, crn: 1, crm: 0, op2: 1, .. } => read_as_zero(regs, &access),
+        // MDSCR_EL1: a secondary's own, but it traps together with the rest of debug.
+        Access { op0: 2, op1: 0, crn: 0, crm: 2, op2: 2, .. } => mdscr(regs, &access),
+        // The other debug registers: no breakpoints in a secondary.
+        Access { op0: 2, op1: 0, .. } => read_as_zero(regs, &access),
+        _ => false,
+    };
+    if served {
+        regs.skip_instruction();
+    }
+    served
+}
+
+fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
+    if access.read {
+        regs.set_x(access.rt, 0);
+    }
+    true
+}
+
+fn mdscr(regs: &mut Regs, access: &Access) -> bool {
+    // SAFETY: the register is the loaded vCPU's; EL2 does not use it.
+    unsafe {
+        if access.read {
+            let value: u64;
+            asm!("mrs {}, mdscr_el1", out(reg) value, options(nostack, preserves_flags));
+            regs.set_x(access.rt, value);
+        } else {
+            asm!("msr mdscr_el1, {}", in(reg) regs.x(access.rt), options(nostack, preserves_flags));
+        }
+    }
+    true
+}
+
+/// A 4-bit field of an ID register.
+const fn field(lsb: u32) -> u64 {
+    0b1111 << lsb
+}
+
+/// An ID register as VMs see it.
+fn id_register(crm: u64, op2: u64, primary: bool) -> u64 {
+    let value = read_id_register(crm, op2);
+    match (crm, op2) {
+        // ID_AA64PFR0_EL1: no RAS, SVE, MPAM, AMU, RME; no second context number.
+        (4, 0) => value & !(field(28) | field(32) | field(40) | field(44) | field(52) | field(56)),
+        // ID_AA64PFR1_EL1: no MTE, RAS or MPAM fractions, SME, and nothing newer than those.
+        (4, 1) => value & (field(0) | field(4)),
+        // ID_AA64ZFR0_EL1, ID_AA64SMFR0_EL1.
+        (4, 4 | 5) => 0,
+        // ID_AA64DFR0_EL1: the debug architecture and its breakpoints; no trace; the PMU is the primary's.
+        (5, 0) => value & (field(0) | field(12) | field(20) | field(28) | if primary { field(8) } else { 0 }),
+        (5, 1) => 0,
+        // ID_AA64ISAR1_EL1: no pointer authentication, no 64-byte atomic stores.
+        (6, 1) => value & !(field(4) | field(8) | field(24) | field(28) | field(60)),
+        // ID_AA64ISAR2_EL1: only what needs no state: WFxT, RPRES, BC, RPRFM, CSSC.
+        (6, 2) => value & (field(0) | field(4) | field(20) | field(48) | field(52)),
+        // ID_AA64MMFR1_EL1: no LORegions, no TWED, no HCRX, no second set of registers.
+        (7, 1) => value & !(field(16) | field(32) | field(40)),
+        // ID_AA64MMFR2_EL1: no nested virtualization, no fine-grained traps of what is hidden.
+        (7, 2) => value & !field(24),
+        // ID_AA64MMFR3_EL1 and what is still unnamed: permission indirection and its like have registers of their own.
+        (7, 3..) | (4 | 6, 3) => 0,
+        // ID_DFR0_EL1 of AArch32: no trace; the PMU is the primary's.
+        (1, 2) => value & !(field(12) | field(16) | field(20) | if primary { 0 } else { field(24) }),
+        _ => value,
+    }
+}
+
+/// Reads S3_0_C0_C`crm`_`op2` of the hardware.
+fn read_id_register(crm: u64, op2: u64) -> u64 {
+    macro_rules! read {
+        ($(($crm:literal, $op2:literal))*) => {
+            match (crm, op2) {
+                $(($crm, $op2) => {
+                    let value: u64;
+                    // SAFETY: a read-only register.
+                    unsafe {
+                        asm!(concat!("mrs {}, s3_0_c0_c", $crm, "_", $op2), out(reg) value, options(nostack, nomem));
+                    }
+                    value
+                })*
+                _ => 0,
+            }
+        };
+    }
+    read! {
+        (1, 0) (1, 1) (1, 2) (1, 3) (1, 4) (1, 5) (1, 6) (1, 7)
+        (2, 0) (2, 1) (2, 2) (2, 3) (2, 4) (2, 5) (2, 6) (2, 7)
+        (3, 0) (3, 1) (3, 2) (3, 3) (3, 4) (3, 5) (3, 6) (3, 7)
+        (4, 0) (4, 1) (4, 2) (4, 3) (4, 4) (4, 5) (4, 6) (4, 7)
+        (5, 0) (5, 1) (5, 2) (5, 3) (5, 4) (5, 5) (5, 6) (5, 7)
+        (6, 0) (6, 1) (6, 2) (6, 3) (6, 4) (6, 5) (6, 6) (6, 7)
+        (7, 0) (7, 1) (7, 2) (7, 3) (7, 4) (7, 5) (7, 6) (7, 7)
+    }
+}

@@ -1,0 +1,54 @@
+//! The firmware under the hypervisor: PSCI by SMC.
+
+use core::arch::asm;
+
+use smccc::{Smc, psci};
+
+use crate::pcpu::Pcpu;
+
+unsafe extern "C" {
+    fn baton_secondary_entry();
+}
+
+/// Asks the firmware to start a pCPU for the first time; false if it would not.
+pub fn bring_in(pcpu: &Pcpu) -> bool {
+    let entry = baton_secondary_entry as *const () as u64;
+    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, pcpu.id.index() as u64) {
+        Ok(()) => true,
+        Err(error) => {
+            crate::console::say!("the firmware would not start {}: {error}; the primary is told that it failed.", pcpu.id);
+            false
+        }
+    }
+}
+
+/// Turns the machine off.
+pub fn system_off() -> ! {
+    let _ = psci::system_off::<Smc>();
+    halt()
+}
+
+/// Resets the machine.
+pub fn system_reset() -> ! {
+    let _ = psci::system_reset::<Smc>();
+    halt()
+}
+
+/// Ends the machine with a failing exit code where the platform has one: QEMU's semihosting. Elsewhere its instruction
+/// is undefined, and the fault that follows turns the machine off.
+pub fn fail() -> ! {
+    const SYS_EXIT_EXTENDED: u64 = 0x20;
+    const APPLICATION_EXIT: u64 = 0x2_0026;
+    let block: [u64; 2] = [APPLICATION_EXIT, 1];
+    // SAFETY: does not come back.
+    unsafe {
+        asm!("hlt #0xf000", in("x0") SYS_EXIT_EXTENDED, in("x1") &raw const block, options(nostack));
+    }
+    system_off()
+}
+
+fn halt() -> ! {
+    loop {
+        super::sleep();
+    }
+}

@@ -1,0 +1,234 @@
+//! The little that EL2 does with the GIC, which is otherwise the primary's: kicks between pCPUs, and the interrupt of
+//! EL2's own timer.
+//!
+//! A kick is software-generated interrupt 15. By convention a non-secure OS uses 0 to 7, so the primary has no use for it,
+//! and it must never see one. It therefore stays disabled; the kicker enables it at the *target's* redistributor, and the
+//! target disables it and clears it before it leaves EL2 for the primary:
+//!
+//! - a target is *open* while it runs a secondary or sleeps at EL2; otherwise a kick has no purpose, for it is about to
+//!   look anyway;
+//! - a kicker says `kicked`, then looks whether the target is open; a target says that it is not open any more, then looks
+//!   whether it was `kicked` (a fence between the two on both sides): at least one sees the other;
+//! - a target that was kicked waits for the kicker's few instructions at the gate, then cleans up.
+//!
+//! Source: Arm GIC architecture, IHI 0069, sections 12.10 (distributor), 12.11 (redistributor), 12.2 (CPU interface).
+
+use core::arch::asm;
+
+use tock_registers::interfaces::{Readable, Writeable};
+use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
+use tock_registers::register_structs;
+
+use crate::pcpu::Pcpu;
+use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering, fence};
+
+/// The software-generated interrupt of a kick.
+const KICK: u32 = 15;
+/// The private interrupt of the EL2 physical timer.
+const EL2_TIMER: u32 = 26;
+
+register_structs! {
+    Distributor {
+        (0x000 => ctlr: ReadWrite<u32>),
+        (0x004 => @END),
+    },
+    /// The first frame of a redistributor, and the second, which has the private interrupts.
+    Redistributor {
+        (0x00000 => ctlr: ReadOnly<u32>),
+        (0x00004 => _iidr),
+        (0x00008 => typer: ReadOnly<u64>),
+        (0x00010 => _statusr),
+        (0x00014 => waker: ReadWrite<u32>),
+        (0x00018 => _frame_1),
+        (0x10080 => igroupr0: ReadWrite<u32>),
+        (0x10084 => _igroupr),
+        (0x10100 => isenabler0: WriteOnly<u32>),
+        (0x10104 => _isenabler),
+        (0x10180 => icenabler0: WriteOnly<u32>),
+        (0x10184 => _icenabler),
+        (0x10280 => icpendr0: WriteOnly<u32>),
+        (0x10284 => _icpendr),
+        (0x10400 => ipriorityr: [ReadWrite<u8>; 32]),
+        (0x10420 => _rest),
+        (0x20000 => @END),
+    }
+}
+
+/// How other pCPUs kick this one.
+pub struct PcpuArch {
+    /// The address of its redistributor; 0: none was found, and it cannot be kicked.
+    redistributor: AtomicU64,
+    /// It runs a secondary, or sleeps.
+    open: AtomicBool,
+    /// A kick was sent, or is being sent, that it has not cleaned up.
+    kicked: AtomicBool,
+    /// One at a time: sending a kick, or cleaning up.
+    gate: Lock<()>,
+}
+
+impl PcpuArch {
+    pub const fn new() -> Self {
+        Self {
+            redistributor: AtomicU64::new(0),
+            open: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            gate: Lock::new(()),
+        }
+    }
+
+    fn redistributor(&self) -> Option<&'static Redistributor> {
+        let address = self.redistributor.load(Ordering::Relaxed) as *const Redistributor;
+        // SAFETY: null, or the address of a redistributor, which EL2 maps as device memory for ever.
+        unsafe { address.as_ref() }
+    }
+}
+
+/// Where the device tree says that the GIC is.
+pub struct Frames<'a> {
+    pub distributor: u64,
+    /// Regions of redistributors, each `start..end`.
+    pub redistributors: &'a [core::ops::Range<u64>],
+}
+
+/// Finds the redistributor of every pCPU. At boot.
+pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
+    /// A redistributor with virtual interrupts of its own (GICv4) has two more frames.
+    const VLPIS: u64 = 1 << 1;
+    /// The last one of its region; what is behind it does not answer.
+    const LAST: u64 = 1 << 4;
+    const STRIDE: u64 = 0x2_0000;
+    for region in frames.redistributors {
+        let mut address = region.start;
+        while address + STRIDE <= region.end {
+            // SAFETY: the device tree says that redistributors are here, and EL2 maps them.
+            let redistributor = unsafe { &*(address as *const Redistributor) };
+            let typer = redistributor.typer.get();
+            let affinity = typer >> 32;
+            let mpidr = affinity & 0xff_ffff | (affinity >> 24) << 32;
+            for pcpu in pcpus.iter().filter(|p| p.mpidr() == mpidr && p.power.is_present()) {
+                pcpu.arch.redistributor.store(address, Ordering::Relaxed);
+            }
+            if typer & LAST != 0 {
+                break;
+            }
+            address += if typer & VLPIS == 0 { STRIDE } else { 2 * STRIDE };
+        }
+    }
+    // The primary sets the distributor up as it likes; until it does, kicks need affinity routing and group 1.
+    const ENABLE_GROUP_1_AND_ARE: u32 = 1 << 1 | 1 << 4;
+    // SAFETY: the device tree says that the distributor is here, and EL2 maps it.
+    let distributor = unsafe { &*(frames.distributor as *const Distributor) };
+    distributor.ctlr.set(distributor.ctlr.get() | ENABLE_GROUP_1_AND_ARE);
+}
+
+/// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
+pub fn set_up(pcpu: &Pcpu) {
+    const SRE_AND_ENABLE: u64 = 1 << 3 | 1;
+    // SAFETY: only how interrupts become pending changes, and EL2 takes none.
+    unsafe {
+        asm!(
+            "msr icc_sre_el2, {sre}",
+            "isb",
+            "msr ich_hcr_el2, xzr",
+            "msr icc_pmr_el1, {lowest}",
+            "msr icc_igrpen1_el1, {one}",
+            "isb",
+            sre = in(reg) SRE_AND_ENABLE,
+            lowest = in(reg) 0xffu64,
+            one = in(reg) 1u64,
+            options(nostack, preserves_flags),
+        );
+    }
+    const PROCESSOR_SLEEP: u32 = 1 << 1;
+    const CHILDREN_ASLEEP: u32 = 1 << 2;
+    if let Some(redistributor) = pcpu.arch.redistributor() {
+        redistributor.waker.set(redistributor.waker.get() & !PROCESSOR_SLEEP);
+        while redistributor.waker.get() & CHILDREN_ASLEEP != 0 {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// From here on this pCPU can be kicked. Followed by a look at what a kick would be for.
+#[inline]
+pub fn open(pcpu: &Pcpu) {
+    pcpu.arch.open.store(true, Ordering::Relaxed);
+}
+
+/// Whether a kick would reach this pCPU.
+#[inline]
+pub fn is_open(pcpu: &Pcpu) -> bool {
+    pcpu.arch.open.load(Ordering::Relaxed)
+}
+
+/// Until here: afterwards no kick is pending on this pCPU, and none will be.
+#[inline]
+pub fn close(pcpu: &Pcpu) {
+    pcpu.arch.open.store(false, Ordering::Relaxed);
+    // Pairs with the fence in `kick`.
+    fence(Ordering::SeqCst);
+    take_kick(pcpu);
+}
+
+/// Makes an open pCPU come out of its guest or its sleep. Takes the target's gate, which is held for a few instructions.
+#[cold]
+pub fn kick(pcpu: &Pcpu) {
+    let _one_at_a_time = pcpu.arch.gate.lock();
+    let Some(redistributor) = pcpu.arch.redistributor() else { return };
+    let was_kicked = pcpu.arch.kicked.swap(true, Ordering::Relaxed);
+    // Pairs with the fence in `close`.
+    fence(Ordering::SeqCst);
+    if !is_open(pcpu) {
+        pcpu.arch.kicked.store(was_kicked, Ordering::Relaxed);
+        return;
+    }
+    enable(redistributor, KICK);
+    // Affinity routing: which pCPU of which cluster.
+    let mpidr = pcpu.mpidr();
+    let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
+    let value = 1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
+    // SAFETY: sends an interrupt that the target cleans up itself.
+    unsafe { asm!("dsb sy", "msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Whether this pCPU was kicked; if so the kick is cleaned up, and whatever interrupt is pending now is the primary's.
+#[inline]
+pub fn take_kick(pcpu: &Pcpu) -> bool {
+    pcpu.arch.kicked.load(Ordering::Relaxed) && clean_up(pcpu)
+}
+
+#[cold]
+fn clean_up(pcpu: &Pcpu) -> bool {
+    const WRITE_PENDING: u32 = 1 << 3;
+    let _one_at_a_time = pcpu.arch.gate.lock();
+    let kicked = pcpu.arch.kicked.swap(false, Ordering::Relaxed);
+    if let (true, Some(redistributor)) = (kicked, pcpu.arch.redistributor()) {
+        redistributor.icenabler0.set(1 << KICK);
+        while redistributor.ctlr.get() & WRITE_PENDING != 0 {
+            core::hint::spin_loop();
+        }
+        redistributor.icpendr0.set(1 << KICK);
+        // SAFETY: a barrier: the line is down when a pending interrupt is looked for.
+        unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
+    }
+    kicked
+}
+
+/// Lets the EL2 timer interrupt this pCPU while a secondary runs; the primary may have disabled it when it set its GIC up.
+#[inline]
+pub fn enable_stand_in(pcpu: &Pcpu) {
+    if let Some(redistributor) = pcpu.arch.redistributor() {
+        enable(redistributor, EL2_TIMER);
+    }
+}
+
+/// Enables a private interrupt in group 1 with the highest priority. The primary's own bits stay as they are.
+fn enable(redistributor: &Redistributor, id: u32) {
+    let bit = 1 << id;
+    let groups = redistributor.igroupr0.get();
+    if groups & bit == 0 {
+        redistributor.igroupr0.set(groups | bit);
+    }
+    redistributor.ipriorityr[id as usize].set(0);
+    redistributor.isenabler0.set(bit);
+}

@@ -1,0 +1,304 @@
+//! Page tables: the address space of EL2, and stage 2 of every VM.
+//!
+//! The tables are built by the `aarch64-paging` crate from pages of a static pool, each written completely before it is
+//! first used by a walker, and never changed afterwards. So there is no break-before-make at run time, and nothing to
+//! invalidate but what `cpu.rs` does when vCPUs of one VM share a pCPU.
+//!
+//! EL2 maps all RAM writable and not executable (it copies messages and loads images), its own code executable and not
+//! writable, its constants neither, and nothing under each stack.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+
+use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, Readable, VTCR_EL2, Writeable};
+use aarch64_paging::descriptor::{
+    El23Attributes, PagingAttributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
+};
+use aarch64_paging::paging::{
+    Constraints, El2, MemoryRegion, PageTable, RootTable, Stage2, Translation, TranslationRegime,
+};
+
+use crate::boot::platform::Platform;
+use crate::ids::{MAX_CPUS, PAGE_SIZE, VmId};
+use crate::sync::{AtomicU64, Lock, Ordering};
+
+/// Bytes of a pCPU's stack.
+const STACK_SIZE: usize = 32 * 1024;
+/// From one stack to the next: with a page under it that is not mapped.
+pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
+
+/// Attribute 0: device nGnRE; attribute 1: normal, write-back, read and write allocate.
+pub const MAIR: u64 = 0xff_04;
+const DEVICE: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_0;
+const NORMAL: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_1.union(El23Attributes::INNER_SHAREABLE);
+
+/// 39 bits of virtual addresses, 4 KiB pages, tables in write-back inner-shareable memory; RES1 bits. The size of physical
+/// addresses is filled in from what the hardware has.
+pub const TCR: u64 = (64 - 39) | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | 1 << 23 | 1 << 31;
+/// The level at which 39 bits begin.
+const EL2_ROOT_LEVEL: usize = 1;
+pub const SCTLR_M_C: u64 = 1 << 0 | 1 << 2;
+/// MMU, caches, stack alignment check; RES1 bits.
+pub const SCTLR: u64 = SCTLR_M_C | 1 << 3 | 1 << 12 | 0x30c5_0830;
+
+/// Pages for tables: EL2 needs some 12, a secondary up to 8, the primary some 24.
+const POOL_PAGES: usize = 160;
+
+#[repr(C, align(4096))]
+struct Page([u8; PAGE_SIZE as usize]);
+
+#[unsafe(link_section = ".stacks.a")]
+static STACKS: [[Page; STACK_STRIDE / PAGE_SIZE as usize]; MAX_CPUS] =
+    [const { [const { Page([0; PAGE_SIZE as usize]) }; STACK_STRIDE / PAGE_SIZE as usize] }; MAX_CPUS];
+
+struct Pool {
+    next: usize,
+}
+
+/// Which pages of the pool are not handed out yet. The pages themselves are behind the stacks, not zeroed at boot.
+static POOL: Lock<Pool> = Lock::new(Pool { next: 0 });
+
+#[unsafe(link_section = ".stacks.b")]
+static mut POOL_MEMORY: [Page; POOL_PAGES] = [const { Page([0; PAGE_SIZE as usize]) }; POOL_PAGES];
+
+impl Pool {
+    fn take(&mut self) -> NonNull<u8> {
+        assert!(
+            self.next < POOL_PAGES,
+            "the {POOL_PAGES} pages for page tables are used up; raise POOL_PAGES for this machine"
+        );
+        // SAFETY: each page is handed out once; nothing else names the memory.
+        unsafe {
+            let page = (&raw mut POOL_MEMORY).cast::<Page>().add(self.next);
+            self.next += 1;
+            page.cast::<u8>().write_bytes(0, PAGE_SIZE as usize);
+            NonNull::new_unchecked(page.cast())
+        }
+    }
+}
+
+/// Identity translation with tables from the pool.
+struct FromPool;
+
+impl<A: PagingAttributes> Translation<A> for FromPool {
+    fn allocate_table(&mut self) -> (NonNull<PageTable<A>>, PhysicalAddress) {
+        let page = POOL.lock().take();
+        (page.cast(), PhysicalAddress(page.as_ptr() as usize))
+    }
+
+    unsafe fn deallocate_table(&mut self, _: NonNull<PageTable<A>>) {
+        // A table that a larger block replaces; boot does this a few times at most, and the pool has room for it.
+    }
+
+    fn physical_to_virtual(&self, pa: PhysicalAddress) -> NonNull<PageTable<A>> {
+        NonNull::new(pa.0 as *mut _).expect("a page table is not at address 0")
+    }
+}
+
+/// A root table that lives for ever.
+struct Tables<R: TranslationRegime>(RootTable<R, FromPool>);
+
+impl<R: TranslationRegime> Tables<R> {
+    fn map(&mut self, range: Range<u64>, attributes: R::Attributes) {
+        let region = MemoryRegion::new(range.start as usize, range.end as usize);
+        let VirtualAddress(start) = region.start();
+        self.0
+            .map_range(&region, PhysicalAddress(start), attributes, Constraints::empty())
+            .unwrap_or_else(|error| panic!("mapping {range:#x?}: {error}"));
+    }
+
+    fn root(self) -> u64 {
+        let root = self.0.to_physical().0 as u64;
+        core::mem::forget(self); // its pages are in use for ever
+        root
+    }
+}
+
+unsafe extern "C" {
+    static baton_image: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __data_end: u8;
+    static __image_end: u8;
+    fn baton_mmu_on(ttbr: u64);
+}
+
+fn address(symbol: &'static u8) -> u64 {
+    core::ptr::from_ref(symbol).addr() as u64
+}
+
+/// The hypervisor's own memory.
+pub fn image() -> Range<u64> {
+    // SAFETY: symbols of the linker script; only their addresses are used.
+    unsafe { address(&baton_image)..address(&__image_end) }
+}
+
+/// EL2's final root, for the pCPUs that start later.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)] // read by `vectors/entry.S`
+static baton_ttbr: AtomicU64 = AtomicU64::new(0);
+
+#[repr(C, align(4096))]
+struct EarlyTable([u64; 512]);
+
+static mut EARLY: EarlyTable = EarlyTable([0; 512]);
+
+/// The first address space, in blocks of 1 GiB: devices at the bottom, and wherever the image and the device tree are.
+///
+/// Called by `vectors/entry.S` with the MMU off: no atomics, no unaligned accesses.
+#[unsafe(no_mangle)]
+extern "C" fn baton_early(device_tree: u64, image: u64) -> u64 {
+    const GIB: u64 = 1 << 30;
+    const BLOCK: u64 = 0b01;
+    const ACCESSED: u64 = 1 << 10;
+    const INNER: u64 = 0b11 << 8;
+    const INDEX_NORMAL: u64 = 1 << 2;
+    const XN: u64 = 1 << 54;
+    let table = &raw mut EARLY;
+    // SAFETY: only the boot pCPU runs, and only here is the table written.
+    unsafe {
+        (*table).0[0] = BLOCK | ACCESSED | XN;
+        // A device tree may end in the next block.
+        for address in [image, device_tree, device_tree + (2 << 20)] {
+            let gib = (address / GIB) as usize % 512;
+            if gib != 0 {
+                (*table).0[gib] = gib as u64 * GIB | BLOCK | ACCESSED | INNER | INDEX_NORMAL;
+            }
+        }
+    }
+    table as u64
+}
+
+/// Builds and turns on EL2's final address space.
+pub fn turn_on(platform: &Platform) {
+    let valid = El23Attributes::VALID | El23Attributes::ACCESSED;
+    let writable = valid | NORMAL | El23Attributes::XN;
+    let mut tables = Tables(RootTable::new(FromPool, EL2_ROOT_LEVEL, El2));
+    let limit = tables.0.size() as u64;
+    for ram in &platform.ram {
+        tables.map(ram.start.min(limit)..ram.end.min(limit), writable);
+    }
+    for device in &platform.devices {
+        tables.map(device.clone(), valid | DEVICE | El23Attributes::XN);
+    }
+    // SAFETY: symbols of the linker script; only their addresses are used.
+    let (text, rodata) = unsafe {
+        (image().start..address(&__text_end), address(&__text_end)..address(&__rodata_end))
+    };
+    let read_only = valid | NORMAL | El23Attributes::READ_ONLY;
+    tables.map(text, read_only);
+    tables.map(rodata, read_only | El23Attributes::XN);
+    for stack in &STACKS {
+        let guard = core::ptr::from_ref(&stack[0]).addr() as u64;
+        tables.map(guard..guard + PAGE_SIZE, El23Attributes::empty());
+    }
+    let root = tables.root();
+    baton_ttbr.store(root, Ordering::Relaxed);
+    clean_to_memory(address_of(&baton_ttbr), 8);
+    // SAFETY: maps everything that runs now where it is.
+    unsafe { baton_mmu_on(root) };
+}
+
+fn address_of<T>(value: &'static T) -> u64 {
+    core::ptr::from_ref(value).addr() as u64
+}
+
+/// Makes what was written visible to those who run with caches off: VMs at their start, pCPUs that come up.
+pub fn clean_to_memory(start: u64, size: u64) {
+    /// No cache of an ARMv8 CPU has shorter lines than this, and longer ones are cleaned more than once.
+    const LINE: u64 = 64;
+    let mut line = start & !(LINE - 1);
+    while line < start + size {
+        // SAFETY: maintenance of mapped memory.
+        unsafe { core::arch::asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags)) };
+        line += LINE;
+    }
+    // SAFETY: barriers, and dropping instructions that may be stale.
+    unsafe { core::arch::asm!("dsb sy", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// The guest-physical address space: 40 bits from level 0 where the hardware has more than 42 bits of physical addresses,
+/// else 39 bits from level 1 (where level 0 is not allowed, and 40 bits would need two tables side by side).
+struct Format {
+    root_level: usize,
+    bits: u64,
+}
+
+fn format() -> Format {
+    const BITS_44: u64 = 0b0100;
+    if ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) >= BITS_44 {
+        Format { root_level: 0, bits: 40 }
+    } else {
+        Format { root_level: 1, bits: 39 }
+    }
+}
+
+/// Sets VTCR_EL2 of this pCPU.
+pub fn set_stage_two_format() {
+    let format = format();
+    let start_level = if format.root_level == 0 { 2 } else { 1 };
+    let output_size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(0b101);
+    VTCR_EL2.set((64 - format.bits) | start_level << 6 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | output_size << 16 | 1 << 31);
+}
+
+/// Stage 2 of a VM: complete, and never changed.
+pub struct StageTwo {
+    root: u64,
+    vmid: u16,
+}
+
+impl StageTwo {
+    pub fn vttbr(&self) -> u64 {
+        u64::from(self.vmid) << 48 | self.root
+    }
+
+    /// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
+    pub fn vmid(&self) -> u16 {
+        self.vmid
+    }
+
+    fn build(vm: VmId, fill: impl FnOnce(&mut Tables<Stage2>, u64)) -> Self {
+        let format = format();
+        let mut tables = Tables(RootTable::new(FromPool, format.root_level, Stage2));
+        fill(&mut tables, 1 << format.bits);
+        Self { root: tables.root(), vmid: vm.0 + 1 }
+    }
+
+    /// All there is, but the hypervisor's memory and the secondaries': RAM as RAM, everything else as devices.
+    pub fn of_primary(platform: &Platform, holes: impl Iterator<Item = Range<u64>>) -> Self {
+        Self::build(VmId::PRIMARY, |tables, limit| {
+            tables.map(0..limit, device_memory() | Stage2Attributes::empty());
+            for ram in &platform.ram {
+                tables.map(ram.start.min(limit)..ram.end.min(limit), normal_memory());
+            }
+            for hole in holes {
+                tables.map(hole, Stage2Attributes::empty());
+            }
+        })
+    }
+
+    /// Its own memory, and the UART's page.
+    pub fn of_secondary(vm: VmId, memory: Range<u64>) -> Self {
+        Self::build(vm, |tables, _| {
+            tables.map(memory, normal_memory());
+            let uart = super::uart::UART_BASE;
+            tables.map(uart..uart + PAGE_SIZE, device_memory() | Stage2Attributes::XN);
+        })
+    }
+}
+
+fn normal_memory() -> Stage2Attributes {
+    Stage2Attributes::VALID
+        | Stage2Attributes::ACCESS_FLAG
+        | Stage2Attributes::S2AP_ACCESS_RW
+        | Stage2Attributes::SH_INNER
+        | Stage2Attributes::MEMATTR_NORMAL_INNER_WB
+        | Stage2Attributes::MEMATTR_NORMAL_OUTER_WB
+}
+
+fn device_memory() -> Stage2Attributes {
+    Stage2Attributes::VALID
+        | Stage2Attributes::ACCESS_FLAG
+        | Stage2Attributes::S2AP_ACCESS_RW
+        | Stage2Attributes::MEMATTR_DEVICE_nGnRE
+}

@@ -1,0 +1,312 @@
+//! The register file of a vCPU: what a guest can see, where it is kept while the guest does not run, and why.
+//!
+//! | registers | what happens | why |
+//! |---|---|---|
+//! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry (`vectors/switch.S`) | EL2 uses them itself |
+//! | SP_EL0 … MDSCR_EL1: the table `switched!` below | saved and loaded when another vCPU takes the pCPU | a guest reads and writes them at will |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as those; EL2's own timer stands in for the primary's while a secondary runs | cannot be trapped |
+//! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware: the primary's; trapped for secondaries | so that the primary's timer preempts a secondary |
+//! | q0–q31, FPSR, FPCR | lazily: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
+//! | HCR_EL2 | constant but for the virtual interrupt bit; written at every entry | routes traps and interrupts |
+//! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
+//! | VPIDR_EL2, VTCR_EL2, CPTR_EL2 (but TFP), CNTVOFF_EL2, HSTR_EL2 | constant for the machine: written once on each pCPU | the same for all VMs |
+//! | ICC_* of the GIC | stay in the hardware: the primary's; a secondary reads the virtual CPU interface, which is off | the primary owns the GIC |
+//! | debug registers but MDSCR_EL1, PMU registers | the primary's; for secondaries debug reads as zero and ignores writes, the PMU faults | no debugging across VMs |
+//! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers and trapped (`features.rs`) | state that Baton does not switch |
+//! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
+
+use core::arch::asm;
+
+use super::memory::StageTwo;
+use crate::exit::{Cause, Fault};
+
+/// Declares the EL1 registers that are switched, with their save and load.
+macro_rules! switched {
+    ($($field:ident $name:literal $why:literal;)*) => {
+        /// The switched EL1 registers, in memory.
+        #[repr(C)]
+        pub struct SysRegs {
+            $(#[doc = $why] pub $field: u64,)*
+        }
+
+        impl SysRegs {
+            pub const fn new() -> Self {
+                Self { $($field: 0,)* }
+            }
+
+            /// Hardware to memory.
+            #[inline(always)]
+            pub fn save(&mut self) {
+                $(
+                    // SAFETY: reads a register of EL1 that EL2 does not use.
+                    unsafe { asm!(concat!("mrs {}, ", $name), out(reg) self.$field, options(nostack, preserves_flags)) };
+                )*
+            }
+
+            /// Memory to hardware; takes effect at the next `eret`.
+            #[inline(always)]
+            pub fn load(&self) {
+                $(
+                    // SAFETY: writes a register of EL1 that EL2 does not use.
+                    unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) self.$field, options(nostack, preserves_flags)) };
+                )*
+            }
+        }
+    };
+}
+
+switched! {
+    sp_el0 "sp_el0" "stack of EL0, and of EL1 with SPSel 0";
+    sp_el1 "sp_el1" "stack of EL1";
+    elr "elr_el1" "exception return of EL1: an exit may come inside a handler";
+    spsr "spsr_el1" "the same";
+    esr "esr_el1" "syndrome that a handler has not read yet";
+    far "far_el1" "the same";
+    afsr0 "afsr0_el1" "the same, implementation defined";
+    afsr1 "afsr1_el1" "the same";
+    par "par_el1" "result of an address translation that is not read yet";
+    vbar "vbar_el1" "vectors";
+    ttbr0 "ttbr0_el1" "stage 1";
+    ttbr1 "ttbr1_el1" "stage 1";
+    tcr "tcr_el1" "stage 1";
+    mair "mair_el1" "stage 1";
+    amair "amair_el1" "stage 1, implementation defined";
+    sctlr "sctlr_el1" "stage 1, alignment, traps of EL0";
+    contextidr "contextidr_el1" "process, for debug and trace";
+    tpidr_el0 "tpidr_el0" "thread pointer";
+    tpidrro_el0 "tpidrro_el0" "thread pointer that EL0 cannot write";
+    tpidr_el1 "tpidr_el1" "per-CPU pointer";
+    cpacr "cpacr_el1" "FP traps of EL0 and EL1";
+    csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of";
+    cntkctl "cntkctl_el1" "counter and timer access of EL0";
+    mdscr "mdscr_el1" "software step and debug enables";
+    cntv_ctl "cntv_ctl_el0" "virtual timer; loaded last, when its deadline is in place";
+    cntv_cval "cntv_cval_el0" "virtual timer";
+}
+
+/// The FP and SIMD registers, in memory: q0–q31, FPSR, FPCR.
+#[repr(C, align(16))]
+pub struct FpRegs(pub [u64; 66]);
+
+const _: () = assert!(size_of::<FpRegs>() == 528, "vectors/fp.S counts on it");
+
+/// What only EL2 can change, and does not while the vCPU exists.
+#[repr(C)]
+pub struct Constants {
+    pub vttbr: u64,
+    pub vmpidr: u64,
+    pub mdcr: u64,
+    pub cnthctl: u64,
+    /// VM and vCPU in one number: whose translations a pCPU's TLB holds.
+    pub identity: u32,
+    pub primary: bool,
+}
+
+/// A vCPU's registers in memory.
+#[repr(C)]
+pub struct Regs {
+    pub(super) x: [u64; 31],
+    pub(super) pc: u64,
+    pub(super) pstate: u64,
+    pub(super) hcr: u64,
+    pub(super) constants: Constants,
+    pub(super) sys: SysRegs,
+    pub(super) fp: FpRegs,
+}
+
+/// PSTATE at entry: EL1h, DAIF masked.
+const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
+/// SCTLR_EL1 at entry: MMU and caches off, the bits that are RES1 in ARMv8.0.
+const SCTLR_EL1_ENTRY: u64 = 0x30d0_0800;
+
+mod hcr {
+    pub const VM: u64 = 1 << 0;
+    pub const SWIO: u64 = 1 << 1;
+    pub const FMO: u64 = 1 << 3;
+    pub const IMO: u64 = 1 << 4;
+    pub const AMO: u64 = 1 << 5;
+    pub const VI: u64 = 1 << 7;
+    /// TLB and instruction cache maintenance by a guest reaches all pCPUs that its vCPUs may have been on.
+    pub const FB: u64 = 1 << 9;
+    /// Its barriers do, too.
+    pub const BSU_INNER: u64 = 1 << 10;
+    pub const TWI: u64 = 1 << 13;
+    pub const TWE: u64 = 1 << 14;
+    pub const TID3: u64 = 1 << 18;
+    pub const TSC: u64 = 1 << 19;
+    pub const TIDCP: u64 = 1 << 20;
+    pub const TACR: u64 = 1 << 21;
+    pub const RW: u64 = 1 << 31;
+    pub const TLOR: u64 = 1 << 35;
+    pub const TERR: u64 = 1 << 36;
+
+    /// TLOR and TERR are RES0 on hardware without what they trap.
+    pub const ALL: u64 = VM | SWIO | FB | BSU_INNER | TID3 | TSC | TIDCP | TACR | RW | TLOR | TERR;
+    pub const SECONDARY: u64 = ALL | FMO | IMO | AMO | TWI | TWE;
+}
+
+mod mdcr {
+    /// How many PMU counters EL1 has: as the hardware says at reset.
+    pub const HPMN: u64 = 0x1f;
+    pub const TPMCR: u64 = 1 << 5;
+    pub const TPM: u64 = 1 << 6;
+    pub const TDA: u64 = 1 << 9;
+    pub const TDOSA: u64 = 1 << 10;
+    pub const TDRA: u64 = 1 << 11;
+}
+
+mod cnthctl {
+    pub const EL1PCTEN: u64 = 1 << 0;
+    pub const EL1PCEN: u64 = 1 << 1;
+    pub const EVNTEN: u64 = 1 << 2;
+    /// An event at each change of this bit of the counter: every 16 µs at 62.5 MHz. It bounds how late a pCPU that dozes
+    /// sees a physical interrupt.
+    pub const EVNTI: u64 = 9 << 4;
+
+    pub const ALL: u64 = EL1PCTEN | EVNTEN | EVNTI;
+}
+
+impl Regs {
+    /// All zero: of a vCPU that was not set up.
+    pub const fn new() -> Self {
+        Self {
+            x: [0; 31],
+            pc: 0,
+            pstate: 0,
+            hcr: 0,
+            constants: Constants { vttbr: 0, vmpidr: 0, mdcr: 0, cnthctl: 0, identity: 0, primary: false },
+            sys: SysRegs::new(),
+            fp: FpRegs([0; 66]),
+        }
+    }
+
+    /// Makes these the registers of a vCPU of the primary, on the pCPU with this MPIDR.
+    pub fn bind_primary(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64) {
+        self.bind(stage_two, index, mpidr, true);
+        self.hcr = hcr::ALL;
+        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN;
+        self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
+    }
+
+    /// Makes these the registers of vCPU `index` of a secondary.
+    pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
+        self.bind(stage_two, index, index as u64, false);
+        self.hcr = hcr::SECONDARY;
+        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
+            | mdcr::TPM
+            | mdcr::TPMCR
+            | mdcr::TDA
+            | mdcr::TDOSA
+            | mdcr::TDRA;
+        self.constants.cnthctl = cnthctl::ALL;
+    }
+
+    fn bind(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64, primary: bool) {
+        const RES1: u64 = 1 << 31;
+        self.constants.vttbr = stage_two.vttbr();
+        self.constants.vmpidr = RES1 | mpidr;
+        self.constants.identity = (stage_two.vmid() as u32) << 16 | index as u32 + 1;
+        self.constants.primary = primary;
+    }
+
+    /// Puts the vCPU where a machine starts: at `entry` with x0 = `context`, everything else as after reset.
+    pub fn start(&mut self, entry: u64, context: u64) {
+        self.x = [0; 31];
+        self.x[0] = context;
+        self.pc = entry;
+        self.pstate = PSTATE_ENTRY;
+        self.sys = SysRegs::new();
+        self.sys.sctlr = SCTLR_EL1_ENTRY;
+        self.fp = FpRegs([0; 66]);
+    }
+
+    /// x0 to x3.
+    #[inline]
+    pub fn args(&self) -> [u64; 4] {
+        [self.x[0], self.x[1], self.x[2], self.x[3]]
+    }
+
+    /// The result of a hypercall: x0, and x1 to x17 are 0.
+    #[inline]
+    pub fn return_from_hypercall(&mut self, result: u64) {
+        self.x[0] = result;
+        self.x[1..18].fill(0);
+    }
+
+    /// The result of an `smc`, which is skipped.
+    pub fn return_from_smc(&mut self, result: u64) {
+        self.x[0] = result;
+        self.skip_instruction();
+    }
+
+    pub fn skip_instruction(&mut self) {
+        self.pc += 4;
+    }
+
+    pub fn pc(&self) -> u64 {
+        self.pc
+    }
+
+    /// The virtual interrupt line at the next entry.
+    #[inline]
+    pub fn set_virtual_interrupt(&mut self, high: bool) {
+        self.hcr = if high { self.hcr | hcr::VI } else { self.hcr & !hcr::VI };
+    }
+
+    /// Register Xt of a trapped instruction; 31 is the zero register.
+    pub(super) fn x(&self, t: usize) -> u64 {
+        self.x.get(t).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_x(&mut self, t: usize, value: u64) {
+        if let Some(x) = self.x.get_mut(t) {
+            *x = value;
+        }
+    }
+
+    /// Lets the vCPU, which is loaded, take an exception for what it did: an external abort where there is no memory,
+    /// undefined for what does not exist.
+    ///
+    /// Source: Arm ARM, DDI 0487, `AArch64.TakeException`.
+    pub fn raise(&mut self, fault: Fault) {
+        const IL: u64 = 1 << 25;
+        const SYNCHRONOUS_EXTERNAL: u64 = 0x10;
+        const WRITE: u64 = 1 << 6;
+        const UNKNOWN: u64 = 0x00;
+        const INSTRUCTION_ABORT: u64 = 0x20;
+        const DATA_ABORT: u64 = 0x24;
+        const SAME_EL: u64 = 1;
+
+        let from_el1 = self.pstate & 0b1100 != 0;
+        let class = |class| (class | if from_el1 { SAME_EL } else { 0 }) << 26;
+        let esr = match fault.cause {
+            Cause::Read { .. } | Cause::SystemError => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
+            Cause::Write { .. } => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL | WRITE,
+            Cause::Execute { .. } => class(INSTRUCTION_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
+            Cause::Undefined | Cause::IllegalSmc { .. } => UNKNOWN << 26 | IL,
+        };
+        let vector = match self.pstate & 0b1111 {
+            0b0101 => 0x200,
+            0b0100 => 0x000,
+            0b0000 => 0x400,
+            _ => 0x600, // EL0 in AArch32
+        };
+        let vbar: u64;
+        // SAFETY: registers of the loaded vCPU, which EL2 does not use.
+        unsafe {
+            asm!("msr esr_el1, {}", in(reg) esr, options(nostack, preserves_flags));
+            asm!("msr far_el1, {}", in(reg) fault.address, options(nostack, preserves_flags));
+            asm!("msr elr_el1, {}", in(reg) self.pc, options(nostack, preserves_flags));
+            asm!("msr spsr_el1, {}", in(reg) self.pstate, options(nostack, preserves_flags));
+            asm!("mrs {}, vbar_el1", out(reg) vbar, options(nostack, preserves_flags));
+        }
+        self.pc = vbar + vector;
+        self.pstate = PSTATE_ENTRY;
+    }
+}
+
+impl Default for Regs {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,64 @@
+//! From the first Rust instruction of each pCPU to its executor.
+
+use aarch64_cpu::registers::{MPIDR_EL1, Readable};
+
+use super::{PCPUS, cpu, gic, memory, uart};
+use crate::boot;
+use crate::exec::Local;
+use crate::ids::CpuId;
+use crate::run;
+use crate::sync::Once;
+use crate::vm::Machine;
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// The boot pCPU, from `vectors/entry.S`: the early address space is on.
+#[unsafe(no_mangle)]
+extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
+    super::set_this_cpu(CpuId::new(0));
+    uart::set_up_console();
+    cpu::note_reset_values();
+
+    // SAFETY: the boot protocol says that x0 is the address of the device tree.
+    let platform = unsafe { boot::read_platform(device_tree, memory::image()) }.unwrap_or_else(|e| give_up(&e));
+    memory::turn_on(&platform);
+
+    let affinity = MPIDR_EL1.get() & 0xff_00ff_ffff;
+    let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
+        give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
+    };
+    let me = CpuId::new(me);
+    super::set_this_cpu(me);
+    for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
+        pcpu.set_present(mpidr);
+    }
+    gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
+    gic::set_up(&PCPUS[me.index()]);
+
+    let local = Local::new(&PCPUS, me);
+    // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
+    let (machine, start) = unsafe { boot::load(&platform, &local) }.unwrap_or_else(|e| give_up(&e));
+    let machine = MACHINE.call_once(|| machine);
+    PCPUS[me.index()].power.boot(start);
+    local.run(run::live(&local, machine), PCPUS[me.index()].reports.print_all())
+}
+
+/// Every further pCPU, from `vectors/entry.S`: EL2's final address space is on.
+#[unsafe(no_mangle)]
+extern "C" fn baton_secondary_main(index: usize) -> ! {
+    let me = CpuId::new(index);
+    super::set_this_cpu(me);
+    let pcpu = &PCPUS[index];
+    gic::set_up(pcpu);
+    let local = Local::new(&PCPUS, me);
+    match MACHINE.get() {
+        Some(machine) => local.run(run::live(&local, machine), pcpu.reports.print_all()),
+        None => panic!("{me} came up before the machine was there"),
+    }
+}
+
+/// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.
+fn give_up(reason: &dyn core::fmt::Display) -> ! {
+    crate::console::say!("cannot boot: {reason}.");
+    super::firmware::fail()
+}

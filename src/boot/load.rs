@@ -1,0 +1,173 @@
+//! Carrying the plan out: images and device tree to their places, stage 2, vCPUs.
+#![allow(unsafe_code)] // writes memory that is going to be VMs'
+
+use core::ops::Range;
+
+use heapless::Vec;
+
+use super::archive::Archive;
+use super::plan::{Plan, plan};
+use super::platform::Platform;
+use super::{Error, device_tree};
+use crate::arch::{StageTwo, clean_to_memory};
+use crate::console::say;
+use crate::exec::Local;
+use crate::ids::{MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
+use crate::psci::Start;
+use crate::vcpu::{Life, Vcpu};
+use crate::vm::{Machine, Regions, Vm};
+
+/// One for each pCPU, for the primary; then those of the secondaries.
+static VCPUS: [Vcpu; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS] =
+    [const { Vcpu::new() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS];
+
+/// Reads the device tree at this address.
+///
+/// # Errors
+///
+/// If it is none, or says what the machine lacks.
+///
+/// # Safety
+///
+/// What is there is mapped for 2 MiB, and nobody writes to it meanwhile.
+pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform, Error> {
+    const MAGIC: u32 = 0xd00d_feed;
+    const HEADER: u32 = 40;
+    /// By the boot protocol.
+    const LARGEST: u32 = 2 << 20;
+    if address == 0 || !address.is_multiple_of(8) {
+        return Err(Error::DeviceTreeMagic { address });
+    }
+    // SAFETY: mapped, as the caller promises, and aligned.
+    let [magic, size] = unsafe { (address as *const [u32; 2]).read_volatile() }.map(u32::from_be);
+    if magic != MAGIC {
+        return Err(Error::DeviceTreeMagic { address });
+    }
+    if !(HEADER..=LARGEST).contains(&size) {
+        return Err(Error::DeviceTreeSize { size });
+    }
+    // SAFETY: mapped, as the caller promises, and not larger than that.
+    Platform::parse(unsafe { bytes(&(address..address + u64::from(size))) }, address, image)
+}
+
+/// Loads all VMs. Returns the machine, and where the primary starts.
+///
+/// # Errors
+///
+/// If there can be no primary. What is wrong with a secondary is said on the console, and it is left out.
+///
+/// # Safety
+///
+/// All RAM is mapped writable, nothing but the hypervisor's own image is in use, and the RAM disk is where the platform
+/// says. Called once.
+pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start), Error> {
+    // SAFETY: mapped and not written while it is used: the plan keeps it free, as the caller keeps the rest.
+    let (ram_disk, original) = unsafe { (bytes(&platform.ram_disk), bytes(&platform.device_tree)) };
+    let archive = Archive::new(ram_disk)?;
+    let plan = plan(platform, archive, &mut |sentence| say!("{sentence}."))?;
+
+    // SAFETY (here and below): the plan put these where nothing else is.
+    unsafe { place_image(plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64, plan.primary_image) };
+    let reserved = foreign_memory(platform, &plan);
+    let initrd = plan.initrd.as_ptr().addr() as u64;
+    let initrd = if plan.initrd.is_empty() { platform.ram_disk.start..platform.ram_disk.start } else { initrd..initrd + plan.initrd.len() as u64 };
+    // SAFETY: as above.
+    let tree = unsafe { bytes_mut(&plan.device_tree) };
+    device_tree::write(original, tree, initrd, &reserved)?;
+    clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
+
+    let mut vms: Vec<Vm, MAX_VMS> = Vec::new();
+    let (of_primary, mut of_secondaries) = VCPUS.split_at(MAX_CPUS);
+    let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
+    let vcpus = &of_primary[..platform.cpus.len()];
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        vcpu.set_up(local, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
+    }
+    add(&mut vms, vcpus, without(&platform.ram, &reserved));
+
+    for secondary in &plan.secondaries {
+        let id = VmId(vms.len() as u16);
+        // SAFETY: as above.
+        unsafe { place_image(secondary.memory.clone(), secondary.image) };
+        let stage_two = StageTwo::of_secondary(id, secondary.memory.clone());
+        let (vcpus, rest) = of_secondaries.split_at(secondary.vcpus);
+        of_secondaries = rest;
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            vcpu.set_up(local, |owned| {
+                owned.regs.bind_secondary(&stage_two, index);
+                if index == 0 {
+                    owned.regs.start(secondary.memory.start, 0);
+                    owned.life = Life::Ready;
+                }
+            });
+        }
+        let mut memory = Regions::new();
+        let _ = memory.push(secondary.memory.clone());
+        add(&mut vms, vcpus, memory);
+        say!("{id} is {}: {} KiB at {:#x}, {} vCPU(s).", secondary.name, (secondary.memory.end - secondary.memory.start) >> 10, secondary.memory.start, secondary.vcpus);
+    }
+    let machine = Machine { pcpus: local.pcpus(), vms };
+    Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))
+}
+
+fn add(vms: &mut Vec<Vm, MAX_VMS>, vcpus: &'static [Vcpu], memory: Regions) {
+    let id = VmId(vms.len() as u16);
+    if vms.push(Vm::new(id, vcpus, memory)).is_err() {
+        unreachable!("the plan has no more VMs than there may be");
+    }
+}
+
+/// What the primary must keep away from: the hypervisor and the secondaries.
+fn foreign_memory(platform: &Platform, plan: &Plan<'_>) -> Vec<Range<u64>, MAX_VMS> {
+    let own = core::iter::once(platform.image.clone());
+    own.chain(plan.secondaries.iter().map(|secondary| secondary.memory.clone())).collect()
+}
+
+/// What is left of `ram` without the holes.
+fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
+    let mut rest = ram.clone();
+    for hole in holes {
+        let mut pieces = Regions::new();
+        for piece in &rest {
+            let (before, after) = (piece.start..hole.start.min(piece.end), hole.end.max(piece.start)..piece.end);
+            for part in [before, after] {
+                if !part.is_empty() {
+                    // More pieces than fit: those at the end are not used for mailboxes, which is all this is for.
+                    let _ = pieces.push(part);
+                }
+            }
+        }
+        rest = pieces;
+    }
+    rest
+}
+
+/// Copies an image to the start of its memory and zeroes what is behind it.
+///
+/// # Safety
+///
+/// Nothing is in that memory.
+unsafe fn place_image(memory: Range<u64>, image: &[u8]) {
+    // SAFETY: as the caller promises.
+    let target = unsafe { bytes_mut(&memory) };
+    let (start, rest) = target.split_at_mut(image.len());
+    start.copy_from_slice(image);
+    rest.fill(0);
+    clean_to_memory(memory.start, memory.end - memory.start);
+}
+
+/// # Safety
+///
+/// The memory is mapped, and nobody writes to it while the bytes are used.
+unsafe fn bytes(range: &Range<u64>) -> &'static [u8] {
+    // SAFETY: as the caller promises.
+    unsafe { core::slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) }
+}
+
+/// # Safety
+///
+/// The memory is mapped writable, and nobody else uses it while the bytes are used.
+unsafe fn bytes_mut(range: &Range<u64>) -> &'static mut [u8] {
+    // SAFETY: as the caller promises.
+    unsafe { core::slice::from_raw_parts_mut(range.start as *mut u8, (range.end - range.start) as usize) }
+}

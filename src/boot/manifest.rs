@@ -1,0 +1,62 @@
+//! `vms.txt`: which secondaries there are to be, a line for each: `<bytes> <vcpus> <file>`.
+
+use core::fmt;
+
+use crate::ids::MAX_VCPUS;
+
+/// A secondary as its line asks for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry<'a> {
+    /// Bytes of memory, not rounded yet; not 0.
+    pub memory: u64,
+    /// 1 to [`MAX_VCPUS`].
+    pub vcpus: usize,
+    /// The name of its image in the RAM disk.
+    pub file: &'a str,
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error<'a> {
+    NotText,
+    Fields,
+    Memory { text: &'a str },
+    Vcpus { text: &'a str },
+}
+
+impl fmt::Display for Error<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotText => write!(f, "it is not UTF-8 text"),
+            Self::Fields => write!(f, "it does not have the form `<bytes> <vcpus> <file>`"),
+            Self::Memory { text } => {
+                write!(f, "\"{text}\" is no number of bytes of memory; it must be a decimal number above 0")
+            }
+            Self::Vcpus { text } => {
+                write!(f, "\"{text}\" is no number of vCPUs; it must be a decimal number from 1 to {MAX_VCPUS}")
+            }
+        }
+    }
+}
+
+/// The lines that say something, with their numbers from 1.
+pub fn entries(text: &[u8]) -> impl Iterator<Item = (usize, Result<Entry<'_>, Error<'_>>)> {
+    text.split(|&byte| byte == b'\n')
+        .enumerate()
+        .filter(|(_, line)| !line.trim_ascii().is_empty())
+        .map(|(index, line)| (index + 1, entry(line)))
+}
+
+fn entry(line: &[u8]) -> Result<Entry<'_>, Error<'_>> {
+    let line = core::str::from_utf8(line).map_err(|_| Error::NotText)?;
+    let mut fields = line.split_ascii_whitespace();
+    let (Some(memory), Some(vcpus), Some(file), None) = (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return Err(Error::Fields);
+    };
+    Ok(Entry {
+        memory: memory.parse().ok().filter(|&bytes| bytes > 0).ok_or(Error::Memory { text: memory })?,
+        vcpus: vcpus.parse().ok().filter(|n| (1..=MAX_VCPUS).contains(n)).ok_or(Error::Vcpus { text: vcpus })?,
+        file,
+    })
+}

@@ -1,0 +1,213 @@
+//! Where everything goes, decided before anything is written.
+//!
+//! ```text
+//!    RAM   │ hypervisor │ primary ──►            │ RAM disk │ …            ◄── secondaries │ device tree │
+//!          lowest address, 512 KiB steps                                carved from the end downwards
+//! ```
+//!
+//! The RAM disk stays where it is: `initrd.img` in it is the primary's.
+
+use core::fmt;
+use core::ops::Range;
+
+use heapless::Vec;
+
+use super::archive::Archive;
+use super::manifest;
+use super::platform::Platform;
+use super::{Error, device_tree};
+use crate::ids::{MAX_VMS, PAGE_SIZE};
+
+/// What a flat image of the primary is aligned to.
+const FLAT_ALIGN: u64 = 512 << 10;
+/// What an image with an arm64 `Image` header is aligned to, plus its `text_offset`.
+const HEADER_ALIGN: u64 = 2 << 20;
+
+/// A secondary and its place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Secondary<'a> {
+    pub name: &'a str,
+    pub memory: Range<u64>,
+    pub vcpus: usize,
+    pub image: &'a [u8],
+}
+
+/// The plan.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    pub primary_image: &'a [u8],
+    /// Where the image is copied and entered.
+    pub primary_entry: u64,
+    /// `initrd.img`; empty if there is none.
+    pub initrd: &'a [u8],
+    /// Where the primary's device tree goes.
+    pub device_tree: Range<u64>,
+    /// By id, from 1.
+    pub secondaries: Vec<Secondary<'a>, { MAX_VMS - 1 }>,
+}
+
+/// Makes the plan. What is wrong with a secondary goes to `complain`, a sentence each.
+///
+/// # Errors
+///
+/// If there can be no primary.
+pub fn plan<'a>(
+    platform: &Platform,
+    archive: Archive<'a>,
+    complain: &mut dyn FnMut(fmt::Arguments<'_>),
+) -> Result<Plan<'a>, Error> {
+    let mut space = Space::new(platform);
+
+    let primary_image = archive.file("vmlinuz").ok_or(Error::NoPrimary)?;
+    let (size, align, offset) = extent(primary_image)?;
+    let primary = space
+        .lowest(platform.image.end, size, align, offset)
+        .ok_or(Error::NoRoomForPrimary { size })?;
+
+    let tree_size = device_tree::room_for(&platform.device_tree).next_multiple_of(PAGE_SIZE);
+    let device_tree = space.highest(tree_size).ok_or(Error::NoRoomForDeviceTree)?;
+
+    let mut secondaries = Vec::new();
+    for (line, entry) in manifest::entries(archive.file("vms.txt").unwrap_or(&[])) {
+        match place(&mut space, archive, entry) {
+            Ok(secondary) => {
+                if let Err(secondary) = secondaries.push(secondary) {
+                    complain(format_args!(
+                        "line {line} of vms.txt: the VM {} was left out: there can be {MAX_VMS} VMs, the primary included",
+                        secondary.name
+                    ));
+                }
+            }
+            Err(reason) => complain(format_args!("line {line} of vms.txt: the VM was left out: {reason}")),
+        }
+    }
+    Ok(Plan {
+        primary_image,
+        primary_entry: primary.start,
+        initrd: archive.file("initrd.img").unwrap_or(&[]),
+        device_tree,
+        secondaries,
+    })
+}
+
+/// How much memory an image of the primary needs, and where it may lie: size, alignment, offset from that.
+fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
+    if image.is_empty() {
+        return Err(Error::EmptyPrimary);
+    }
+    let size = image.len() as u64;
+    let number = |at: usize| {
+        let bytes = image.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    // The header of an arm64 Linux `Image`.
+    let has_header = image.get(0x38..0x3c) == Some(b"ARM\x64");
+    match (has_header, number(0x08), number(0x10)) {
+        (true, Some(text_offset), Some(image_size)) if image_size != 0 => {
+            Ok((image_size.max(size), HEADER_ALIGN, text_offset))
+        }
+        _ => Ok((size, FLAT_ALIGN, 0)),
+    }
+}
+
+/// Why a secondary is left out.
+enum LeftOut<'a> {
+    Line(manifest::Error<'a>),
+    NoFile { file: &'a str },
+    EmptyImage { file: &'a str },
+    TooLarge { file: &'a str, size: u64, memory: u64 },
+    NoMemory { file: &'a str, memory: u64 },
+}
+
+impl fmt::Display for LeftOut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(error) => write!(f, "{error}"),
+            Self::NoFile { file } => write!(f, "the RAM disk has no file {file}"),
+            Self::EmptyImage { file } => write!(f, "its image {file} is empty"),
+            Self::TooLarge { file, size, memory } => {
+                write!(f, "its image {file} has {size} bytes, more than its memory of {memory}")
+            }
+            Self::NoMemory { file, memory } => {
+                write!(f, "no {memory} bytes of memory in one piece are left for {file}; give the machine more")
+            }
+        }
+    }
+}
+
+fn place<'a>(
+    space: &mut Space,
+    archive: Archive<'a>,
+    entry: Result<manifest::Entry<'a>, manifest::Error<'a>>,
+) -> Result<Secondary<'a>, LeftOut<'a>> {
+    let manifest::Entry { memory, vcpus, file } = entry.map_err(LeftOut::Line)?;
+    let image = archive.file(file).ok_or(LeftOut::NoFile { file })?;
+    let size = image.len() as u64;
+    if size == 0 {
+        return Err(LeftOut::EmptyImage { file });
+    }
+    if size > memory {
+        return Err(LeftOut::TooLarge { file, size, memory });
+    }
+    let memory = memory
+        .checked_next_multiple_of(PAGE_SIZE)
+        .and_then(|size| space.highest(size))
+        .ok_or(LeftOut::NoMemory { file, memory })?;
+    Ok(Secondary { name: file, memory, vcpus, image })
+}
+
+/// The memory that is not taken yet.
+struct Space {
+    ram: crate::vm::Regions,
+    /// Hypervisor, RAM disk, device tree as the loader left it, primary, the primary's device tree, secondaries.
+    taken: Vec<Range<u64>, { MAX_VMS + 5 }>,
+}
+
+impl Space {
+    fn new(platform: &Platform) -> Self {
+        let taken = [&platform.image, &platform.ram_disk, &platform.device_tree];
+        Self { ram: platform.ram.clone(), taken: taken.into_iter().cloned().collect() }
+    }
+
+    /// Something taken that overlaps with this.
+    fn obstacle(&self, range: &Range<u64>) -> Option<&Range<u64>> {
+        self.taken.iter().find(|taken| taken.start < range.end && range.start < taken.end)
+    }
+
+    fn take(&mut self, range: Range<u64>) -> Option<Range<u64>> {
+        self.taken.push(range.clone()).ok().map(|()| range)
+    }
+
+    /// Takes the lowest free piece, at `offset` behind a multiple of `align`, not below `from`.
+    fn lowest(&mut self, from: u64, size: u64, align: u64, offset: u64) -> Option<Range<u64>> {
+        for bank in self.ram.clone() {
+            let mut base = bank.start.max(from).checked_next_multiple_of(align)?;
+            while let Some(start) = base.checked_add(offset)
+                && let Some(end) = start.checked_add(size)
+                && end <= bank.end
+            {
+                match self.obstacle(&(start..end)) {
+                    None => return self.take(start..end),
+                    Some(obstacle) => base = obstacle.end.max(base + 1).checked_next_multiple_of(align)?,
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes the highest free piece, page-aligned.
+    fn highest(&mut self, size: u64) -> Option<Range<u64>> {
+        for bank in self.ram.clone().iter().rev() {
+            let mut end = bank.end & !(PAGE_SIZE - 1);
+            while let Some(start) = end.checked_sub(size)
+                && start >= bank.start
+            {
+                match self.obstacle(&(start..end)) {
+                    None => return self.take(start..end),
+                    Some(obstacle) => end = obstacle.start & !(PAGE_SIZE - 1),
+                }
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,85 @@
+//! Names for things that are all numbers underneath, so that they cannot be mixed up.
+
+use core::fmt;
+
+/// Most physical CPUs that the hypervisor drives; further ones stay off.
+pub const MAX_CPUS: usize = 16;
+/// Most VMs, the primary included.
+pub const MAX_VMS: usize = 16;
+/// Most vCPUs of a secondary VM. The primary has one for each pCPU.
+pub const MAX_VCPUS: usize = 8;
+/// Bytes in a page, at EL2 and in stage 2.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// A physical CPU, counted from 0 in the order of the device tree; the boot CPU is whichever the firmware started.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CpuId(u8);
+
+impl CpuId {
+    /// # Panics
+    ///
+    /// If `index` is not below [`MAX_CPUS`].
+    pub const fn new(index: usize) -> Self {
+        assert!(index < MAX_CPUS, "a pCPU number is below MAX_CPUS");
+        Self(index as u8)
+    }
+
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for CpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pCPU {}", self.0)
+    }
+}
+
+/// A VM, counted from 0; VM 0 is the primary.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct VmId(pub u16);
+
+impl VmId {
+    pub const PRIMARY: Self = Self(0);
+
+    pub const fn is_primary(self) -> bool {
+        self.0 == 0
+    }
+
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VM {}", self.0)
+    }
+}
+
+/// A vCPU within its VM, counted from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct VcpuId(pub u16);
+
+impl VcpuId {
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}", self.0)
+    }
+}
+
+/// A physical address. Guests see memory identity-mapped, so a guest's intermediate physical address becomes one as soon
+/// as it has been checked against the memory of that VM.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Pa(pub u64);
+
+impl fmt::Display for Pa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}

@@ -1,0 +1,134 @@
+//! What the hypervisor still owes a vCPU: virtual interrupts, and the return value of a call that blocks.
+//!
+//! **Owed, Not Written**: nobody writes registers that it does not own. Whoever has something for a vCPU that is not its
+//! own records it here (an interrupt) or in the mailbox (a message); the pCPU that next claims the vCPU settles it just
+//! before the load. Pull at resume, never push by the sender.
+//!
+//! **No Wake Is Lost**, against an injector: the injector first makes the interrupt pending and then looks where the vCPU
+//! is; a pCPU first says `Loaded` and then looks what is pending. A fence stands between the two steps on both sides (store
+//! buffering), so either the pCPU sees the interrupt, or the injector sees `Loaded` and kicks it.
+
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use crate::ids::VcpuId;
+use crate::mailbox::{Message, NO_MESSAGE};
+use crate::sync::{AtomicU64, Ordering, fence};
+use crate::vm::Vm;
+
+/// Virtual interrupt ids are below this.
+pub const INTERRUPTS: u32 = 64;
+
+/// The virtual interrupts of one vCPU: two sets of ids, lock-free.
+pub struct VirtualInterrupts {
+    /// Changed by the vCPU itself only.
+    enabled: AtomicU64,
+    /// Set by anybody, cleared by the vCPU itself.
+    pending: AtomicU64,
+}
+
+/// What an injection came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a vCPU that is not told misses its interrupt until its next exit"]
+pub enum Injected {
+    /// The vCPU has something to take now that it had not before.
+    Deliverable,
+    /// It was pending already, or is not enabled.
+    NothingNew,
+}
+
+impl VirtualInterrupts {
+    pub const fn new() -> Self {
+        Self { enabled: AtomicU64::new(0), pending: AtomicU64::new(0) }
+    }
+
+    /// Makes `id` (below [`INTERRUPTS`]) pending. Any pCPU may.
+    pub fn inject(&self, id: u32) -> Injected {
+        let bit = 1 << id;
+        // Release: what the injector did before is visible to the vCPU that fetches the id.
+        let before = self.pending.fetch_or(bit, Ordering::Release);
+        // Pairs with the fence in `look_again`.
+        fence(Ordering::SeqCst);
+        if before & bit == 0 && self.enabled.load(Ordering::Relaxed) & bit != 0 {
+            Injected::Deliverable
+        } else {
+            Injected::NothingNew
+        }
+    }
+
+    /// Stands between saying `Loaded` and looking for interrupts. Pairs with the fence in [`Self::inject`].
+    pub fn look_again(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the vCPU's virtual interrupt line is high.
+    pub fn deliverable(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
+    }
+
+    /// Enables or disables `id` (below [`INTERRUPTS`]). By the vCPU itself.
+    pub fn enable(&self, id: u32, on: bool) {
+        let bit = 1 << id;
+        if on {
+            self.enabled.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.enabled.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the lowest interrupt that is pending and enabled. By the vCPU itself.
+    pub fn fetch(&self) -> Option<u32> {
+        let ready = self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed);
+        if ready == 0 {
+            return None;
+        }
+        let id = ready.trailing_zeros();
+        // Acquire: pairs with the release of `inject`.
+        self.pending.fetch_and(!(1 << id), Ordering::Acquire);
+        Some(id)
+    }
+}
+
+impl Default for VirtualInterrupts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A blocked `mailbox_receive`, as a future of its return value.
+///
+/// Ready when a message for this vCPU is there, or when a virtual interrupt that it has enabled is pending. It has no
+/// waker: the one to tell is the primary, by the answer of the send or injection that ends the block, and the next
+/// `vcpu_run` of the vCPU polls it.
+///
+/// Cancel safety: it holds nothing; the vCPU's place among the waiters is the mailbox's, and is given up when it resolves
+/// or when its VM stops.
+pub struct BlockedReceive<'m> {
+    pub vm: &'m Vm,
+    pub vcpu: VcpuId,
+}
+
+impl Future for BlockedReceive<'_> {
+    type Output = u64;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
+        let mut mailbox = self.vm.mailbox.lock();
+        if let Some(message) = mailbox.take(self.vcpu) {
+            mailbox.forget_waiter(self.vcpu);
+            return Poll::Ready(message.encode());
+        }
+        if self.vm.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.interrupts.deliverable()) {
+            mailbox.forget_waiter(self.vcpu);
+            return Poll::Ready(NO_MESSAGE);
+        }
+        Poll::Pending
+    }
+}
+
+impl Message {
+    /// As `mailbox_receive` returns it.
+    pub const fn encode(self) -> u64 {
+        self.from.0 as u64 | (self.size as u64) << 32
+    }
+}

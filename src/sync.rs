@@ -1,0 +1,64 @@
+//! The only place that names atomics, cells and locks.
+//!
+//! Everything the handoff, the executor and the mailboxes share between pCPUs goes through this module, so that a model
+//! checker can put its own types here and drive the very functions that the image contains.
+//!
+//! Locks are *fair*: under contention a ticket lock serves pCPUs in the order in which they came, so none is starved for
+//! ever. EL2 runs with interrupts masked, so a lock is never re-entered from an interrupt.
+
+#![allow(unsafe_code)] // cells whose exclusivity a protocol guarantees, not the borrow checker
+
+use core::cell::UnsafeCell;
+
+pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+/// A fair mutual-exclusion lock.
+pub type Lock<T> = spin::mutex::TicketMutex<T>;
+
+/// A value that is written once, at boot, and read by every pCPU afterwards.
+pub type Once<T> = spin::Once<T>;
+
+/// The raw mutex under embassy-sync's channels and signals: a fair lock of ours.
+///
+/// embassy-sync calls wakers while it holds this lock. That is sound here because waking a task takes no lock that could
+/// be held while a channel or signal is used: see the lock order in the crate's root.
+pub struct RawLock(Lock<()>);
+
+// SAFETY: `lock` runs the closure with the ticket lock held, so no two pCPUs are inside at the same time.
+unsafe impl embassy_sync::blocking_mutex::raw::RawMutex for RawLock {
+    #[allow(clippy::declare_interior_mutable_const)] // the trait's way to construct one
+    const INIT: Self = RawLock(Lock::new(()));
+
+    fn lock<R>(&self, body: impl FnOnce() -> R) -> R {
+        let _held = self.0.lock();
+        body()
+    }
+}
+
+/// A cell whose exclusive use is guaranteed by a protocol that its users name, not by the borrow checker.
+pub struct ProtocolCell<T>(UnsafeCell<T>);
+
+// SAFETY: access goes through `get_mut`, whose callers promise exclusivity by their protocol.
+unsafe impl<T: Send> Sync for ProtocolCell<T> {}
+
+impl<T> ProtocolCell<T> {
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// The value.
+    ///
+    /// # Safety
+    ///
+    /// The caller is, by its protocol, the only one that uses the value for as long as the reference lives.
+    #[allow(clippy::mut_from_ref)] // that is what the promise is about
+    pub unsafe fn get_mut(&self) -> &mut T {
+        // SAFETY: exclusive, as the caller promises.
+        unsafe { &mut *self.0.get() }
+    }
+
+    /// Where the value lies.
+    pub const fn as_ptr(&self) -> *mut T {
+        self.0.get()
+    }
+}

@@ -1,0 +1,318 @@
+//! A vCPU, and the two tokens that are the only ways to its registers.
+//!
+//! ```text
+//!    Vcpu::claim(..).await ──► ParkedRegs ──load──► LoadedVcpu ──park──► (saved and published)
+//!                                  │ drop                │ drop: the same as park
+//!                                  ▼                     ▼
+//!                               released          a loaded vCPU is never abandoned
+//! ```
+//!
+//! Holding a token *is* owning the registers (**Single Owner**): both are made only by an edge of the
+//! [handoff word](crate::handoff), borrow this pCPU's executor, and so can go to no other pCPU.
+
+#![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
+
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use crate::arch::Regs;
+use crate::exec::{self, Local, Task};
+use crate::handoff::{Handoff, Next, Patience, Phase, Request};
+use crate::ids::CpuId;
+use crate::owed::VirtualInterrupts;
+use crate::pcpu::Pcpu;
+use crate::sync::{AtomicBool, AtomicU32, Ordering, ProtocolCell};
+
+/// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
+#[repr(align(64))]
+pub struct Vcpu {
+    handoff: Handoff,
+    pub interrupts: VirtualInterrupts,
+    pub counters: Counters,
+    /// The log has said that this vCPU's VM is stopped.
+    pub stop_was_reported: AtomicBool,
+    /// Whose these are is what `handoff` says.
+    owned: ProtocolCell<Owned>,
+}
+
+/// What belongs to the owner of a vCPU's registers.
+pub struct Owned {
+    pub regs: Regs,
+    pub life: Life,
+    /// Where it ran last.
+    last: Option<CpuId>,
+}
+
+/// What a vCPU that is not loaded would do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It was not started, or turned itself off.
+    Off,
+    /// It can run.
+    Ready,
+    /// It is in `mailbox_receive`, whose return value is owed.
+    BlockedInReceive,
+}
+
+/// What happened to a vCPU, for whoever schedules it. Written by the owner (`kicks`: by the kicker), read by anybody.
+#[derive(Default)]
+pub struct Counters {
+    /// Runs: loads by `vcpu_run`.
+    pub runs: AtomicU32,
+    /// Run requests that had to wait for a save, and were granted.
+    pub waits: AtomicU32,
+    /// Loads on another pCPU than the last one.
+    pub migrations: AtomicU32,
+    /// Virtual interrupts that it fetched.
+    pub interrupts: AtomicU32,
+    /// Times it was kicked out of the guest to see an interrupt.
+    pub kicks: AtomicU32,
+}
+
+/// Adds one to a counter that only its owner writes.
+fn count(counter: &AtomicU32) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+impl Counters {
+    const fn new() -> Self {
+        const ZERO: AtomicU32 = AtomicU32::new(0);
+        Self { runs: ZERO, waits: ZERO, migrations: ZERO, interrupts: ZERO, kicks: ZERO }
+    }
+}
+
+impl Vcpu {
+    /// A vCPU that is off.
+    pub const fn new() -> Self {
+        Self {
+            handoff: Handoff::parked(),
+            interrupts: VirtualInterrupts::new(),
+            counters: Counters::new(),
+            stop_was_reported: AtomicBool::new(false),
+            owned: ProtocolCell::new(Owned { regs: Regs::new(), life: Life::Off, last: None }),
+        }
+    }
+
+    /// Asks for the registers, on the pCPU whose executor this is.
+    ///
+    /// Resolves at once if the vCPU is parked; later, if another pCPU is saving it (or, with
+    /// [`Patience::WhileLoaded`], running it); with [`Busy`] if it is somebody else's and one may not or would not wait.
+    ///
+    /// Cancel safety: dropping it withdraws the request, granted or not (**Cancel Is Clean**).
+    pub fn claim<'a>(&'static self, local: &'a Local, patience: Patience) -> Claim<'a> {
+        Claim { vcpu: self, local, patience, stage: Stage::New }
+    }
+
+    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU.
+    pub fn set_up(&'static self, local: &Local, prepare: impl FnOnce(&mut Owned)) {
+        if let Request::Granted = self.handoff.request(local.pcpu().id, Patience::WhileSaving) {
+            let mut regs = ParkedRegs { vcpu: self, local };
+            prepare(regs.owned());
+        }
+    }
+
+    /// The pCPU that runs it now, if one does.
+    pub fn loaded_on(&self) -> Option<CpuId> {
+        let state = self.handoff.state();
+        if state.phase == Phase::Loaded { state.owner } else { None }
+    }
+
+    /// Whether it is in nobody's hands. Stale as soon as it is returned.
+    pub fn is_parked(&self) -> bool {
+        self.handoff.state().phase == Phase::Parked
+    }
+}
+
+impl Default for Vcpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The vCPU is claimed or runs elsewhere, or somebody else waits for it already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Busy;
+
+/// A run request's wait for the registers; see [`Vcpu::claim`].
+#[must_use = "a claim does nothing until it is polled"]
+pub struct Claim<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+    patience: Patience,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    Queued,
+    Done,
+}
+
+impl<'a> Future for Claim<'a> {
+    type Output = Result<ParkedRegs<'a>, Busy>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        let me = self.local.pcpu().id;
+        let granted = match self.stage {
+            Stage::New => match self.vcpu.handoff.request(me, self.patience) {
+                Request::Granted => true,
+                Request::Queued => {
+                    // Whoever lets go finds us in the word and wakes our main task: no waker to register.
+                    self.stage = Stage::Queued;
+                    return Poll::Pending;
+                }
+                Request::Busy => {
+                    self.stage = Stage::Done;
+                    return Poll::Ready(Err(Busy));
+                }
+            },
+            Stage::Queued => {
+                let granted = self.vcpu.handoff.is_granted(me);
+                if granted {
+                    count(&self.vcpu.counters.waits);
+                }
+                granted
+            }
+            Stage::Done => unreachable!("a claim was polled after it had resolved"),
+        };
+        if !granted {
+            return Poll::Pending;
+        }
+        self.stage = Stage::Done;
+        Poll::Ready(Ok(ParkedRegs { vcpu: self.vcpu, local: self.local }))
+    }
+}
+
+impl Drop for Claim<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.stage == Stage::Queued {
+            wake_next(self.local, self.vcpu.handoff.withdraw(self.local.pcpu().id));
+        }
+    }
+}
+
+/// Exclusive access to registers that sit saved in memory.
+pub struct ParkedRegs<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl<'a> ParkedRegs<'a> {
+    #[inline]
+    pub fn owned(&mut self) -> &mut Owned {
+        // SAFETY: Single Owner: the word says Claimed by this pCPU for as long as the token lives.
+        unsafe { self.vcpu.owned.get_mut() }
+    }
+
+    /// Puts the vCPU into this pCPU's hardware.
+    #[inline]
+    pub fn load(self) -> LoadedVcpu<'a> {
+        let (vcpu, local) = (self.vcpu, self.local);
+        core::mem::forget(self); // the claim becomes the load
+        let me = local.pcpu().id;
+        vcpu.handoff.load(me);
+        vcpu.interrupts.look_again();
+        let mut loaded = LoadedVcpu { vcpu, local };
+        count(&vcpu.counters.runs);
+        let owned = loaded.owned();
+        if owned.last != Some(me) {
+            if owned.last.is_some() {
+                count(&vcpu.counters.migrations);
+            }
+            owned.last = Some(me);
+        }
+        local.arch().load(&owned.regs);
+        loaded
+    }
+}
+
+impl Drop for ParkedRegs<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        wake_next(self.local, self.vcpu.handoff.release(self.local.pcpu().id));
+    }
+}
+
+/// The vCPU whose registers are in this pCPU's hardware.
+pub struct LoadedVcpu<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl LoadedVcpu<'_> {
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
+    #[inline]
+    pub fn owned(&mut self) -> &mut Owned {
+        // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
+        unsafe { self.vcpu.owned.get_mut() }
+    }
+
+    /// Raises or lowers the virtual interrupt line for the next entry.
+    #[inline]
+    pub fn settle_interrupts(&mut self) {
+        let line = self.vcpu.interrupts.deliverable();
+        self.owned().regs.set_virtual_interrupt(line);
+    }
+
+    /// Makes room in the hardware for another vCPU, without giving this one up: only the primary's does this. From here
+    /// on this pCPU is open to kicks.
+    #[inline]
+    pub fn step_aside(&mut self) {
+        let local = self.local;
+        local.arch().save(&mut self.owned().regs);
+        crate::arch::open(local.pcpu());
+    }
+
+    /// Comes back after [`Self::step_aside`].
+    #[inline]
+    pub fn step_back(&mut self) {
+        let local = self.local;
+        crate::arch::close(local.pcpu());
+        local.arch().load(&self.owned().regs);
+    }
+
+    /// Saves the vCPU and lets go of it. Whoever waited for it is woken.
+    #[inline]
+    pub fn park(self) {
+        drop(self);
+    }
+}
+
+impl Drop for LoadedVcpu<'_> {
+    /// The save, in the only order that is right: deschedule, every register to memory, publish, wake.
+    #[inline]
+    fn drop(&mut self) {
+        let (vcpu, local) = (self.vcpu, self.local);
+        let me = local.pcpu().id;
+        vcpu.handoff.deschedule(me);
+        if cfg!(feature = "no-gate") {
+            // The negative control: what everybody else has had to find out the hard way.
+            wake_next(local, vcpu.handoff.publish(me));
+        }
+        // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
+        let owned = unsafe { vcpu.owned.get_mut() };
+        local.arch().save(&mut owned.regs);
+        if cfg!(feature = "save-window") {
+            crate::arch::before_publish();
+        }
+        if cfg!(not(feature = "no-gate")) {
+            wake_next(local, vcpu.handoff.publish(me));
+        }
+    }
+}
+
+/// Does what an edge of the handoff word asks for. After the swap, with no lock held.
+#[inline]
+fn wake_next(local: &Local, next: Next) {
+    if let Next::Wake(cpu) = next {
+        let pcpu: &'static Pcpu = &local.pcpus()[cpu.index()];
+        exec::wake(pcpu, Task::Main);
+    }
+}

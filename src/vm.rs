@@ -1,0 +1,111 @@
+//! A VM: its memory, its mailbox and its vCPUs; and all of them together, the machine.
+
+use core::ops::Range;
+
+use heapless::Vec;
+
+use crate::ids::{MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
+use crate::mailbox::{Mailbox, Pages};
+use crate::pcpu::Pcpu;
+use crate::report::Stop;
+use crate::sync::{AtomicU8, Lock, Once, Ordering};
+use crate::vcpu::Vcpu;
+
+/// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
+pub const MAX_REGIONS: usize = 8;
+
+/// Pieces of physical memory, each `start..end`.
+pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
+
+/// A VM. Everything but what the locks and atomics protect is fixed at boot.
+pub struct Vm {
+    pub id: VmId,
+    pub vcpus: &'static [Vcpu],
+    /// The RAM that the VM sees, identity-mapped; devices are not in it.
+    pub memory: Regions,
+    /// Fixed by the first `vm_configure`, which the mailbox lock makes one.
+    pages: Once<Pages>,
+    pub mailbox: Lock<Mailbox>,
+    /// A [`Stop`], or 0.
+    stopped: AtomicU8,
+}
+
+impl Vm {
+    pub fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
+        Self { id, vcpus, memory, pages: Once::new(), mailbox: Lock::new(Mailbox::new()), stopped: AtomicU8::new(0) }
+    }
+
+    pub fn vcpu(&self, id: VcpuId) -> Option<&'static Vcpu> {
+        self.vcpus.get(id.index())
+    }
+
+    /// Whether `page` is the address of a page of this VM's RAM.
+    pub fn owns_page(&self, page: u64) -> bool {
+        page.is_multiple_of(PAGE_SIZE)
+            && self.memory.iter().any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
+    }
+
+    /// The mailbox pages, once configured.
+    pub fn pages(&self) -> Option<Pages> {
+        self.pages.get().copied()
+    }
+
+    /// Fixes the mailbox pages.
+    ///
+    /// # Errors
+    ///
+    /// Unless both are pages of this VM's RAM, distinct, and none was configured before.
+    pub fn configure(&self, send: u64, recv: u64) -> Result<(), Refused> {
+        if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
+            return Err(Refused);
+        }
+        let _only_one = self.mailbox.lock();
+        if self.pages.get().is_some() {
+            return Err(Refused);
+        }
+        self.pages.call_once(|| Pages { send: Pa(send), recv: Pa(recv) });
+        Ok(())
+    }
+
+    /// Why the VM was stopped, if it was.
+    pub fn stopped(&self) -> Option<Stop> {
+        Stop::from_number(self.stopped.load(Ordering::Relaxed))
+    }
+
+    /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
+    pub fn stop(&self, reason: Stop) {
+        self.stopped.store(reason as u8, Ordering::Relaxed);
+        let mut mailbox = self.mailbox.lock();
+        for (n, _) in self.vcpus.iter().enumerate() {
+            mailbox.forget_waiter(VcpuId(n as u16));
+        }
+    }
+}
+
+/// A guest asked for something that its arguments do not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused;
+
+/// Everything that there is, fixed once boot is over.
+pub struct Machine {
+    pub pcpus: &'static [Pcpu],
+    /// By id; the primary first.
+    pub vms: Vec<Vm, MAX_VMS>,
+}
+
+impl Machine {
+    pub fn vm(&self, id: u64) -> Option<&Vm> {
+        self.vms.get(usize::try_from(id).ok()?)
+    }
+
+    pub fn primary(&self) -> &Vm {
+        &self.vms[VmId::PRIMARY.index()]
+    }
+
+    /// A vCPU of any VM, by the numbers a guest gave.
+    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<(&Vm, VcpuId, &'static Vcpu)> {
+        let vm = self.vm(vm)?;
+        let found = vm.vcpus.get(usize::try_from(vcpu).ok()?)?;
+        Some((vm, VcpuId(vcpu as u16), found))
+    }
+}

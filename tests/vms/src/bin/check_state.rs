@@ -1,0 +1,36 @@
+//! check_state: leaves the CPU in every way there is, with a pattern in every register that must survive, and compares.
+//!
+//! It is the VM whose single vCPU all CPUs of the primary fight over. A register that comes back wrong is reported to
+//! the primary at once, by the very next call: where a broken hypervisor restores stale registers, code that does more
+//! than that might not get to its report.
+#![no_std]
+#![no_main]
+
+use baton_vms::call::function;
+use baton_vms::state::{Leave, Registers};
+use baton_vms::wire::{Finding, PRIMARY};
+use baton_vms::{mailbox, vm};
+
+vm!("check_state", main);
+
+fn main(_: u64) {
+    mailbox::configure().expect("the pages of this VM were refused");
+    let registers = match Registers::probe() {
+        Ok(registers) => registers,
+        Err(wrong) => {
+            mailbox::send_until_taken(PRIMARY, &Finding { round: 0, wrong }.words());
+            panic!("a register does not take the values that it must: {}", wrong.text());
+        }
+    };
+    for round in 1.. {
+        // Mostly yields, as they are the quickest way to the next CPU; also a message, and a call that comes straight back.
+        let how = match round % 8 {
+            0 => Leave::Hvc([function::MAILBOX_SEND, PRIMARY, 0, 0]),
+            1 => Leave::Hvc([function::ENABLE_INTERRUPT, 0, 0, 0]),
+            _ => Leave::Wfe,
+        };
+        if let Err(wrong) = registers.round(how, round) {
+            mailbox::send_until_taken(PRIMARY, &Finding { round, wrong }.words());
+        }
+    }
+}

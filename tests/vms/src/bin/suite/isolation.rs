@@ -1,0 +1,154 @@
+//! Whose memory is whose: a secondary that reaches out is stopped and its victim unharmed; nor can the primary touch
+//! what is not its own; and a VM that is stopped takes nobody along.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use baton_vms::call::{self, Exit, Stop, function};
+use baton_vms::devicetree::Machine;
+use baton_vms::exception::{self, DATA_ABORT, INSTRUCTION_ABORT};
+use baton_vms::puppet::Command;
+use baton_vms::{entry, mailbox};
+
+use crate::harness::{Puppet, Verdict, ensure, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
+
+const CANARY: u64 = 0x6361_6e61_7279_2121;
+static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
+
+/// Where the hypervisor is: the reserved range below the primary.
+fn hypervisor(machine: &Machine) -> Verdict<u64> {
+    let (start, _) = entry::image_range();
+    let below = machine.reserved.iter().filter(|range| range.start < start && range.size >= 4096);
+    let last = below.max_by_key(|range| range.start);
+    Ok(last.ok_or_else(|| crate::text(format_args!("no range below the primary is reserved")))?.start)
+}
+
+/// One secondary makes one access (`access=`) to one target (`target=`).
+pub fn isolation(machine: &Machine) -> Verdict {
+    let attacker = Puppet::start(vms::PUPPET)?;
+    let witness = Puppet::start(vms::PUPPET2)?;
+    // The witness keeps a canary in its send page, behind all that it ever sends.
+    let witness_canary = witness.ask_one(Command::Pages)?.value + 4088;
+    witness.ask_one(Command::Write(witness_canary, CANARY))?;
+    let own = attacker.ask_one(Command::Image)?.value;
+    let target = match machine.word("target") {
+        Some("hypervisor") => hypervisor(machine)?,
+        Some("primary") => PRIMARY_CANARY.as_ptr() as u64,
+        Some("secondary") => witness_canary,
+        Some("below") => own - 8,
+        Some("above") => own + vms::MEMORY,
+        Some("device_tree") => machine.tree.start,
+        Some("flash") => 0,
+        Some("gicd") => 0x0800_0000,
+        Some("gicr") => 0x080a_0000,
+        Some("rtc") => 0x0901_0000,
+        Some("virtio") => 0x0a00_0000,
+        Some("nothing") => 0x20_0000_0000,
+        Some("far_away") => 0x7f_ffff_fff8,
+        other => return Err(crate::text(format_args!("target={other:?} is unknown"))),
+    };
+    let access = match machine.word("access") {
+        Some("read") => Command::Read(target),
+        Some("write") => Command::Write(target, !CANARY),
+        Some("execute") => Command::Execute(target & !3),
+        other => return Err(crate::text(format_args!("access= is read, write or execute, not {other:?}"))),
+    };
+
+    attacker.tell(&[access])?;
+    stopped(attacker.vm, Stop::Abort)?;
+    equal("the canary in the primary", PRIMARY_CANARY.load(Ordering::SeqCst), CANARY)?;
+    equal("the canary in the other secondary", witness.ask_one(Command::Read(witness_canary))?.value, CANARY)?;
+    others_run_on()
+}
+
+/// The VM stops in its next run, and stays stopped: the reference call says "wait for interrupt", Baton's own why.
+fn stopped(vm: u64, reason: Stop) -> Verdict {
+    for _ in 0..3 {
+        equal("vcpu_run of a VM that must be stopped", call::raw(function::VCPU_RUN, vm, 0, 0), 1)?;
+    }
+    if call::exists(function::VCPU_RUN_EXT) {
+        equal("vcpu_run_ext of a VM that must be stopped", call::vcpu_run_ext(vm, 0, 0), Exit::Stopped(reason))?;
+    }
+    Ok(())
+}
+
+fn others_run_on() -> Verdict {
+    equal("vm_get_count", call::vm_get_count(), vms::COUNT)?;
+    run_until_blocked(vms::ECHO)?;
+    send_to_waiting(vms::ECHO, &[1, 2, 3])?;
+    equal("the echo of another VM", run_until_message(vms::ECHO)?.as_slice(), &[1, 2, 3][..])
+}
+
+/// All of its memory is a secondary's own, and the UART's registers.
+pub fn own_memory(_: &Machine) -> Verdict {
+    const UART_FLAGS: u64 = 0x0900_0018;
+    const RETURN: u64 = 0xd65f_03c0; // ret
+    let puppet = Puppet::start(vms::PUPPET)?;
+    let image = puppet.ask_one(Command::Image)?;
+    let last = image.value + vms::MEMORY - 8;
+    let first_free = image.a.next_multiple_of(4096);
+    for address in [last, first_free] {
+        equal("memory behind the image of a secondary", puppet.ask_one(Command::Read(address))?.value, 0)?;
+        let commands = [Command::Write(address, RETURN), Command::Read(address), Command::Execute(address)];
+        let answers = puppet.ask(&commands)?;
+        equal("what a secondary reads back", answers[1].value, RETURN)?;
+        for (command, answer) in commands.iter().zip(&answers) {
+            ensure!(answer.fault().is_none(), "{command:x?} of a secondary's own memory faulted: {:#x}", answer.fault);
+        }
+    }
+    let answer = puppet.ask_one(Command::Read(UART_FLAGS))?;
+    ensure!(answer.fault().is_none(), "a secondary cannot read the UART: ESR {:#x}", answer.fault);
+    Ok(())
+}
+
+/// The primary gets an abort for what is the hypervisor's or a secondary's, and nothing is changed there.
+pub fn primary_isolation(machine: &Machine) -> Verdict {
+    let witness = Puppet::start(vms::PUPPET2)?;
+    let canary = witness.ask_one(Command::Pages)?.value + 4088;
+    witness.ask_one(Command::Write(canary, CANARY))?;
+    let own = witness.ask_one(Command::Image)?.value;
+    for target in [hypervisor(machine)?, canary, own, own + vms::MEMORY - 8] {
+        // SAFETY: an address that no Rust object of this VM has; if the access does happen, the case fails.
+        let read = exception::expect_fault(|| unsafe { (target as *const u64).read_volatile() });
+        let Err(fault) = read else { return Err(crate::text(format_args!("the primary can read {target:#x}"))) };
+        equal(format_args!("exception class of a read of {target:#x}"), fault.class(), DATA_ABORT)?;
+        equal("FAR_EL1 of it", fault.far, target)?;
+        // SAFETY: as above.
+        let write = exception::expect_fault(|| unsafe { (target as *mut u64).write_volatile(!CANARY) });
+        let Err(fault) = write else { return Err(crate::text(format_args!("the primary can write {target:#x}"))) };
+        equal(format_args!("exception class of a write of {target:#x}"), fault.class(), DATA_ABORT)?;
+        // SAFETY: as above; a fetch that faults comes back here.
+        let call = exception::expect_fault(|| unsafe {
+            core::mem::transmute::<usize, extern "C" fn()>(target as usize & !3)();
+        });
+        let Err(fault) = call else { return Err(crate::text(format_args!("the primary can execute {target:#x}"))) };
+        equal(format_args!("exception class of a fetch of {target:#x}"), fault.class(), INSTRUCTION_ABORT)?;
+    }
+    equal("the canary in a secondary", witness.ask_one(Command::Read(canary))?.value, CANARY)?;
+    others_run_on()
+}
+
+/// A VM that does what no VM may (`kind=`) is stopped; what is its own affair reaches its own vector.
+pub fn crash(machine: &Machine) -> Verdict {
+    use baton_vms::puppet::Register::{Scr, VbarEl2};
+    let puppet = Puppet::start(vms::PUPPET)?;
+    match machine.word("kind") {
+        Some("undefined") => {
+            for command in [Command::Undefined, Command::Sysreg(Scr), Command::Sysreg(VbarEl2)] {
+                let answer = puppet.ask_one(command)?;
+                let class = answer.fault().map(|fault| fault.class());
+                equal(format_args!("exception class of {command:?} at the VM's own vector"), class, Some(0))?;
+            }
+            return others_run_on();
+        }
+        Some("smc") => puppet.tell(&[Command::SmcNonZero])?,
+        Some("abort") => puppet.tell(&[Command::Read(8)])?,
+        other => return Err(crate::text(format_args!("kind={other:?} is unknown"))),
+    }
+    let reason = if machine.word("kind") == Some("smc") { Stop::IllegalCall } else { Stop::Abort };
+    stopped(puppet.vm, reason)?;
+    let sent = mailbox::send(puppet.vm, &[1]);
+    if call::exists(function::VCPU_RUN_EXT) {
+        equal("mailbox_send to a VM that is stopped", sent, Err(call::Refused))?;
+    }
+    others_run_on()
+}

@@ -1,0 +1,203 @@
+//! PSCI, for the primary, by both conduits and with both kinds of function id; and that a secondary has none of it.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use baton_vms::call::REFUSED;
+use baton_vms::devicetree::Machine;
+use baton_vms::psci::{self, ALREADY_ON, Conduit, INVALID_PARAMETERS, NOT_SUPPORTED, OFF, ON, SMC64};
+use baton_vms::puppet::Command;
+use baton_vms::state::{General, Leave};
+use baton_vms::{console, cpu, exception, timer};
+
+use crate::harness::{Puppet, Verdict, ensure, equal, join, patience, start_cpu, vms, wait_until};
+
+const CONDUITS: [Conduit; 2] = [Conduit::Hvc, Conduit::Smc];
+
+/// A version that has all the functions of the contract.
+pub fn psci_version(_: &Machine) -> Verdict {
+    let version = psci::call(Conduit::Hvc, psci::VERSION, [0; 3]);
+    ensure!(version >= 2, "PSCI_VERSION is {version:#x}, that is before 0.2");
+    equal("PSCI_VERSION by SMC, and by HVC", psci::call(Conduit::Smc, psci::VERSION, [0; 3]), version)
+}
+
+/// What there is, and that nothing else is.
+pub fn psci_features(_: &Machine) -> Verdict {
+    let there = [
+        psci::VERSION,
+        psci::CPU_SUSPEND,
+        psci::CPU_OFF,
+        psci::CPU_ON,
+        psci::AFFINITY_INFO,
+        psci::SYSTEM_OFF,
+        psci::SYSTEM_RESET,
+        psci::FEATURES,
+    ];
+    for conduit in CONDUITS {
+        for function in there {
+            let answer = psci::call(conduit, psci::FEATURES, [function, 0, 0]);
+            equal(format_args!("PSCI_FEATURES of {function:#x} by {conduit:?}"), answer, 0)?;
+        }
+        for function in [0x8400_00ff, 0xc400_00ff, 0, 0x8500_0000, 0xffff_ffff] {
+            let answer = psci::call(conduit, psci::FEATURES, [function, 0, 0]);
+            equal(format_args!("PSCI_FEATURES of {function:#x} by {conduit:?}"), answer, NOT_SUPPORTED)?;
+        }
+    }
+    Ok(())
+}
+
+/// No trusted OS, so nothing to migrate.
+pub fn psci_migrate_info_type(_: &Machine) -> Verdict {
+    for conduit in CONDUITS {
+        equal("MIGRATE_INFO_TYPE", psci::call(conduit, psci::MIGRATE_INFO_TYPE, [0; 3]), 2)?;
+    }
+    Ok(())
+}
+
+/// Names of CPUs that no machine of the tests has.
+const ABSENT: [u64; 4] = [0xff, 0x00ff_0000, 0x0012_3456, 0xff_0000_0000];
+
+/// On or off for each CPU; errors for others and for other levels.
+pub fn psci_affinity_info(machine: &Machine) -> Verdict {
+    static GO: AtomicU64 = AtomicU64::new(0);
+    for conduit in CONDUITS {
+        for function in [psci::AFFINITY_INFO, psci::AFFINITY_INFO & !SMC64] {
+            let info = |affinity, level| psci::call(conduit, function, [affinity, level, 0]);
+            for (number, affinity) in machine.cpus.iter().enumerate() {
+                let expected = if number == 0 { ON } else { OFF };
+                equal(format_args!("AFFINITY_INFO of cpu{number}"), info(*affinity, 0), expected)?;
+                equal(format_args!("AFFINITY_INFO of cpu{number}, level 1"), info(*affinity, 1), NOT_SUPPORTED)?;
+            }
+            // The 32-bit call has no room for the last one.
+            for affinity in &ABSENT[..3] {
+                equal(format_args!("AFFINITY_INFO of {affinity:#x}"), info(*affinity, 0), INVALID_PARAMETERS)?;
+            }
+        }
+    }
+    equal("AFFINITY_INFO of an absent CPU", psci::affinity_info(ABSENT[3]), INVALID_PARAMETERS)?;
+    if machine.cpus.len() > 1 {
+        start_cpu(1, |_| while GO.load(Ordering::Acquire) == 0 {})?;
+        equal("AFFINITY_INFO of cpu1 while it is on", psci::affinity_info(machine.cpus[1]), ON)?;
+        GO.store(1, Ordering::Release);
+        join(1..2)?;
+        wait_until("AFFINITY_INFO of cpu1 says that it is off", || psci::affinity_info(machine.cpus[1]) == OFF)?;
+    }
+    Ok(())
+}
+
+static RAN: AtomicU64 = AtomicU64::new(0);
+
+/// On once, at the entry and with the context that were asked for.
+pub fn psci_cpu_on(machine: &Machine) -> Verdict {
+    static STAY: AtomicU64 = AtomicU64::new(1);
+    let entry = cpu::entry_address();
+    for conduit in CONDUITS {
+        for function in [psci::CPU_ON, psci::CPU_ON & !SMC64] {
+            let on = |affinity| psci::call(conduit, function, [affinity, entry, 1]);
+            for affinity in &ABSENT[..3] {
+                equal(format_args!("CPU_ON of {affinity:#x}"), on(*affinity), INVALID_PARAMETERS)?;
+            }
+            equal("CPU_ON of the CPU that calls", on(machine.cpus[0]), ALREADY_ON)?;
+            // The context is the number of the CPU, so a wrong one would pick another CPU's work.
+            RAN.store(0, Ordering::Relaxed);
+            STAY.store(1, Ordering::Relaxed);
+            cpu::prepare(1, |number| {
+                RAN.store(number as u64, Ordering::Release);
+                while STAY.load(Ordering::Acquire) == 1 {}
+            });
+            equal("CPU_ON of cpu1", on(machine.cpus[1]), 0)?;
+            equal("CPU_ON of cpu1 a second time", on(machine.cpus[1]), ALREADY_ON)?;
+            wait_until("cpu1 runs", || RAN.load(Ordering::Acquire) == 1)?;
+            equal("CPU_ON of cpu1 while it runs", on(machine.cpus[1]), ALREADY_ON)?;
+            STAY.store(0, Ordering::Release);
+            join(1..2)?;
+            wait_until("cpu1 is off", || psci::affinity_info(machine.cpus[1]) == OFF)?;
+        }
+    }
+    Ok(())
+}
+
+/// As a `wfi`: it ends with a pending interrupt.
+pub fn psci_cpu_suspend(_: &Machine) -> Verdict {
+    for conduit in CONDUITS {
+        for function in [psci::CPU_SUSPEND, psci::CPU_SUSPEND & !SMC64] {
+            let taken = cpu::current().interrupts(timer::INTERRUPT);
+            let wake = timer::now() + timer::ticks_per_ms();
+            timer::arm(timer::ticks_per_ms());
+            equal("CPU_SUSPEND", psci::call(conduit, function, [0; 3]), 0)?;
+            ensure!(timer::now() >= wake, "CPU_SUSPEND came back before there was an interrupt");
+            exception::take_interrupts();
+            let taken = cpu::current().interrupts(timer::INTERRUPT) - taken;
+            equal("timer interrupts after CPU_SUSPEND", taken, 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Any other SMC: -1, and nothing else changes.
+pub fn psci_unknown(_: &Machine) -> Verdict {
+    for function in [0, 0x8400_00ff, 0xc400_00ff, 0x8000_0000, 0xc200_0001, 0xff01, 0xffff_ffff] {
+        let how = Leave::Smc([function, 1, 2, 3]);
+        let general = General::leave(how, function);
+        equal(format_args!("unknown SMC {function:#x}"), general.found[0], REFUSED)?;
+        if let Some(wrong) = general.first_wrong(how) {
+            return Err(crate::text(format_args!("after unknown SMC {function:#x}: {}", wrong.text())));
+        }
+    }
+    Ok(())
+}
+
+/// For a secondary all of PSCI is unknown, by either conduit, and the machine stays on.
+pub fn psci_by_secondary(machine: &Machine) -> Verdict {
+    let puppet = Puppet::start(vms::PUPPET)?;
+    let on = [psci::CPU_ON, machine.cpus[machine.cpus.len() - 1], 0, 0];
+    let functions = [psci::VERSION, psci::CPU_OFF, psci::SYSTEM_OFF, psci::SYSTEM_RESET, psci::FEATURES, 0];
+    for call in functions.map(|function| [function, 0, 0, 0]).into_iter().chain([on]) {
+        for command in [Command::Smc(call), Command::Hvc(call)] {
+            let answer = puppet.ask_one(command)?;
+            equal(format_args!("{command:x?} by a secondary"), answer.value, REFUSED)?;
+            equal(format_args!("registers that changed over {command:x?}"), answer.b, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// A CPU that is turned on again while it is still turning itself off: either it is "already on", or it runs; it never
+/// gets lost.
+pub fn cpu_off_on_race(machine: &Machine) -> Verdict {
+    let rounds = machine.number("rounds").unwrap_or(1000);
+    let mut too_early = 0u64;
+    for round in 1..=rounds {
+        let deadline = patience();
+        cpu::prepare(1, |_| {
+            RAN.fetch_add(1, Ordering::AcqRel);
+        });
+        loop {
+            match psci::cpu_on(machine.cpus[1], cpu::entry_address(), 1) {
+                0 => break,
+                ALREADY_ON => too_early += 1,
+                other => ensure!(false, "CPU_ON of cpu1, which turns itself off, answered {other}"),
+            }
+            ensure!(!deadline.has_passed(), "cpu1 stays `already on` although it turned itself off");
+        }
+        // Not until it has finished: the next CPU_ON is to come while it is on its way off.
+        while RAN.load(Ordering::Acquire) < round {
+            ensure!(!deadline.has_passed(), "cpu1 was turned on for the {round}th time and does not run");
+        }
+    }
+    baton_vms::line!("{rounds} times off and on, {too_early} times too early");
+    equal("runs of cpu1", RAN.load(Ordering::Acquire), rounds)
+}
+
+/// The machine goes off, by SMC (the other cases end by HVC).
+pub fn system_off(_: &Machine) -> Verdict {
+    console::announce(Ok(()));
+    psci::call(Conduit::Smc, psci::SYSTEM_OFF, [0; 3]);
+    Err(crate::text(format_args!("SYSTEM_OFF came back")))
+}
+
+/// The machine is reset, which ends a QEMU that was started with `-no-reboot`.
+pub fn system_reset(_: &Machine) -> Verdict {
+    console::announce(Ok(()));
+    psci::call(Conduit::Smc, psci::SYSTEM_RESET, [0; 3]);
+    Err(crate::text(format_args!("SYSTEM_RESET came back")))
+}

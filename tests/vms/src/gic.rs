@@ -1,0 +1,94 @@
+//! The GICv3 of QEMU's `virt`, for the primary: group 1 interrupts, SGIs and PPIs only.
+//!
+//! Arm IHI 0069 (GICv3 and GICv4 architecture) has the registers. QEMU without EL3 has one security state.
+
+use crate::{cpu, exception, sysreg, timer};
+
+const DISTRIBUTOR: usize = 0x0800_0000;
+const REDISTRIBUTORS: usize = 0x080a_0000;
+const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
+/// The frame of a redistributor that has the SGIs and PPIs.
+const SGI_FRAME: usize = 0x1_0000;
+
+const GICD_CTLR: usize = 0x0000;
+const GICR_TYPER: usize = 0x0008;
+const GICR_WAKER: usize = 0x0014;
+const GICR_IGROUPR0: usize = SGI_FRAME + 0x0080;
+const GICR_ISENABLER0: usize = SGI_FRAME + 0x0100;
+const GICR_IPRIORITYR: usize = SGI_FRAME + 0x0400;
+
+/// No interrupt is pending.
+const SPURIOUS: u64 = 1020;
+
+fn read(address: usize) -> u32 {
+    // SAFETY: the primary owns the GIC; its registers are 32 bits wide and always there.
+    unsafe { (address as *const u32).read_volatile() }
+}
+
+fn write(address: usize, value: u32) {
+    // SAFETY: as for `read`; interrupts that come because of it are taken by this library.
+    unsafe { (address as *mut u32).write_volatile(value) };
+}
+
+/// Sets up the distributor; once, by the first CPU.
+pub fn init_machine() {
+    const ENABLE_GROUP_1: u32 = 1 << 1;
+    const AFFINITY_ROUTING: u32 = 1 << 4;
+    write(DISTRIBUTOR + GICD_CTLR, AFFINITY_ROUTING);
+    write(DISTRIBUTOR + GICD_CTLR, AFFINITY_ROUTING | ENABLE_GROUP_1);
+    exception::set_interrupt_handler(handle);
+}
+
+/// Sets up what belongs to this CPU: SGIs and the EL1 physical timer can be taken from here on.
+pub fn init_cpu() {
+    let frame = redistributor();
+    const SLEEP: u32 = 1 << 1;
+    const ASLEEP: u32 = 1 << 2;
+    write(frame + GICR_WAKER, read(frame + GICR_WAKER) & !SLEEP);
+    while read(frame + GICR_WAKER) & ASLEEP != 0 {}
+    write(frame + GICR_IGROUPR0, u32::MAX);
+    for id in (0..32).step_by(4) {
+        write(frame + GICR_IPRIORITYR + id, 0x8080_8080);
+    }
+    write(frame + GICR_ISENABLER0, 0xffff | 1 << timer::INTERRUPT);
+    sysreg::write!("s3_0_c12_c12_5", sysreg::read!("s3_0_c12_c12_5") | 1); // ICC_SRE_EL1.SRE
+    sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1: let all priorities through
+    sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+}
+
+/// The redistributor of this CPU: the one whose affinity is this CPU's.
+fn redistributor() -> usize {
+    const LAST: u32 = 1 << 4;
+    let own = cpu::affinity();
+    let own = (own >> 8 & 0xff00_0000 | own & 0x00ff_ffff) as u32;
+    let mut frame = REDISTRIBUTORS;
+    loop {
+        if read(frame + GICR_TYPER + 4) == own {
+            return frame;
+        }
+        assert!(read(frame + GICR_TYPER) & LAST == 0, "the GIC has no redistributor for the CPU with affinity {own:#x}");
+        frame += REDISTRIBUTOR_SIZE;
+    }
+}
+
+/// Interrupts the CPU that has this affinity, with SGI `id` (0..15).
+pub fn send_sgi(affinity: u64, id: u64) {
+    let list = 1 << (affinity & 0xf);
+    let (aff1, aff2, aff3) = (affinity >> 8 & 0xff, affinity >> 16 & 0xff, affinity >> 32 & 0xff);
+    sysreg::write!("s3_0_c12_c11_5", aff3 << 48 | aff2 << 32 | id << 24 | aff1 << 16 | list); // ICC_SGI1R_EL1
+}
+
+/// Takes all interrupts that are pending. The timer is stopped, because its line stays up until then.
+fn handle() {
+    loop {
+        let id = sysreg::read!("s3_0_c12_c12_0"); // ICC_IAR1_EL1
+        if id >= SPURIOUS {
+            return;
+        }
+        if id == timer::INTERRUPT as u64 {
+            timer::stop();
+        }
+        exception::count_interrupt(id);
+        sysreg::write!("s3_0_c12_c12_1", id); // ICC_EOIR1_EL1
+    }
+}

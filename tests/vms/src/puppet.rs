@@ -1,0 +1,313 @@
+//! The puppet: a secondary that does what the primary tells it, so that a test case reads in one place.
+//!
+//! The primary sends a message of commands; the puppet carries them out in order and sends one message with an answer
+//! for each. A command that faults at EL1 is answered with the fault; one that gets the VM stopped has no answer.
+
+use core::arch::asm;
+
+use crate::call;
+use crate::exception::{self, Fault};
+use crate::fp;
+use crate::mailbox::{MAX_WORDS, Message};
+use crate::state::{General, Leave};
+use crate::{cpu, entry, sysreg};
+
+/// System registers that the puppet can read and write by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Register {
+    /// ICC_SRE_EL1
+    IccSre,
+    /// ICC_PMR_EL1
+    IccPmr,
+    /// ICC_CTLR_EL1
+    IccCtlr,
+    /// ICC_IGRPEN1_EL1
+    IccIgrpen1,
+    /// ICC_BPR1_EL1
+    IccBpr1,
+    /// ICC_HPPIR1_EL1
+    IccHppir1,
+    /// ICC_IAR1_EL1
+    IccIar1,
+    /// ICC_RPR_EL1
+    IccRpr,
+    /// MIDR_EL1
+    Midr,
+    /// MPIDR_EL1
+    Mpidr,
+    /// SCR_EL3, which nobody has at EL1
+    Scr,
+    /// VBAR_EL2, which nobody has at EL1
+    VbarEl2,
+}
+
+const REGISTERS: &[(Register, fn() -> u64)] = &[
+    (Register::IccSre, || sysreg::read!("s3_0_c12_c12_5")),
+    (Register::IccPmr, || sysreg::read!("s3_0_c4_c6_0")),
+    (Register::IccCtlr, || sysreg::read!("s3_0_c12_c12_4")),
+    (Register::IccIgrpen1, || sysreg::read!("s3_0_c12_c12_7")),
+    (Register::IccBpr1, || sysreg::read!("s3_0_c12_c12_3")),
+    (Register::IccHppir1, || sysreg::read!("s3_0_c12_c12_2")),
+    (Register::IccIar1, || sysreg::read!("s3_0_c12_c12_0")),
+    (Register::IccRpr, || sysreg::read!("s3_0_c12_c11_3")),
+    (Register::Midr, || sysreg::read!("midr_el1")),
+    (Register::Mpidr, || sysreg::read!("mpidr_el1")),
+    (Register::Scr, || sysreg::read!("s3_6_c1_c1_0")),
+    (Register::VbarEl2, || sysreg::read!("s3_4_c12_c0_0")),
+];
+
+/// What the puppet can be told to do, and what it answers (an [`Answer`] is `value`, `a`, `b`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `hvc #0` with x0..x3. value: x0; a: x1..x17 or-ed together; b: 1 if any register that must survive did not.
+    Hvc([u64; 4]),
+    /// `smc #0` with x0..x3, answered as [`Command::Hvc`], but that x1..x17 survive too.
+    Smc([u64; 4]),
+    /// `smc #1`
+    SmcNonZero,
+    /// `hvc #1`
+    HvcNonZero,
+    /// `hvc #0` with this x0, so many times. value: how many answered -1.
+    HvcStorm(u64, u64),
+    /// `smc #0`, so many times. value: how many answered -1.
+    SmcStorm(u64),
+    /// Reads 64 bits at an address. value: what was read.
+    Read(u64),
+    /// Writes 64 bits at an address: address, value.
+    Write(u64, u64),
+    /// Calls an address.
+    Execute(u64),
+    /// An instruction that is undefined everywhere.
+    Undefined,
+    /// `wfi`. b: 1 if any register did not survive.
+    Wfi,
+    /// `wfe`. b: 1 if any register did not survive.
+    Wfe,
+    /// Reads a register. value: what was read.
+    Sysreg(Register),
+    /// Fills the FP registers with the pattern of a seed.
+    FpFill(u64),
+    /// value: how many FP registers differ from the pattern of a seed.
+    FpCompare(u64),
+    /// value: how many FP registers are not 0.
+    FpNonZero,
+    /// Spins with interrupts let in until so many have been taken since the VM started. value: how many were.
+    SpinUntilInterrupts(u64),
+    /// Computes for so many rounds, with interrupts kept out.
+    Spin(u64),
+    /// Computes for so many rounds, with interrupts let in.
+    SpinOpen(u64),
+    /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
+    Interrupts(u64),
+    /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
+    EntryState,
+    /// value: first address of the image; a: address behind it.
+    Image,
+    /// value: send page; a: receive page.
+    Pages,
+    /// Takes interrupts that are pending now. value: how many were taken by this.
+    TakeInterrupts,
+}
+
+const WORDS: usize = 5;
+
+impl Command {
+    /// Commands that fit a message.
+    pub const MAX: usize = MAX_WORDS / WORDS;
+
+    /// Puts it behind the others of a message.
+    pub fn encode(self, message: &mut Message) {
+        let (op, args) = match self {
+            Command::Hvc(args) => (0, args),
+            Command::Smc(args) => (1, args),
+            Command::SmcNonZero => (2, [0; 4]),
+            Command::HvcNonZero => (3, [0; 4]),
+            Command::HvcStorm(function, times) => (4, [function, times, 0, 0]),
+            Command::SmcStorm(times) => (5, [times, 0, 0, 0]),
+            Command::Read(address) => (6, [address, 0, 0, 0]),
+            Command::Write(address, value) => (7, [address, value, 0, 0]),
+            Command::Execute(address) => (8, [address, 0, 0, 0]),
+            Command::Undefined => (9, [0; 4]),
+            Command::Wfi => (10, [0; 4]),
+            Command::Wfe => (11, [0; 4]),
+            Command::Sysreg(register) => (12, [register as u64, 0, 0, 0]),
+            Command::FpFill(seed) => (13, [seed, 0, 0, 0]),
+            Command::FpCompare(seed) => (14, [seed, 0, 0, 0]),
+            Command::FpNonZero => (15, [0; 4]),
+            Command::SpinUntilInterrupts(count) => (16, [count, 0, 0, 0]),
+            Command::Spin(rounds) => (17, [rounds, 0, 0, 0]),
+            Command::SpinOpen(rounds) => (18, [rounds, 0, 0, 0]),
+            Command::Interrupts(id) => (19, [id, 0, 0, 0]),
+            Command::EntryState => (20, [0; 4]),
+            Command::Image => (21, [0; 4]),
+            Command::Pages => (22, [0; 4]),
+            Command::TakeInterrupts => (23, [0; 4]),
+        };
+        let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
+        assert!(fits, "more than {} commands do not fit a message", Self::MAX);
+    }
+
+    fn decode(words: &[u64]) -> Option<Self> {
+        let &[op, a, b, c, d] = words else { return None };
+        Some(match op {
+            0 => Command::Hvc([a, b, c, d]),
+            1 => Command::Smc([a, b, c, d]),
+            2 => Command::SmcNonZero,
+            3 => Command::HvcNonZero,
+            4 => Command::HvcStorm(a, b),
+            5 => Command::SmcStorm(a),
+            6 => Command::Read(a),
+            7 => Command::Write(a, b),
+            8 => Command::Execute(a),
+            9 => Command::Undefined,
+            10 => Command::Wfi,
+            11 => Command::Wfe,
+            12 => Command::Sysreg(REGISTERS.iter().find(|(r, _)| *r as u64 == a)?.0),
+            13 => Command::FpFill(a),
+            14 => Command::FpCompare(a),
+            15 => Command::FpNonZero,
+            16 => Command::SpinUntilInterrupts(a),
+            17 => Command::Spin(a),
+            18 => Command::SpinOpen(a),
+            19 => Command::Interrupts(a),
+            20 => Command::EntryState,
+            21 => Command::Image,
+            22 => Command::Pages,
+            23 => Command::TakeInterrupts,
+            _ => return None,
+        })
+    }
+
+    fn carry_out(self, last_interrupt: u64) -> Answer {
+        let mut answer = Answer { value: 0, a: 0, b: 0, fault: 0 };
+        let result = exception::expect_fault(|| match self {
+            Command::Hvc(args) => answer.general(Leave::Hvc(args)),
+            Command::Smc(args) => answer.general(Leave::Smc(args)),
+            // SAFETY: the calling convention clobbers x0..x17 at most.
+            Command::SmcNonZero => unsafe { asm!("smc #1", clobber_abi("C"), options(nostack)) },
+            // SAFETY: as above.
+            Command::HvcNonZero => unsafe { asm!("hvc #1", clobber_abi("C"), options(nostack)) },
+            Command::HvcStorm(function, times) => {
+                answer.value = (0..times).filter(|_| call::raw(function, 0, 0, 0) == call::REFUSED).count() as u64;
+            }
+            Command::SmcStorm(times) => {
+                let smc = |_: &u64| {
+                    let function = crate::psci::VERSION;
+                    crate::psci::call(crate::psci::Conduit::Smc, function, [0; 3]) == -1
+                };
+                answer.value = (0..times).filter(smc).count() as u64;
+            }
+            // SAFETY: what lies there is plain memory or faults, which is what the test wants to know.
+            Command::Read(address) => unsafe { answer.value = (address as *const u64).read_volatile() },
+            // SAFETY: the test answers for the address.
+            Command::Write(address, value) => unsafe { (address as *mut u64).write_volatile(value) },
+            // SAFETY: the fetch faults, or the test put code there that returns.
+            Command::Execute(address) => unsafe {
+                core::mem::transmute::<usize, extern "C" fn()>(address as usize)();
+            },
+            // SAFETY: faults; the handler skips it.
+            Command::Undefined => unsafe { asm!("udf #0", options(nostack)) },
+            Command::Wfi => answer.general(Leave::Wfi),
+            Command::Wfe => answer.general(Leave::Wfe),
+            Command::Sysreg(register) => {
+                let (_, read) = REGISTERS.iter().find(|(r, _)| *r == register).expect("every register is in the table");
+                answer.value = read();
+            }
+            Command::FpFill(seed) => fp::State::pattern(seed).load(),
+            Command::FpCompare(seed) => answer.value = fp::State::store().differences(&fp::State::pattern(seed)),
+            Command::FpNonZero => answer.value = fp::State::store().differences(&fp::State::ZERO),
+            Command::SpinUntilInterrupts(count) => {
+                exception::unmask_interrupts();
+                while u64::from(cpu::current().all_interrupts()) < count {
+                    core::hint::spin_loop();
+                }
+                exception::mask_interrupts();
+                answer.value = u64::from(cpu::current().all_interrupts());
+            }
+            Command::Spin(rounds) => answer.value = compute(rounds),
+            Command::SpinOpen(rounds) => {
+                exception::unmask_interrupts();
+                answer.value = compute(rounds);
+                exception::mask_interrupts();
+            }
+            Command::Interrupts(id) => {
+                answer.value = u64::from(cpu::current().all_interrupts());
+                answer.a = u64::from(cpu::current().interrupts(id as usize % 64));
+                answer.b = last_interrupt;
+            }
+            Command::EntryState => {
+                let state = entry::state();
+                answer.value = state.x.iter().fold(state.sp, |all, x| all | x);
+                answer.a = state.current_el;
+                answer.b = state.daif;
+            }
+            Command::Image => (answer.value, answer.a) = entry::image_range(),
+            Command::Pages => {
+                answer.value = crate::mailbox::send_page();
+                answer.a = crate::mailbox::recv_page();
+            }
+            Command::TakeInterrupts => {
+                let before = cpu::current().all_interrupts();
+                exception::take_interrupts();
+                answer.value = u64::from(cpu::current().all_interrupts() - before);
+            }
+        });
+        if let Err(fault) = result {
+            answer.fault = fault.esr;
+        }
+        answer
+    }
+}
+
+/// Computes something that takes `rounds` steps and that no compiler can leave out.
+pub fn compute(rounds: u64) -> u64 {
+    let mut x = core::hint::black_box(rounds);
+    for i in 0..rounds {
+        x = core::hint::black_box(x.rotate_left(5) ^ i);
+    }
+    x
+}
+
+/// What a command gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// See [`Command`].
+    pub value: u64,
+    /// See [`Command`].
+    pub a: u64,
+    /// See [`Command`].
+    pub b: u64,
+    /// ESR_EL1 of the fault that the command met; 0 for none (a fault of a 32-bit instruction has IL set, so it is never 0).
+    pub fault: u64,
+}
+
+impl Answer {
+    fn general(&mut self, how: Leave) {
+        let general = General::leave(how, 0x7075_7070);
+        self.value = general.found[0];
+        self.a = general.found[1..18].iter().fold(0, |all, x| all | x);
+        self.b = u64::from(general.first_wrong(how).is_some());
+    }
+
+    /// The fault, if there was one.
+    pub fn fault(&self) -> Option<Fault> {
+        (self.fault != 0).then_some(Fault { esr: self.fault, far: 0 })
+    }
+}
+
+/// The puppet's side: carries out a message of commands. `last_interrupt` tells the id that was taken last.
+pub fn carry_out(commands: &Message, last_interrupt: impl Fn() -> u64) -> Message {
+    let mut answers = Message::new();
+    for words in commands.chunks(WORDS) {
+        let command = Command::decode(words).expect("the primary sent something that is no command");
+        let Answer { value, a, b, fault } = command.carry_out(last_interrupt());
+        answers.extend_from_slice(&[value, a, b, fault]).expect("answers are shorter than commands");
+    }
+    answers
+}
+
+/// The primary's side: the answers of a message.
+pub fn answers(message: &Message) -> impl Iterator<Item = Answer> + '_ {
+    message.chunks_exact(4).map(|w| Answer { value: w[0], a: w[1], b: w[2], fault: w[3] })
+}

@@ -1,0 +1,43 @@
+//! The EL1 physical timer, which the primary owns: for slices, and for deadlines that only guard against hangs.
+
+use crate::sysreg;
+
+/// Interrupt id of the EL1 physical timer.
+pub const INTERRUPT: usize = 30;
+
+/// The time now, in ticks.
+pub fn now() -> u64 {
+    sysreg::read!("cntpct_el0")
+}
+
+/// Ticks in a millisecond.
+pub fn ticks_per_ms() -> u64 {
+    sysreg::read!("cntfrq_el0") / 1000
+}
+
+/// Has the timer of this CPU interrupt after this many ticks.
+pub fn arm(ticks: u64) {
+    sysreg::write!("cntp_cval_el0", now() + ticks);
+    sysreg::write!("cntp_ctl_el0", 1);
+}
+
+/// Stops the timer of this CPU; its interrupt line falls.
+pub fn stop() {
+    sysreg::write!("cntp_ctl_el0", 0);
+}
+
+/// A moment after which a test gives up.
+#[derive(Clone, Copy)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// This many seconds from now.
+    pub fn seconds(seconds: u64) -> Self {
+        Deadline(now() + seconds * 1000 * ticks_per_ms())
+    }
+
+    /// True once it has passed.
+    pub fn has_passed(&self) -> bool {
+        now() > self.0
+    }
+}

@@ -1,0 +1,114 @@
+// Entry: from the boot loader's or the firmware's hands to Rust with a stack, an address space and zeroed memory.
+//
+// The image is position-independent. Until the relocations below are applied, only PC-relative code runs.
+
+.section .text.entry, "ax"
+
+// The arm64 Linux `Image` header, which is what makes a loader pass a device tree.
+// Source: Documentation/arch/arm64/booting.rst of Linux.
+.global baton_image
+baton_image:
+    b       baton_entry
+    .long   0
+    .quad   0                           // text_offset from a 2 MiB boundary
+    .quad   baton_image_size            // with .bss: nothing else may be put there
+    .quad   0b1010                      // little-endian, 4 KiB pages, anywhere in memory
+    .quad   0, 0, 0
+    .ascii  "ARM\x64"
+    .long   0
+
+// In: x0 = device tree. MMU and caches off, EL2h, interrupts masked.
+baton_entry:
+    mov     x19, x0
+
+    // 1. Relocate: every entry of .rela.dyn is (offset, R_AARCH64_RELATIVE, addend).
+    adrp    x20, baton_image
+    add     x20, x20, :lo12:baton_image
+    adrp    x0, __rela_start
+    add     x0, x0, :lo12:__rela_start
+    adrp    x1, __rela_end
+    add     x1, x1, :lo12:__rela_end
+1:  cmp     x0, x1
+    b.hs    2f
+    ldp     x2, x3, [x0], #16
+    ldr     x4, [x0], #8
+    add     x4, x4, x20
+    str     x4, [x20, x2]
+    b       1b
+
+    // 2. Zero .bss, 16 bytes at a time; the linker script aligns both ends.
+2:  adrp    x0, __bss_start
+    add     x0, x0, :lo12:__bss_start
+    adrp    x1, __bss_end
+    add     x1, x1, :lo12:__bss_end
+3:  cmp     x0, x1
+    b.hs    4f
+    stp     xzr, xzr, [x0], #16
+    b       3b
+
+    // 3. The boot pCPU's stack, exceptions, and the first address space.
+4:  adrp    x0, baton_stacks
+    add     x0, x0, :lo12:baton_stacks
+    mov     x1, #{STACK_STRIDE}
+    add     sp, x0, x1
+    bl      baton_set_vectors
+    mov     x0, x19
+    mov     x1, x20
+    bl      baton_early                 // Rust: returns x0 = TTBR0_EL2 of the early address space
+    bl      baton_mmu_on
+    mov     x0, x19
+    mov     x1, x20
+    b       baton_main
+
+// Where the firmware starts every further pCPU. In: x0 = its number. x1.. unknown; MMU off, EL2h, masked.
+.global baton_secondary_entry
+baton_secondary_entry:
+    mov     x19, x0
+    adrp    x1, baton_stacks
+    add     x1, x1, :lo12:baton_stacks
+    mov     x2, #{STACK_STRIDE}
+    madd    x1, x0, x2, x1
+    add     sp, x1, x2
+    bl      baton_set_vectors
+    // Written by the boot pCPU and cleaned to memory before this one was started.
+    adrp    x0, baton_ttbr
+    ldr     x0, [x0, :lo12:baton_ttbr]
+    bl      baton_mmu_on
+    mov     x0, x19
+    b       baton_secondary_main
+
+baton_set_vectors:
+    adrp    x9, baton_vectors
+    add     x9, x9, :lo12:baton_vectors
+    msr     vbar_el2, x9
+    isb
+    ret
+
+// Turns the MMU on, or changes the address space of a pCPU that has it on: off in between, so no two translations of
+// one address are ever live together (break before make). In: x0 = TTBR0_EL2. Touches no memory but its own code.
+.global baton_mmu_on
+baton_mmu_on:
+    mrs     x9, sctlr_el2
+    mov     x10, #{SCTLR_M_C}
+    bic     x9, x9, x10
+    dsb     sy
+    msr     sctlr_el2, x9
+    isb
+    ldr     x10, ={MAIR}
+    msr     mair_el2, x10
+    ldr     x10, ={TCR}
+    mrs     x11, id_aa64mmfr0_el1       // the output size that the hardware has
+    and     x11, x11, #0x7
+    bfi     x10, x11, #16, #3
+    msr     tcr_el2, x10
+    msr     ttbr0_el2, x0
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x9, ={SCTLR}
+    msr     sctlr_el2, x9
+    isb
+    ret
+.ltorg

@@ -1,0 +1,76 @@
+// The exception vectors of EL2.
+//
+// From a lower EL (64 bits): the number of the vector goes to `baton_exit`, which returns from `baton_enter` with it:
+// 0 synchronous, 1 IRQ, 2 FIQ, 3 system error. From EL2 itself: never expected; every register goes into a frame and
+// Rust prints it and ends the machine. A lower EL with 32 bits does not exist: HCR_EL2.RW says so.
+//
+// Source: Arm ARM, DDI 0487, section D1.4, exception vectors.
+
+.section .text.vectors, "ax"
+
+.macro from_guest number
+.balign 0x80
+    stp     x0, x1, [sp, #-16]!
+    mov     x0, #\number
+    b       baton_exit
+.endm
+
+// The stack pointer may be what is broken (the guard page under a stack): the frame goes to a stack of its own.
+.macro from_el2 number
+.balign 0x80
+    msr     tpidr_el0, x0               // a guest's, but nothing runs after this
+    mov     x0, #\number
+    b       baton_el2_fault
+.endm
+
+.balign 0x800
+.global baton_vectors
+baton_vectors:
+    from_el2 0
+    from_el2 1
+    from_el2 2
+    from_el2 3
+    from_el2 4
+    from_el2 5
+    from_el2 6
+    from_el2 7
+    from_guest 0
+    from_guest 1
+    from_guest 2
+    from_guest 3
+    from_el2 12
+    from_el2 13
+    from_el2 14
+    from_el2 15
+
+// x0 = which vector, TPIDR_EL0 = x0 as it was. One emergency stack: pCPUs that fault together may garble each other's
+// dump, but the first one ends the machine.
+baton_el2_fault:
+    msr     tpidrro_el0, x1
+    adrp    x1, baton_emergency_stack_top
+    add     x1, x1, :lo12:baton_emergency_stack_top
+    sub     x1, x1, #288
+    stp     x2, x3, [x1, #16]
+    stp     x4, x5, [x1, #32]
+    stp     x6, x7, [x1, #48]
+    stp     x8, x9, [x1, #64]
+    stp     x10, x11, [x1, #80]
+    stp     x12, x13, [x1, #96]
+    stp     x14, x15, [x1, #112]
+    stp     x16, x17, [x1, #128]
+    stp     x18, x19, [x1, #144]
+    stp     x20, x21, [x1, #160]
+    stp     x22, x23, [x1, #176]
+    stp     x24, x25, [x1, #192]
+    stp     x26, x27, [x1, #208]
+    stp     x28, x29, [x1, #224]
+    mov     x2, sp
+    stp     x30, x2, [x1, #240]
+    mrs     x2, tpidr_el0
+    mrs     x3, tpidrro_el0
+    stp     x2, x3, [x1]
+    mov     sp, x1
+    // x0 = which vector, x1 = x0..x30 and the stack pointer
+    bl      baton_report_el2_fault
+1:  wfi
+    b       1b
