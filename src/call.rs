@@ -1,6 +1,9 @@
 //! The hypercalls as values: decoding a guest's registers and encoding the answers. Pure; no state, no effects.
 //!
-//! The contract is in `README.md`; the numbers are here and nowhere else.
+//! The numbers are here and nowhere else; what they mean to a VM is the contract, which follows.
+//!
+
+#![doc = include_str!("abi.md")]
 
 use crate::handoff::Patience;
 use crate::ids::{VcpuId, VmId};

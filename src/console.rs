@@ -3,6 +3,8 @@
 //! VMs write to the same UART directly, so a line of theirs that is not finished yet cannot be seen from here; a line of
 //! ours is written under one lock and in one go.
 
+#![allow(unsafe_code)] // to break the console's lock in a panic
+
 use core::fmt::{self, Write};
 
 use crate::sync::Lock;
@@ -33,7 +35,8 @@ impl Write for Line<'_> {
     }
 }
 
-/// Writes one line. Use [`say!`].
+/// Writes one line. Use `say!`.
+#[cold]
 pub fn line(text: fmt::Arguments<'_>) {
     if let Some(sink) = CONSOLE.lock().as_mut() {
         let mut line = Line(&mut **sink);
@@ -41,7 +44,8 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
 }
 
-/// Writes one line even if another pCPU died while it held the console. For a panic only: the machine ends after it.
+/// Writes one line even if another pCPU, or this one, will never let go of the console. For a panic only: the machine
+/// ends after it.
 pub fn last_words(text: fmt::Arguments<'_>) {
     for _ in 0..1_000_000 {
         if let Some(mut console) = CONSOLE.try_lock() {
@@ -52,6 +56,9 @@ pub fn last_words(text: fmt::Arguments<'_>) {
         }
         core::hint::spin_loop();
     }
+    // SAFETY: a line takes far less time than that, so whoever holds the lock died with it; nobody else writes.
+    unsafe { CONSOLE.force_unlock() };
+    line(text);
 }
 
 /// Writes one formatted line to the console.

@@ -1,6 +1,6 @@
 //! Serving the hypercalls that answer at once, or block. Running a vCPU is in [`crate::run`].
 //!
-//! Each function follows its row of the contract in `README.md`: who may call, what is checked, in which order, and the
+//! Each function follows its row of the contract (`src/abi.md`): who may call, what is checked, in which order, and the
 //! number that says no. A guest's mistake is an answer, never a fault of ours.
 
 use crate::arch;

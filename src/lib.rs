@@ -1,3 +1,57 @@
+//! Baton: an AArch64 hypervisor whose scheduler core is an async executor.
+//!
+//! # The idea
+//!
+//! A *primary VM* decides which vCPU runs where, and asks for it with the hypercall `vcpu_run`; the hypervisor provides
+//! mechanism only. When a vCPU leaves one physical CPU (pCPU) and is wanted on another, its registers are like the baton
+//! of a relay race: the next runner may take them only once the last one has let go. Every hypervisor that allows this has
+//! had the race in which a vCPU is restored on one pCPU while another is still saving it, and nearly all close it by
+//! spinning. Here a run request is a future that resolves only when the save completion of the previous pCPU wakes it; the
+//! pCPU that waits holds no lock, and a physical interrupt for the primary cancels the wait.
+//!
+//! # Where to read
+//!
+//! | order | module | what it is |
+//! |---|---|---|
+//! | 1 | [`run`] | the life of a pCPU, and of a `vcpu_run`, in the order in which it happens |
+//! | 2 | [`handoff`] | the one atomic word that says who owns a vCPU's registers |
+//! | 3 | [`exec`] | the executor of one pCPU, with guest execution as its idle task |
+//! | 4 | [`vcpu`] | a vCPU, and the tokens that are the only ways to its registers |
+//! | 5 | [`owed`] | what the hypervisor owes a vCPU that is not its own: interrupts, return values |
+//! | 6 | [`mailbox`], [`vm`] | messages; VMs and the machine |
+//! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving; power |
+//! | 8 | [`exit`], [`report`], [`console`], [`pcpu`], [`ids`] | small things with one subject each |
+//! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
+//! | 10 | [`arch`] | the only seam to hardware: the real one and a fake one for tests on the host |
+//! | 11 | [`sync`] | the only place that names atomics, cells and locks |
+//!
+//! The assembly (entry, exception vectors, world switch) is in `vectors/`.
+//!
+//! # Invariants
+//!
+//! Comments and tests cite them by these names.
+//!
+//! - **Single Owner**: at any time at most one pCPU may read or write a vCPU's registers.
+//! - **Saved Before Published**: every register store of a save happens before the publish (release), and a claim (acquire)
+//!   happens before the first register load.
+//! - **Owed, Not Written**: nobody writes registers that it does not own. Return values and virtual interrupts for a vCPU
+//!   that is somebody else's are recorded, and settled by the pCPU that next claims it, just before the load.
+//! - **No Wake Is Lost**: register, then look again; publish, then wake. A wake that races with going to sleep is seen.
+//! - **Cancel Is Clean**: a run request that is dropped, before its first poll, while it waits, or after it was granted,
+//!   leaves the vCPU claimable and nobody waiting. A loaded vCPU is never abandoned.
+//! - **Nobody Spins**: waiting for a save holds no lock, and the waiting pCPU stays responsive: a physical interrupt for the
+//!   primary ends the wait.
+//!
+//! # Lock order
+//!
+//! Few locks, and no two of one kind are ever held together:
+//!
+//! 1. a VM's mailbox; 2. a channel's or signal's [`sync::RawLock`]; 3. a pCPU's gate for kicks; and on their own, at boot or
+//!    for a line of text: the pool of page tables, the console.
+//!
+//! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), none is held while a vCPU is
+//! claimed, saved or loaded, and no vCPU has a lock at all: its word is enough.
+
 #![cfg_attr(target_os = "none", no_std)]
 #![deny(unsafe_code)]
 

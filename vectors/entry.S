@@ -60,10 +60,12 @@ baton_entry:
     mov     x1, x20
     b       baton_main
 
-// Where the firmware starts every further pCPU. In: x0 = its number. x1.. unknown; MMU off, EL2h, masked.
+// Where the firmware starts every further pCPU. In: x0 = its number, and in bits 8 and up that of its stack. x1.. unknown;
+// MMU off, EL2h, masked.
 .global baton_secondary_entry
 baton_secondary_entry:
-    mov     x19, x0
+    and     x19, x0, #0xff
+    lsr     x0, x0, #8
     adrp    x1, baton_stacks
     add     x1, x1, :lo12:baton_stacks
     mov     x2, #{STACK_STRIDE}

@@ -63,16 +63,9 @@ impl Console {
                 bail!("the machine ended before it printed `{line}`");
             }
             if left.is_zero() {
-                bail!(
-                    "the machine did not print `{line}` within {} s",
-                    limit.as_secs()
-                );
+                bail!("the machine did not print `{line}` within {} s", limit.as_secs());
             }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .expect("a console thread panicked")
-                .0;
+            state = self.changed.wait_timeout(state, left).expect("a console thread panicked").0;
         }
         Ok(())
     }
@@ -87,11 +80,10 @@ impl Console {
     }
 }
 
-/// The lines of a console, without their ends. A last line without an end counts only once it has one.
+/// The lines of a console, without their ends. A last line without an end counts only once it has
+/// one.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive('\n')
-        .filter_map(|line| line.strip_suffix('\n'))
-        .map(|line| line.trim_end_matches('\r'))
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(|line| line.trim_end_matches('\r'))
 }
 
 /// The line in which the hypervisor reports a bug of its own, whether it was finished or not.
@@ -101,10 +93,7 @@ pub fn panic_line(text: &str) -> Option<&str> {
 
 /// The last `count` lines.
 pub fn tail(text: &str, count: usize) -> Vec<&str> {
-    let lines: Vec<&str> = text
-        .lines()
-        .map(|line| line.trim_end_matches('\r'))
-        .collect();
+    let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();
     lines[lines.len().saturating_sub(count)..].to_vec()
 }
 
@@ -114,31 +103,19 @@ mod tests {
 
     #[test]
     fn lines_count_when_they_are_finished() {
-        assert_eq!(
-            lines("a\r\nb\n[suite] PASS x").collect::<Vec<_>>(),
-            ["a", "b"]
-        );
-        assert_eq!(
-            panic_line("a\r\nbaton: PANIC on pCPU 1"),
-            Some("baton: PANIC on pCPU 1")
-        );
+        assert_eq!(lines("a\r\nb\n[suite] PASS x").collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(panic_line("a\r\nbaton: PANIC on pCPU 1"), Some("baton: PANIC on pCPU 1"));
         assert_eq!(tail("a\r\nb\r\nc", 2), ["b", "c"]);
     }
 
     #[test]
     fn waiting_tells_an_ended_machine_from_a_silent_one() {
         let console = Console::default();
-        let error = console
-            .wait_for_line("x", Duration::ZERO)
-            .unwrap_err()
-            .to_string();
+        let error = console.wait_for_line("x", Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("within 0 s"), "{error}");
         console.feed(&b"x\r\ny"[..], None::<std::io::Sink>);
         console.wait_for_line("x", Duration::ZERO).unwrap();
-        let error = console
-            .wait_for_line("y", Duration::from_secs(9))
-            .unwrap_err()
-            .to_string();
+        let error = console.wait_for_line("y", Duration::from_secs(9)).unwrap_err().to_string();
         assert!(error.contains("ended before"), "{error}");
         assert!(console.wait_closed(Duration::ZERO));
     }

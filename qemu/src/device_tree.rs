@@ -1,7 +1,8 @@
 //! Device trees as QEMU makes them, edited.
 //!
-//! QEMU completes any device tree that it is given with `-kernel`, so a machine that is to see exactly ours gets it, the hypervisor and the
-//! RAM disk as plain files, and starts in a few instructions of our own that enter the hypervisor as QEMU would.
+//! QEMU completes any device tree that it is given with `-kernel`, so a machine that is to see
+//! exactly ours gets it, the hypervisor and the RAM disk as plain files, and starts in a few
+//! instructions of our own that enter the hypervisor as QEMU would.
 
 use std::ops::Range;
 
@@ -18,30 +19,22 @@ pub enum Width {
 
 /// Reads a device tree.
 pub fn parse(blob: &[u8]) -> Result<DeviceTree> {
-    let fdt =
-        Fdt::new(blob).map_err(|error| anyhow!("QEMU's device tree cannot be read: {error}"))?;
+    let fdt = Fdt::new(blob).map_err(|error| anyhow!("QEMU's device tree cannot be read: {error}"))?;
     Ok(DeviceTree::from_fdt(&fdt))
 }
 
 /// The node `/chosen`.
 pub fn chosen(tree: &mut DeviceTree) -> Result<&mut DeviceTreeNode> {
-    tree.find_node_mut("/chosen")
-        .context("the device tree has no /chosen")
+    tree.find_node_mut("/chosen").context("the device tree has no /chosen")
 }
 
 /// The node of the machine's memory.
 pub fn memory(tree: &mut DeviceTree) -> Result<&mut DeviceTreeNode> {
-    tree.find_node_mut("/memory@40000000")
-        .context("the device tree has no memory at 0x40000000")
+    tree.find_node_mut("/memory@40000000").context("the device tree has no memory at 0x40000000")
 }
 
 /// Says in `/chosen` where the RAM disk is, and what the primary's command line is.
-pub fn choose(
-    tree: &mut DeviceTree,
-    initrd: Range<u64>,
-    width: Width,
-    bootargs: &str,
-) -> Result<()> {
+pub fn choose(tree: &mut DeviceTree, initrd: Range<u64>, width: Width, bootargs: &str) -> Result<()> {
     let chosen = chosen(tree)?;
     set(chosen, "bootargs", bootargs);
     set_address(chosen, "linux,initrd-start", initrd.start, width);
@@ -102,10 +95,7 @@ mod tests {
             let blob = tree.to_dtb();
             let again = parse(&blob).unwrap();
             let chosen = again.find_node("/chosen").unwrap();
-            assert_eq!(
-                chosen.property("linux,initrd-end").unwrap().value().len(),
-                bytes
-            );
+            assert_eq!(chosen.property("linux,initrd-end").unwrap().value().len(), bytes);
             assert_eq!(chosen.property("bootargs").unwrap().value(), b"a=b\0");
         }
     }

@@ -1,7 +1,8 @@
-//! A client for QEMU's debugger stub: just enough of the remote protocol to hold one pCPU while the others run.
+//! A client for QEMU's debugger stub: just enough of the remote protocol to hold one pCPU while the
+//! others run.
 //!
-//! QEMU connects to us, not we to it: so there is no moment at which the other side is not there yet. A thread of this protocol is a pCPU,
-//! numbered from 1.
+//! QEMU connects to us, not we to it: so there is no moment at which the other side is not there
+//! yet. A thread of this protocol is a pCPU, numbered from 1.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -25,37 +26,27 @@ pub struct Door {
 
 impl Door {
     pub fn open() -> Result<Door> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .context("could not listen for QEMU's debugger stub")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("could not listen for QEMU's debugger stub")?;
         let port = listener.local_addr()?.port();
         Ok(Door { listener, port })
     }
 
     /// The words that make QEMU connect here, and wait there before the first instruction.
     pub fn words(&self) -> Vec<String> {
-        let chardev = format!(
-            "socket,id=gdb,host={},port={},nodelay=on",
-            Ipv4Addr::LOCALHOST,
-            self.port
-        );
-        ["-chardev", &chardev, "-gdb", "chardev:gdb", "-S"]
-            .map(str::to_owned)
-            .to_vec()
+        let chardev = format!("socket,id=gdb,host={},port={},nodelay=on", Ipv4Addr::LOCALHOST, self.port);
+        ["-chardev", &chardev, "-gdb", "chardev:gdb", "-S"].map(str::to_owned).to_vec()
     }
 
     /// Waits until QEMU has connected.
     pub fn accept(self) -> Result<Debugger> {
         let (sender, receiver) = mpsc::channel();
-        // Nobody listens any more if QEMU comes too late; the thread ends with it, or with this process.
+        // Nobody listens any more if QEMU comes too late; the thread ends with it, or with this
+        // process.
         thread::spawn(move || sender.send(self.listener.accept()));
-        let (stream, _) = receiver
-            .recv_timeout(PATIENCE)
-            .context("QEMU did not connect its debugger stub")??;
+        let (stream, _) = receiver.recv_timeout(PATIENCE).context("QEMU did not connect its debugger stub")??;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut debugger = Debugger {
-            packets: Packets::new(stream.try_clone()?),
-            stream,
-        };
+        let mut debugger = Debugger { packets: Packets::new(stream.try_clone()?), stream };
         let actions = debugger.ask("vCont?")?;
         ensure!(
             actions.starts_with("vCont;c;"),
@@ -85,8 +76,7 @@ impl Debugger {
     pub fn read(&mut self, address: u64, length: usize) -> Result<Vec<u8>> {
         self.expect_ok("Hg1")?;
         let digits = self.ask(&format!("m{address:x},{length:x}"))?;
-        from_hex(&digits)
-            .with_context(|| format!("could not read memory at {address:#x}: `{digits}`"))
+        from_hex(&digits).with_context(|| format!("could not read memory at {address:#x}: `{digits}`"))
     }
 
     /// Where `pcpu` is.
@@ -101,10 +91,7 @@ impl Debugger {
 
     /// Lets these pCPUs run, and no other.
     pub fn resume_only(&mut self, pcpus: impl IntoIterator<Item = u32>) -> Result<()> {
-        let actions: String = pcpus
-            .into_iter()
-            .map(|pcpu| format!(";c:{:x}", pcpu + 1))
-            .collect();
+        let actions: String = pcpus.into_iter().map(|pcpu| format!(";c:{:x}", pcpu + 1)).collect();
         self.send(&format!("vCont{actions}"))
     }
 
@@ -115,25 +102,19 @@ impl Debugger {
 
     /// Stops the whole machine.
     pub fn interrupt(&mut self) -> Result<()> {
-        self.stream
-            .write_all(&[3])
-            .context("could not interrupt the machine")?;
+        self.stream.write_all(&[3]).context("could not interrupt the machine")?;
         self.wait_stopped().map(drop)
     }
 
     /// Waits until the machine has stopped; returns the pCPU that stopped it.
     pub fn wait_stopped(&mut self) -> Result<u32> {
         let packet = self.receive()?;
-        stopped_by(&packet)
-            .with_context(|| format!("the machine did not stop, but says `{packet}`"))
+        stopped_by(&packet).with_context(|| format!("the machine did not stop, but says `{packet}`"))
     }
 
     fn expect_ok(&mut self, packet: &str) -> Result<()> {
         let answer = self.ask(packet)?;
-        ensure!(
-            answer == "OK",
-            "QEMU's debugger stub answers `{answer}` to `{packet}`"
-        );
+        ensure!(answer == "OK", "QEMU's debugger stub answers `{answer}` to `{packet}`");
         Ok(())
     }
 
@@ -143,19 +124,12 @@ impl Debugger {
     }
 
     fn send(&mut self, packet: &str) -> Result<()> {
-        self.stream
-            .write_all(&frame(packet))
-            .context("could not write to QEMU's debugger stub")
+        self.stream.write_all(&frame(packet)).context("could not write to QEMU's debugger stub")
     }
 
     fn receive(&mut self) -> Result<String> {
-        let packet = self
-            .packets
-            .next()
-            .context("could not read from QEMU's debugger stub")?;
-        self.stream
-            .write_all(b"+")
-            .context("could not write to QEMU's debugger stub")?;
+        let packet = self.packets.next().context("could not read from QEMU's debugger stub")?;
+        self.stream.write_all(b"+").context("could not write to QEMU's debugger stub")?;
         Ok(packet)
     }
 }
@@ -182,10 +156,7 @@ fn from_hex(digits: &str) -> Option<Vec<u8>> {
     if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return None;
     }
-    (0..digits.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok())
-        .collect()
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()
 }
 
 /// The packets that come from the other side.
@@ -198,16 +169,10 @@ impl<R: Read> Packets<R> {
 
     fn next(&mut self) -> Result<String> {
         let mut skipped = Vec::new();
-        ensure!(
-            self.0.read_until(b'$', &mut skipped)? > 0,
-            "it has closed the connection"
-        );
+        ensure!(self.0.read_until(b'$', &mut skipped)? > 0, "it has closed the connection");
         let mut packet = Vec::new();
         self.0.read_until(b'#', &mut packet)?;
-        ensure!(
-            packet.pop() == Some(b'#'),
-            "it closed the connection in the middle of a packet"
-        );
+        ensure!(packet.pop() == Some(b'#'), "it closed the connection in the middle of a packet");
         let mut sum = [0; 2];
         self.0.read_exact(&mut sum)?;
         let packet = String::from_utf8(packet).context("a packet is not text")?;

@@ -15,8 +15,8 @@ pub struct Count {
     pub failed: usize,
 }
 
-/// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that does not build, or
-/// dies without a summary, counts as one failure.
+/// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A
+/// test program that does not build, or dies without a summary, counts as one failure.
 pub fn run(root: &Path, filter: Option<&str>) -> Result<Count> {
     let mut count = Count::default();
     let mut broken = false;
@@ -25,10 +25,7 @@ pub fn run(root: &Path, filter: Option<&str>) -> Result<Count> {
             count.passed += summary.passed;
             count.failed += summary.failed;
             if summary.passed + summary.failed > 0 {
-                println!(
-                    "host  {:<58} {:>3} passed, {} failed",
-                    program, summary.passed, summary.failed
-                );
+                println!("host  {:<61} {:>3} passed, {} failed", program, summary.passed, summary.failed);
             }
             broken |= summary.failed > 0;
         } else if !is_routine(line) {
@@ -57,28 +54,14 @@ pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 }
 
 /// Runs `cargo test` and shows each line of it to `see`, with the test program that it belongs to.
-fn cargo_test(
-    root: &Path,
-    filter: Option<&str>,
-    options: &[&str],
-    mut see: impl FnMut(&str, &str),
-) -> Result<bool> {
+fn cargo_test(root: &Path, filter: Option<&str>, options: &[&str], mut see: impl FnMut(&str, &str)) -> Result<bool> {
     let mut cargo = setup::host_cargo();
-    cargo.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "baton-vms",
-        "--no-fail-fast",
-    ]);
+    cargo.args(["test", "--workspace", "--exclude", "baton-vms", "--no-fail-fast"]);
     cargo.arg("--").args(filter).args(options);
-    // One pipe for both keeps the programs' names (cargo's errors) in order with their results (their output).
+    // One pipe for both keeps the programs' names (cargo's errors) in order with their results
+    // (their output).
     let (reader, writer) = pipe().context("could not make a pipe")?;
-    cargo
-        .current_dir(root)
-        .stdin(Stdio::null())
-        .stderr(writer.try_clone()?)
-        .stdout(writer);
+    cargo.current_dir(root).stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
     let mut child = cargo.spawn().context("could not run `cargo test`")?;
     // The command holds the writing ends, and the reader waits for the last of them to close.
     drop(cargo);
@@ -91,52 +74,30 @@ fn cargo_test(
         }
         see(&line, &program);
     }
-    Ok(child
-        .wait()
-        .context("could not wait for `cargo test`")?
-        .success())
+    Ok(child.wait().context("could not wait for `cargo test`")?.success())
 }
 
-/// The program that cargo says it runs now: `     Running unittests src/lib.rs (target/debug/deps/baton-0123)` is `baton, src/lib.rs`.
+/// The program that cargo says it runs now: `     Running unittests src/lib.rs
+/// (target/debug/deps/baton-0123)` is `baton, src/lib.rs`.
 fn program_name(line: &str) -> Option<String> {
     let line = line.trim_start();
     if let Some(package) = line.strip_prefix("Doc-tests ") {
         return Some(format!("{package}, documentation"));
     }
     let (source, binary) = line.strip_prefix("Running ")?.split_once(" (")?;
-    let binary = Path::new(binary.trim_end_matches(')'))
-        .file_name()?
-        .to_string_lossy()
-        .into_owned();
-    let package = binary
-        .rsplit_once('-')
-        .map_or(binary.as_str(), |(package, _hash)| package);
-    Some(format!(
-        "{package}, {}",
-        source.trim_start_matches("unittests ")
-    ))
+    let binary = Path::new(binary.trim_end_matches(')')).file_name()?.to_string_lossy().into_owned();
+    let package = binary.rsplit_once('-').map_or(binary.as_str(), |(package, _hash)| package);
+    Some(format!("{package}, {}", source.trim_start_matches("unittests ")))
 }
 
 /// Lines that say nothing but that all is well.
 fn is_routine(line: &str) -> bool {
     let line = line.trim_start();
     line.is_empty()
-        || [
-            "Running ",
-            "Doc-tests ",
-            "Compiling ",
-            "Finished ",
-            "Blocking ",
-            "Downloading ",
-            "Downloaded ",
-            "running ",
-        ]
-        .iter()
-        .any(|start| line.starts_with(start))
-        || line.starts_with("test ")
-            && [" ... ok", " ... ignored"]
-                .iter()
-                .any(|result| line.contains(result))
+        || ["Running ", "Doc-tests ", "Compiling ", "Finished ", "Blocking ", "Downloading ", "Downloaded ", "running "]
+            .iter()
+            .any(|start| line.starts_with(start))
+        || line.starts_with("test ") && [" ... ok", " ... ignored"].iter().any(|result| line.contains(result))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -150,15 +111,10 @@ impl Summary {
     fn parse(line: &str) -> Option<Summary> {
         let (_verdict, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let number = |what: &str| {
-            let count = counts
-                .split(';')
-                .find_map(|count| count.trim().strip_suffix(what))?;
+            let count = counts.split(';').find_map(|count| count.trim().strip_suffix(what))?;
             count.trim().parse().ok()
         };
-        Some(Summary {
-            passed: number("passed")?,
-            failed: number("failed")?,
-        })
+        Some(Summary { passed: number("passed")?, failed: number("failed")? })
     }
 }
 
@@ -169,13 +125,7 @@ mod tests {
     #[test]
     fn summaries_are_counted() {
         let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s";
-        assert_eq!(
-            Summary::parse(line),
-            Some(Summary {
-                passed: 3,
-                failed: 2
-            })
-        );
+        assert_eq!(Summary::parse(line), Some(Summary { passed: 3, failed: 2 }));
         assert_eq!(Summary::parse("test a ... ok"), None);
     }
 
@@ -184,14 +134,8 @@ mod tests {
         let line = "     Running unittests src/lib.rs (target/debug/deps/baton-0123abcd)";
         assert_eq!(program_name(line).as_deref(), Some("baton, src/lib.rs"));
         let line = "     Running tests/mailbox.rs (/tmp/a b/debug/deps/mailbox-0123abcd)";
-        assert_eq!(
-            program_name(line).as_deref(),
-            Some("mailbox, tests/mailbox.rs")
-        );
-        assert_eq!(
-            program_name("   Doc-tests baton").as_deref(),
-            Some("baton, documentation")
-        );
+        assert_eq!(program_name(line).as_deref(), Some("mailbox, tests/mailbox.rs"));
+        assert_eq!(program_name("   Doc-tests baton").as_deref(), Some("baton, documentation"));
         assert_eq!(program_name("running 3 tests"), None);
     }
 

@@ -1,8 +1,8 @@
 //! Images: building hypervisor and VMs, and turning their ELF files into what a machine boots.
 //!
-//! Everything goes to `target/baton/`: `baton.elf` and `baton.bin` (and `baton-<features>.…` for builds with cargo features),
-//! `vms/<name>.elf` and `.bin`, `ramdisks/<name>.cpio` (old binary format) and `<name>.newc.cpio`. Each build happens at most once
-//! in the life of a [`Workspace`].
+//! Everything goes to `target/baton/`: `baton.elf` and `baton.bin` (and `baton-<features>.…` for
+//! builds with cargo features), `vms/<name>.elf` and `.bin`, `ramdisks/<name>.cpio` (old binary
+//! format) and `<name>.newc.cpio`. Each build happens at most once in the life of a [`Workspace`].
 
 use std::collections::HashMap;
 use std::fs;
@@ -37,14 +37,13 @@ type Once<T> = Mutex<HashMap<String, Result<T, String>>>;
 /// Makes `name`, unless that was tried before.
 fn once<T: Clone>(made: &Once<T>, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut made = made.lock().expect("a build panicked");
-    let result = made
-        .entry(name.to_owned())
-        .or_insert_with(|| make().map_err(|error| format!("{error:#}")));
+    let result = made.entry(name.to_owned()).or_insert_with(|| make().map_err(|error| format!("{error:#}")));
     result.clone().map_err(Error::msg)
 }
 
 impl Workspace {
-    /// Reads the workspace's manifest and finds a toolchain for the target, fetching it if it is missing.
+    /// Reads the workspace's manifest and finds a toolchain for the target, fetching it if it is
+    /// missing.
     pub fn open(clippy: bool) -> Result<Workspace> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
         let metadata = MetadataCommand::new()
@@ -69,11 +68,7 @@ impl Workspace {
 
     /// A file below the folder that products go to.
     pub fn product(&self, name: &str) -> PathBuf {
-        self.metadata
-            .target_directory
-            .as_std_path()
-            .join("baton")
-            .join(name)
+        self.metadata.target_directory.as_std_path().join("baton").join(name)
     }
 
     /// The hypervisor, built with `features`: its flat image; the ELF file lies beside it.
@@ -81,17 +76,9 @@ impl Workspace {
         let name = [&[HYPERVISOR.to_owned()], features].concat().join("-");
         once(&self.hypervisors, &name, || {
             let mut cargo = self.toolchain.cargo("build");
-            cargo.args([
-                "--package",
-                HYPERVISOR,
-                "--bins",
-                "--features",
-                &features.join(","),
-            ]);
+            cargo.args(["--package", HYPERVISOR, "--bins", "--features", &features.join(",")]);
             let executables = self.build(cargo)?;
-            let elf = executables
-                .get(HYPERVISOR)
-                .context("the build left no executable of the hypervisor")?;
+            let elf = executables.get(HYPERVISOR).context("the build left no executable of the hypervisor")?;
             self.store(elf, &self.product(&name))
         })
     }
@@ -103,12 +90,7 @@ impl Workspace {
             cargo.args(["--package", VMS, "--bins"]);
             let executables = self.build(cargo)?.into_iter();
             executables
-                .map(|(name, elf)| {
-                    Ok((
-                        name.clone(),
-                        self.store(&elf, &self.product("vms").join(&name))?,
-                    ))
-                })
+                .map(|(name, elf)| Ok((name.clone(), self.store(&elf, &self.product("vms").join(&name))?)))
                 .collect()
         })
     }
@@ -123,7 +105,10 @@ impl Workspace {
         let images = self.vms()?;
         recipe.files(|name| {
             let path = images.get(name).with_context(|| {
-                format!("the RAM disk `{}` wants a VM `{name}`, and tests/vms/src/bin has none of that name", recipe.name)
+                format!(
+                    "the RAM disk `{}` wants a VM `{name}`, and tests/vms/src/bin has none of that name",
+                    recipe.name
+                )
             })?;
             fs::read(path).with_context(|| format!("could not read {}", path.display()))
         })
@@ -131,10 +116,7 @@ impl Workspace {
 
     /// Packs the RAM disk `name` in both formats; returns the archive in `format`.
     pub fn ramdisk(&self, name: &str, format: Format) -> Result<PathBuf> {
-        let path = |format: Format| {
-            self.product("ramdisks")
-                .join(format!("{name}.{}", format.extension()))
-        };
+        let path = |format: Format| self.product("ramdisks").join(format!("{name}.{}", format.extension()));
         once(&self.ramdisks, name, || {
             let files = self.files(name)?;
             for format in [Format::OldBinary, Format::Newc] {
@@ -162,21 +144,14 @@ impl Workspace {
         Ok(())
     }
 
-    /// Formatting and lints with warnings as errors, for this machine and for the target, with each feature of the hypervisor.
+    /// Formatting and lints with warnings as errors, for this machine and for the target, with each
+    /// feature of the hypervisor.
     pub fn clippy(&self) -> Result<()> {
         let mut format = setup::host_cargo();
         format.args(["fmt", "--all", "--check"]);
         self.succeed(format)?;
         let mut host = setup::host_cargo();
-        host.args([
-            "clippy",
-            "--workspace",
-            "--exclude",
-            VMS,
-            "--all-targets",
-            "--",
-            "-Dwarnings",
-        ]);
+        host.args(["clippy", "--workspace", "--exclude", VMS, "--all-targets", "--", "-Dwarnings"]);
         self.succeed(host)?;
         let features = self.features();
         let builds = std::iter::once(None).chain(features.iter().map(Some));
@@ -194,22 +169,13 @@ impl Workspace {
 
     /// The cargo features of the hypervisor.
     fn features(&self) -> Vec<String> {
-        let packages = self
-            .metadata
-            .packages
-            .iter()
-            .filter(|package| package.name == HYPERVISOR);
-        packages
-            .flat_map(|package| package.features.keys().cloned())
-            .filter(|feature| feature != "default")
-            .collect()
+        let packages = self.metadata.packages.iter().filter(|package| package.name == HYPERVISOR);
+        packages.flat_map(|package| package.features.keys().cloned()).filter(|feature| feature != "default").collect()
     }
 
     fn succeed(&self, mut command: Command) -> Result<()> {
         command.current_dir(self.root());
-        let status = command
-            .status()
-            .with_context(|| format!("could not run `{}`", words(&command)))?;
+        let status = command.status().with_context(|| format!("could not run `{}`", words(&command)))?;
         ensure!(status.success(), "`{}` failed", words(&command));
         Ok(())
     }
@@ -217,27 +183,19 @@ impl Workspace {
     /// Runs a build and returns the executables that it made, by name.
     fn build(&self, mut cargo: Command) -> Result<HashMap<String, PathBuf>> {
         cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
-        cargo
-            .current_dir(self.root())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut child = cargo
-            .spawn()
-            .with_context(|| format!("could not run `{}`", words(&cargo)))?;
+        cargo.current_dir(self.root()).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = cargo.spawn().with_context(|| format!("could not run `{}`", words(&cargo)))?;
         let output = BufReader::new(child.stdout.take().expect("the output of cargo is piped"));
         let mut executables = HashMap::new();
         for message in Message::parse_stream(output) {
-            if let Message::CompilerArtifact(artifact) =
-                message.context("could not read what cargo says")?
+            if let Message::CompilerArtifact(artifact) = message.context("could not read what cargo says")?
                 && artifact.target.kind.contains(&TargetKind::Bin)
                 && let Some(executable) = artifact.executable
             {
                 executables.insert(artifact.target.name, executable.into_std_path_buf());
             }
         }
-        let status = child
-            .wait()
-            .with_context(|| format!("could not wait for `{}`", words(&cargo)))?;
+        let status = child.wait().with_context(|| format!("could not wait for `{}`", words(&cargo)))?;
         if !status.success() {
             bail!("`{}` failed", words(&cargo));
         }
@@ -247,8 +205,7 @@ impl Workspace {
     /// Leaves `elf` and its flat image under `stem`; returns the image.
     fn store(&self, elf: &Path, stem: &Path) -> Result<PathBuf> {
         let data = fs::read(elf).with_context(|| format!("could not read {}", elf.display()))?;
-        let flat =
-            flatten(&data).with_context(|| format!("{} is no bootable image", elf.display()))?;
+        let flat = flatten(&data).with_context(|| format!("{} is no bootable image", elf.display()))?;
         let (elf, image) = (stem.with_extension("elf"), stem.with_extension("bin"));
         write(&elf, &data)?;
         write(&image, &flat)?;
@@ -259,8 +216,7 @@ impl Workspace {
 /// Writes a product, and its folder if need be.
 pub fn write(path: &Path, data: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("could not make the folder {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("could not make the folder {}", folder.display()))?;
     }
     fs::write(path, data).with_context(|| format!("could not write {}", path.display()))
 }
@@ -275,19 +231,12 @@ pub fn words(command: &Command) -> String {
 fn segments(data: &[u8]) -> Result<Vec<(u64, &[u8])>> {
     let header = elf::FileHeader64::<Endianness>::parse(data)?;
     let endian = header.endian()?;
-    ensure!(
-        header.e_machine.get(endian) == elf::EM_AARCH64,
-        "it is not for AArch64"
-    );
+    ensure!(header.e_machine.get(endian) == elf::EM_AARCH64, "it is not for AArch64");
     let segments = header.program_headers(endian, data)?.iter();
-    let loaded = segments
-        .filter(|segment| segment.p_type(endian) == elf::PT_LOAD && segment.p_filesz(endian) > 0);
+    let loaded = segments.filter(|segment| segment.p_type(endian) == elf::PT_LOAD && segment.p_filesz(endian) > 0);
     loaded
         .map(|segment| {
-            let bytes = segment
-                .data(endian, data)
-                .ok()
-                .context("a segment lies outside of the file")?;
+            let bytes = segment.data(endian, data).ok().context("a segment lies outside of the file")?;
             Ok((segment.p_paddr(endian), bytes))
         })
         .collect()
@@ -295,30 +244,21 @@ fn segments(data: &[u8]) -> Result<Vec<(u64, &[u8])>> {
 
 /// The lowest physical address of an ELF file, which is that of its image's first byte.
 pub fn link_address(data: &[u8]) -> Result<u64> {
-    segments(data)?
-        .iter()
-        .map(|(address, _)| *address)
-        .min()
-        .context("it has nothing to load")
+    segments(data)?.iter().map(|(address, _)| *address).min().context("it has nothing to load")
 }
 
-/// The bytes of an ELF file as they lie in memory, from its lowest physical address to the end of what the file holds. Memory behind
-/// that (zeroed data) is not part of the image; who loads it has room for it.
+/// The bytes of an ELF file as they lie in memory, from its lowest physical address to the end of
+/// what the file holds. Memory behind that (zeroed data) is not part of the image; who loads it has
+/// room for it.
 fn flatten(data: &[u8]) -> Result<Vec<u8>> {
     const LONGEST: u64 = 64 << 20;
     let header = elf::FileHeader64::<Endianness>::parse(data)?;
     let (start, entry) = (link_address(data)?, header.e_entry(header.endian()?));
-    ensure!(
-        entry == start,
-        "it is to be entered at its first byte, {start:#x}, but its entry is {entry:#x}"
-    );
+    ensure!(entry == start, "it is to be entered at its first byte, {start:#x}, but its entry is {entry:#x}");
     let mut image = Vec::new();
     for (address, bytes) in segments(data)? {
         let offset = address - start;
-        ensure!(
-            offset <= LONGEST,
-            "its segments lie {offset:#x} bytes apart"
-        );
+        ensure!(offset <= LONGEST, "its segments lie {offset:#x} bytes apart");
         let (offset, end) = (offset as usize, offset as usize + bytes.len());
         image.resize(image.len().max(end), 0);
         image[offset..end].copy_from_slice(bytes);
@@ -330,25 +270,14 @@ fn flatten(data: &[u8]) -> Result<Vec<u8>> {
 pub fn load_address(image: &[u8]) -> Option<u64> {
     const MEMORY: u64 = 0x4000_0000;
     const BOOT_CODE: u64 = 4096;
-    let word = |offset: usize| {
-        Some(u64::from_le_bytes(
-            image.get(offset..offset + 8)?.try_into().ok()?,
-        ))
-    };
+    let word = |offset: usize| Some(u64::from_le_bytes(image.get(offset..offset + 8)?.try_into().ok()?));
     if image.get(0x38..0x3c)? != b"ARM\x64" {
         return None;
     }
     // An image without a size is one of the old kind, whose offset means nothing.
     let offset = if word(0x10)? == 0 { 0x8_0000 } else { word(8)? };
     // QEMU keeps its own first instructions clear of the image.
-    Some(
-        MEMORY
-            + if offset < BOOT_CODE {
-                offset + 0x20_0000
-            } else {
-                offset
-            },
-    )
+    Some(MEMORY + if offset < BOOT_CODE { offset + 0x20_0000 } else { offset })
 }
 
 #[cfg(test)]
@@ -362,23 +291,12 @@ mod tests {
         let entry = segments.iter().map(|segment| segment.0).min().unwrap_or(0);
         header.extend([entry, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
         header.extend([0, 0, 0, 0]);
-        header.extend(
-            [64u16, 56, segments.len() as u16, 64, 0, 0]
-                .iter()
-                .flat_map(|half| half.to_le_bytes()),
-        );
+        header.extend([64u16, 56, segments.len() as u16, 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
         let mut offset = (64 + 56 * segments.len()) as u64;
         let mut contents = Vec::new();
         for (address, bytes, memory) in segments {
             header.extend([1, 0, 0, 0, 7, 0, 0, 0]);
-            let words = [
-                offset,
-                0xffff_0000,
-                *address,
-                bytes.len() as u64,
-                *memory,
-                1,
-            ];
+            let words = [offset, 0xffff_0000, *address, bytes.len() as u64, *memory, 1];
             header.extend(words.iter().flat_map(|word| word.to_le_bytes()));
             contents.extend_from_slice(bytes);
             offset += bytes.len() as u64;
@@ -395,12 +313,20 @@ mod tests {
 
     #[test]
     fn zeroed_data_at_the_end_is_left_out_and_between_segments_filled() {
-        let elf = elf_of(&[
-            (0x1000, b"ab", 4),
-            (0x1006, b"c", 0x1000),
-            (0x9000, b"", 0x1000),
-        ]);
+        let elf = elf_of(&[(0x1000, b"ab", 4), (0x1006, b"c", 0x1000), (0x9000, b"", 0x1000)]);
         assert_eq!(flatten(&elf).unwrap(), b"ab\0\0\0\0c");
+    }
+
+    #[test]
+    fn the_header_says_where_an_image_is_loaded() {
+        let mut image = vec![0; 64];
+        assert_eq!(load_address(&image), None);
+        image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        assert_eq!(load_address(&image), Some(0x4008_0000));
+        image[0x10] = 1;
+        assert_eq!(load_address(&image), Some(0x4020_0000));
+        image[0xa] = 8;
+        assert_eq!(load_address(&image), Some(0x4008_0000));
     }
 
     #[test]

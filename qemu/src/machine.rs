@@ -1,7 +1,8 @@
 //! Machines: the QEMU command line, and the process that it starts.
 //!
-//! The wall clock only guards against hangs here; what a machine says and how it ends decide everything else. QEMU never outlives
-//! this tool by Ctrl-C, SIGTERM or SIGHUP: [`end_with_us`] sees to that.
+//! The wall clock only guards against hangs here; what a machine says and how it ends decide
+//! everything else. QEMU never outlives this tool by Ctrl-C, SIGTERM or SIGHUP: [`end_with_us`]
+//! sees to that.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -36,17 +37,12 @@ pub struct Machine {
 /// How the hypervisor gets into a machine.
 #[derive(Clone, Debug)]
 pub enum Boot {
-    /// As a kernel: QEMU loads the RAM disk, makes the device tree true for it and enters the image.
-    Kernel {
-        image: PathBuf,
-        ramdisk: Option<PathBuf>,
-        append: String,
-    },
-    /// File by file, each at its address; pCPU 0 starts at `entry`. Nothing touches the device tree then.
-    Files {
-        files: Vec<(PathBuf, u64)>,
-        entry: u64,
-    },
+    /// As a kernel: QEMU loads the RAM disk, makes the device tree true for it and enters the
+    /// image.
+    Kernel { image: PathBuf, ramdisk: Option<PathBuf>, append: String },
+    /// File by file, each at its address; pCPU 0 starts at `entry`. Nothing touches the device tree
+    /// then.
+    Files { files: Vec<(PathBuf, u64)>, entry: u64 },
 }
 
 impl Machine {
@@ -56,35 +52,12 @@ impl Machine {
     /// The QEMU command line.
     pub fn command(&self) -> Command {
         let mut qemu = Command::new(setup::QEMU);
-        qemu.args([
-            "-M",
-            Self::BOARD,
-            "-cpu",
-            &self.cpu,
-            "-smp",
-            &self.cpus.to_string(),
-            "-m",
-            &self.memory,
-        ]);
+        qemu.args(["-M", Self::BOARD, "-cpu", &self.cpu, "-smp", &self.cpus.to_string(), "-m", &self.memory]);
         // The ROM of the default network card is in a package that is not needed otherwise.
-        qemu.args([
-            "-nic",
-            "none",
-            "-display",
-            "none",
-            "-monitor",
-            "none",
-            "-serial",
-            "stdio",
-            "-no-reboot",
-        ]);
+        qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);
         qemu.args(["-semihosting-config", "enable=on,target=native"]);
         match &self.boot {
-            Boot::Kernel {
-                image,
-                ramdisk,
-                append,
-            } => {
+            Boot::Kernel { image, ramdisk, append } => {
                 qemu.arg("-kernel").arg(image);
                 if let Some(ramdisk) = ramdisk {
                     qemu.arg("-initrd").arg(ramdisk);
@@ -96,10 +69,7 @@ impl Machine {
             Boot::Files { files, entry } => {
                 for (file, address) in files {
                     let file = file.to_string_lossy().replace(',', ",,");
-                    qemu.args([
-                        "-device",
-                        &format!("loader,file={file},addr={address:#x},force-raw=on"),
-                    ]);
+                    qemu.args(["-device", &format!("loader,file={file},addr={address:#x},force-raw=on")]);
                 }
                 qemu.args(["-device", &format!("loader,addr={entry:#x},cpu-num=0")]);
             }
@@ -116,16 +86,10 @@ impl Machine {
     /// Starts it. `live` shows its console on ours, and gives it our input.
     pub fn start(&self, live: bool) -> Result<Running> {
         let mut command = self.command();
-        command.stdin(if live {
-            Stdio::inherit()
-        } else {
-            Stdio::null()
-        });
+        command.stdin(if live { Stdio::inherit() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = RUNNING.lock().expect("a thread that ran QEMU panicked");
-        let child = command
-            .spawn()
-            .with_context(|| format!("could not run {}", setup::QEMU))?;
+        let child = command.spawn().with_context(|| format!("could not run {}", setup::QEMU))?;
         running.push(pid(&child));
         drop(running);
         Ok(Running::watch(child, live))
@@ -146,9 +110,7 @@ pub fn end_with_us() -> Result<()> {
     ctrlc::set_handler(|| {
         INTERRUPT.store(true, Ordering::SeqCst);
         // The lock also holds back a QEMU that is being started just now.
-        let running = RUNNING
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let running = RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if running.is_empty() {
             std::process::exit(INTERRUPTED);
         }
@@ -212,13 +174,7 @@ impl Running {
                 move || complaints.feed(errors, live.then(io::stderr))
             }),
         ];
-        Running {
-            child,
-            console,
-            complaints,
-            threads,
-            start: Instant::now(),
-        }
+        Running { child, console, complaints, threads, start: Instant::now() }
     }
 
     pub fn console(&self) -> &Console {
@@ -227,9 +183,7 @@ impl Running {
 
     /// Waits for its end; ends it after `limit`.
     pub fn finish(mut self, limit: Option<Duration>) -> Result<Outcome> {
-        let limit = limit.map_or(Duration::MAX, |limit| {
-            limit.saturating_sub(self.start.elapsed())
-        });
+        let limit = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.start.elapsed()));
         let ended = self.console.wait_closed(limit);
         let status = self.end(!ended);
         for thread in self.threads.drain(..) {
@@ -270,30 +224,10 @@ impl Drop for Running {
 
 /// Has QEMU write the device tree that it would give to such a machine.
 pub fn dump_device_tree(cpu: &str, cpus: u32, memory: &str, to: &Path) -> Result<Vec<u8>> {
-    let board = format!(
-        "{},dumpdtb={}",
-        Machine::BOARD,
-        to.to_string_lossy().replace(',', ",,")
-    );
+    let board = format!("{},dumpdtb={}", Machine::BOARD, to.to_string_lossy().replace(',', ",,"));
     let mut qemu = Command::new(setup::QEMU);
-    qemu.args([
-        "-M",
-        &board,
-        "-cpu",
-        cpu,
-        "-smp",
-        &cpus.to_string(),
-        "-m",
-        memory,
-        "-nic",
-        "none",
-        "-display",
-        "none",
-    ]);
-    let output = qemu
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("could not run {}", setup::QEMU))?;
+    qemu.args(["-M", &board, "-cpu", cpu, "-smp", &cpus.to_string(), "-m", memory, "-nic", "none", "-display", "none"]);
+    let output = qemu.stdin(Stdio::null()).output().with_context(|| format!("could not run {}", setup::QEMU))?;
     if !output.status.success() {
         let _ = io::stderr().write_all(&output.stderr);
         bail!("`{}` failed", words(&qemu));

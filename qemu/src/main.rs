@@ -1,15 +1,17 @@
-//! `cargo baton`: sets this machine up, builds the hypervisor and its VMs, boots them on QEMU, and tests them.
+//! `cargo baton`: sets this machine up, builds the hypervisor and its VMs, boots them on QEMU, and
+//! tests them.
 //!
-//! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`], [`host_tests`], [`hostile`] inputs and
-//! the [`save_window`] held by the debugger [`gdb`]), [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it
-//! boots), [`setup`] (what this computer lacks).
+//! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
+//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]),
+//! [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
+//! [`setup`] (what this computer lacks).
 
 mod console;
 mod device_tree;
 mod gdb;
 mod host_tests;
-mod hostile;
 mod images;
+mod inputs;
 mod machine;
 mod ramdisk;
 mod save_window;
@@ -29,7 +31,8 @@ use crate::images::Workspace;
 use crate::machine::{Boot, Machine};
 use crate::ramdisk::Format;
 
-/// Baton's host tool: sets this machine up, builds the hypervisor and its VMs, boots and tests them on QEMU.
+/// Baton's host tool: sets this machine up, builds the hypervisor and its VMs, boots and tests them
+/// on QEMU.
 #[derive(Parser)]
 #[command(name = "cargo baton", bin_name = "cargo baton", version)]
 struct Cli {
@@ -122,10 +125,7 @@ fn run(options: &Run) -> Result<bool> {
     let archive = match &options.vms {
         Some(list) => {
             let archive = workspace.product("ramdisks/own.cpio");
-            images::write(
-                &archive,
-                &ramdisk::pack(Format::OldBinary, &ramdisk::files_of_vms_file(list)?)?,
-            )?;
+            images::write(&archive, &ramdisk::pack(Format::OldBinary, &ramdisk::files_of_vms_file(list)?)?)?;
             archive
         }
         None => workspace.ramdisk("main", Format::OldBinary)?,
@@ -135,16 +135,8 @@ fn run(options: &Run) -> Result<bool> {
         cpu: options.cpu.clone(),
         cpus: options.cpus,
         memory: options.memory.clone(),
-        boot: Boot::Kernel {
-            image: image.clone(),
-            ramdisk: Some(archive),
-            append: options.append.clone(),
-        },
-        extra: gdb
-            .iter()
-            .filter(|_| options.gdb)
-            .map(|word| word.to_string())
-            .collect(),
+        boot: Boot::Kernel { image: image.clone(), ramdisk: Some(archive), append: options.append.clone() },
+        extra: gdb.iter().filter(|_| options.gdb).map(|word| word.to_string()).collect(),
     };
     if options.verbose {
         eprintln!("{}", machine.command_line());
@@ -158,15 +150,12 @@ fn run(options: &Run) -> Result<bool> {
     }
     let outcome = machine.run(options.timeout.map(Duration::from_secs), true)?;
     let problem = match (outcome.status, panic_line(&outcome.console)) {
-        (None, _) => Some(format!(
-            "the machine did not end by itself within {} s",
-            options.timeout.unwrap_or_default()
-        )),
+        (None, _) => {
+            Some(format!("the machine did not end by itself within {} s", options.timeout.unwrap_or_default()))
+        }
         (_, Some(line)) => Some(format!("the hypervisor panicked: {line}")),
         (Some(status), None) if !status.success() => Some(format!("QEMU failed: {status}")),
-        _ if options.vms.is_none()
-            && !lines(&outcome.console).any(|line| line == "[main] PASS") =>
-        {
+        _ if options.vms.is_none() && !lines(&outcome.console).any(|line| line == "[main] PASS") => {
             Some("the main job ended without `[main] PASS`".to_owned())
         }
         _ => None,
@@ -190,8 +179,7 @@ fn test(options: Test) -> Result<bool> {
     }
     setup::qemu()?;
     if let Some(image) = &run.hypervisor {
-        std::fs::metadata(image)
-            .with_context(|| format!("there is no hypervisor image {}", image.display()))?;
+        std::fs::metadata(image).with_context(|| format!("there is no hypervisor image {}", image.display()))?;
     }
     suite::run(&workspace, &run)
 }

@@ -1,9 +1,10 @@
 //! RAM disks: what the hypervisor loads its VMs from.
 //!
-//! A RAM disk is a cpio archive with `vmlinuz` (the primary), `initrd.img` (the primary's own RAM disk), `vms.txt` (a line for
-//! each secondary: `<bytes> <vcpus> <file>`) and the secondaries' images. It is written in the *old binary* format, which is the
-//! reference's, or in *newc*, which is what `cpio -H newc` makes. The named RAM disks of the main job and of the test suite are listed here, and
-//! so is the format of the files that `cargo baton run --vms` takes.
+//! A RAM disk is a cpio archive with `vmlinuz` (the primary), `initrd.img` (the primary's own RAM
+//! disk), `vms.txt` (a line for each secondary: `<bytes> <vcpus> <file>`) and the secondaries'
+//! images. It is written in the *old binary* format, which is the reference's, or in *newc*, which
+//! is what `cpio -H newc` makes. The named RAM disks of the main job and of the test suite are
+//! listed here, and so is the format of the files that `cargo baton run --vms` takes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,7 @@ pub struct File {
 
 impl File {
     pub fn new(name: &str, data: impl Into<Vec<u8>>) -> File {
-        File {
-            name: name.to_owned(),
-            data: data.into(),
-        }
+        File { name: name.to_owned(), data: data.into() }
     }
 }
 
@@ -61,54 +59,25 @@ pub fn pack(format: Format, files: &[File]) -> Result<Vec<u8>> {
 fn append(archive: &mut Vec<u8>, format: Format, name: &str, data: &[u8]) -> Result<()> {
     let size = u32::try_from(data.len())
         .with_context(|| format!("{name} has {} bytes, too many for a RAM disk", data.len()))?;
-    let name_size = u16::try_from(name.len() + 1)
-        .with_context(|| format!("the name {name} is too long for a RAM disk"))?;
+    let name_size =
+        u16::try_from(name.len() + 1).with_context(|| format!("the name {name} is too long for a RAM disk"))?;
     const REGULAR_FILE: u16 = 0o100644;
     const LINKS: u16 = 1;
     let align = match format {
         Format::OldBinary => {
-            // magic, device, inode, mode, user, group, links, device number, time (2), name size, data size (2)
-            let words = [
-                0o070707,
-                0,
-                0,
-                REGULAR_FILE,
-                0,
-                0,
-                LINKS,
-                0,
-                0,
-                0,
-                name_size,
-                (size >> 16) as u16,
-                size as u16,
-            ];
+            // magic, device, inode, mode, user, group, links, device number, time (2), name size,
+            // data size (2)
+            let words =
+                [0o070707, 0, 0, REGULAR_FILE, 0, 0, LINKS, 0, 0, 0, name_size, (size >> 16) as u16, size as u16];
             archive.extend(words.iter().flat_map(|word| word.to_le_bytes()));
             2
         }
         Format::Newc => {
-            // inode, mode, user, group, links, time, data size, device (2), device number (2), name size, check
-            let fields = [
-                0,
-                REGULAR_FILE.into(),
-                0,
-                0,
-                LINKS.into(),
-                0,
-                size,
-                0,
-                0,
-                0,
-                0,
-                name_size.into(),
-                0,
-            ];
+            // inode, mode, user, group, links, time, data size, device (2), device number (2), name
+            // size, check
+            let fields = [0, REGULAR_FILE.into(), 0, 0, LINKS.into(), 0, size, 0, 0, 0, 0, name_size.into(), 0];
             archive.extend_from_slice(b"070701");
-            archive.extend(
-                fields
-                    .iter()
-                    .flat_map(|field: &u32| format!("{field:08x}").into_bytes()),
-            );
+            archive.extend(fields.iter().flat_map(|field: &u32| format!("{field:08x}").into_bytes()));
             4
         }
     };
@@ -131,11 +100,7 @@ pub struct Secondary {
 
 impl Secondary {
     fn small(image: &str, vcpus: u32) -> Secondary {
-        Secondary {
-            bytes: MIB,
-            vcpus,
-            image: image.to_owned(),
-        }
+        Secondary { bytes: MIB, vcpus, image: image.to_owned() }
     }
 }
 
@@ -151,27 +116,14 @@ pub struct Recipe {
 /// The RAM disks that `cargo baton build` leaves behind.
 pub fn recipes() -> Vec<Recipe> {
     let main = ["hog", "echo", "client", "check_state"];
-    let suite = [
-        "puppet",
-        "puppet",
-        "check_state",
-        "echo",
-        "relay",
-        "relay",
-        "interruptible",
-        "hog",
-        "client",
-    ];
+    let suite = ["puppet", "puppet", "check_state", "echo", "relay", "relay", "interruptible", "hog", "client"];
     let vcpus_in_suite = |index| if index == 1 { 2 } else { 1 };
     vec![
         Recipe {
             name: "main",
             primary: "main_job",
             initrd: b"",
-            secondaries: main
-                .iter()
-                .map(|image| Secondary::small(image, 1))
-                .collect(),
+            secondaries: main.iter().map(|image| Secondary::small(image, 1)).collect(),
         },
         Recipe {
             name: "suite",
@@ -205,24 +157,22 @@ impl Recipe {
 
 /// The text of `vms.txt`.
 pub fn vms_txt(secondaries: &[Secondary]) -> String {
-    secondaries
-        .iter()
-        .map(|vm| format!("{} {} {}\n", vm.bytes, vm.vcpus, vm.image))
-        .collect()
+    secondaries.iter().map(|vm| format!("{} {} {}\n", vm.bytes, vm.vcpus, vm.image)).collect()
 }
 
 /// The help text for files that `--vms` takes.
 pub const VMS_FILE_HELP: &str = "\
-The file given to --vms has one line for each image; paths are relative to the file, `#` starts a comment:
-    vmlinuz PATH           the primary VM (required)
-    initrd PATH            the primary's own RAM disk (optional)
-    BYTES VCPUS PATH       a secondary VM: its memory, its number of vCPUs and its image; VM ids are 1, 2, … in the order of the lines
-Images are flat binaries that are entered at offset 0; the primary may also be an arm64 Linux `Image`.";
+The file given to --vms has one line for each image; `#` starts a comment:
+    vmlinuz PATH         the primary VM (required)
+    initrd PATH          the primary's own RAM disk (optional)
+    BYTES VCPUS PATH     a secondary VM: its memory, its number of vCPUs, its image
+Paths are relative to the file. The secondaries get the VM ids 1, 2, … in the order of their lines.
+Images are flat binaries, entered at offset 0; the primary may also be an arm64 Linux `Image`.";
 
 /// Reads the file that `--vms` names and all the images that it names.
 pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("could not read the list of VMs {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("could not read the list of VMs {}", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut primary = None;
     let mut initrd = None;
@@ -232,8 +182,7 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
         let here = || format!("{}:{}", path.display(), index + 1);
         let read = |relative: &str| {
             let file = folder.join(relative);
-            fs::read(&file)
-                .with_context(|| format!("{}: could not read the image {}", here(), file.display()))
+            fs::read(&file).with_context(|| format!("{}: could not read the image {}", here(), file.display()))
         };
         let line = line.split('#').next().unwrap_or("").trim();
         match parse_line(line).with_context(here)? {
@@ -246,19 +195,12 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
             Some(Line::Secondary { bytes, vcpus, path }) => {
                 let image = name_of(&path, images.len() + 1);
                 images.push(File::new(&image, read(&path)?));
-                secondaries.push(Secondary {
-                    bytes,
-                    vcpus,
-                    image,
-                });
+                secondaries.push(Secondary { bytes, vcpus, image });
             }
         }
     }
     let Some(primary) = primary else {
-        bail!(
-            "{}: there is no line `vmlinuz PATH` for the primary VM",
-            path.display()
-        )
+        bail!("{}: there is no line `vmlinuz PATH` for the primary VM", path.display())
     };
     let mut files = vec![
         File::new("vmlinuz", primary),
@@ -269,17 +211,12 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
     Ok(files)
 }
 
-/// The name of the `index`th secondary's image in the archive: unique, without spaces, and telling what it is on the console.
+/// The name of the `index`th secondary's image in the archive: unique, without spaces, and telling
+/// what it is on the console.
 fn name_of(path: &str, index: usize) -> String {
-    let stem = PathBuf::from(path)
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let word: String = stem
-        .chars()
-        .filter(|letter| letter.is_ascii_alphanumeric() || "_-".contains(*letter))
-        .take(16)
-        .collect();
+    let stem = PathBuf::from(path).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let word: String =
+        stem.chars().filter(|letter| letter.is_ascii_alphanumeric() || "_-".contains(*letter)).take(16).collect();
     format!("{word}.{index}")
 }
 
@@ -287,40 +224,27 @@ fn name_of(path: &str, index: usize) -> String {
 enum Line {
     Primary(String),
     Initrd(String),
-    Secondary {
-        bytes: u64,
-        vcpus: u32,
-        path: String,
-    },
+    Secondary { bytes: u64, vcpus: u32, path: String },
 }
 
 fn parse_line(line: &str) -> Result<Option<Line>> {
     if line.is_empty() {
         return Ok(None);
     }
-    let (first, rest) = line
-        .split_once(char::is_whitespace)
-        .with_context(|| format!("`{line}` names no file"))?;
+    let (first, rest) = line.split_once(char::is_whitespace).with_context(|| format!("`{line}` names no file"))?;
     let rest = rest.trim();
     match first {
         "vmlinuz" => return Ok(Some(Line::Primary(rest.to_owned()))),
         "initrd" => return Ok(Some(Line::Initrd(rest.to_owned()))),
         _ => {}
     }
-    let bytes = first.parse().with_context(|| {
-        format!("`{first}` is neither `vmlinuz`, nor `initrd`, nor the memory of a secondary VM in bytes")
-    })?;
-    let (vcpus, path) = rest
-        .split_once(char::is_whitespace)
-        .with_context(|| format!("`{line}` is not `BYTES VCPUS PATH`"))?;
-    let vcpus = vcpus
+    let bytes = first
         .parse()
-        .with_context(|| format!("`{vcpus}` is not a number of vCPUs"))?;
-    Ok(Some(Line::Secondary {
-        bytes,
-        vcpus,
-        path: path.trim().to_owned(),
-    }))
+        .with_context(|| format!("`{first}` is neither `vmlinuz`, nor `initrd`, nor a VM's memory in bytes"))?;
+    let (vcpus, path) =
+        rest.split_once(char::is_whitespace).with_context(|| format!("`{line}` is not `BYTES VCPUS PATH`"))?;
+    let vcpus = vcpus.parse().with_context(|| format!("`{vcpus}` is not a number of vCPUs"))?;
+    Ok(Some(Line::Secondary { bytes, vcpus, path: path.trim().to_owned() }))
 }
 
 #[cfg(test)]
@@ -331,16 +255,8 @@ mod tests {
     fn old_binary_has_the_layout_of_the_contract() {
         let archive = pack(Format::OldBinary, &[File::new("ab", vec![7; 3])]).unwrap();
         assert_eq!(u16::from_le_bytes([archive[0], archive[1]]), 0o070707);
-        assert_eq!(
-            u16::from_le_bytes([archive[20], archive[21]]),
-            3,
-            "name size, with its NUL"
-        );
-        assert_eq!(
-            &archive[22..26],
-            &[0, 0, 3, 0],
-            "data size, high half first"
-        );
+        assert_eq!(u16::from_le_bytes([archive[20], archive[21]]), 3, "name size, with its NUL");
+        assert_eq!(&archive[22..26], &[0, 0, 3, 0], "data size, high half first");
         assert_eq!(&archive[26..30], b"ab\0\0", "name, padded to even");
         assert_eq!(&archive[30..34], &[7, 7, 7, 0], "data, padded to even");
         assert_eq!(&archive[34 + 26..], b"TRAILER!!!\0\0");
@@ -358,26 +274,15 @@ mod tests {
         assert_eq!(&archive[..6], b"070701");
         assert_eq!(&archive[54..62], b"0000001a", "data size");
         assert_eq!(&archive[94..102], b"00000004", "name size");
-        assert_eq!(
-            &archive[110..116],
-            b"abc\0\0\0",
-            "name, padded so that the data is aligned"
-        );
+        assert_eq!(&archive[110..116], b"abc\0\0\0", "name, padded so that the data is aligned");
         assert_eq!(archive.len() % 4, 0);
     }
 
     #[test]
     fn lines_of_a_vms_file() {
         assert_eq!(parse_line("").unwrap(), None);
-        assert_eq!(
-            parse_line("vmlinuz a b").unwrap(),
-            Some(Line::Primary("a b".into()))
-        );
-        let secondary = Line::Secondary {
-            bytes: 4096,
-            vcpus: 2,
-            path: "x.bin".into(),
-        };
+        assert_eq!(parse_line("vmlinuz a b").unwrap(), Some(Line::Primary("a b".into())));
+        let secondary = Line::Secondary { bytes: 4096, vcpus: 2, path: "x.bin".into() };
         assert_eq!(parse_line("4096  2 x.bin").unwrap(), Some(secondary));
         for (line, complaint) in [
             ("vmlinuz", "`vmlinuz` names no file"),
@@ -398,16 +303,10 @@ mod tests {
     #[test]
     fn an_image_used_twice_is_packed_once() {
         let recipes = recipes();
-        let suite = recipes
-            .iter()
-            .find(|recipe| recipe.name == "suite")
-            .unwrap();
+        let suite = recipes.iter().find(|recipe| recipe.name == "suite").unwrap();
         let files = suite.files(|name| Ok(name.as_bytes().to_vec())).unwrap();
         assert_eq!(files.iter().filter(|file| file.name == "puppet").count(), 1);
         let text = String::from_utf8(files[2].data.clone()).unwrap();
-        assert!(
-            text.starts_with("1048576 1 puppet\n1048576 2 puppet\n1048576 1 check_state\n"),
-            "{text}"
-        );
+        assert!(text.starts_with("1048576 1 puppet\n1048576 2 puppet\n1048576 1 check_state\n"), "{text}");
     }
 }

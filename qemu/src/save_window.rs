@@ -1,19 +1,23 @@
-//! The save window, held open: a vCPU's last owner stands between its last guest instruction and the publish of its save for as long as
-//! the test likes, while another pCPU asks for the vCPU.
+//! The save window, held open: a vCPU's last owner stands between its last guest instruction and
+//! the publish of its save for as long as the test likes, while another pCPU asks for the vCPU.
 //!
-//! The hypervisor is built with the feature `save-window`, which puts the function `baton_before_publish` just before the publish. The
-//! debugger stops pCPU 0 there, and lets only the others go on:
+//! The hypervisor is built with the feature `save-window`, which puts the function
+//! `baton_before_publish` just before the publish. The debugger stops pCPU 0 there, and lets only
+//! the others go on:
 //!
 //! 1. pCPU 0 runs the vCPU, which exits; the debugger holds pCPU 0 in the window.
-//! 2. pCPU 1 asks for the vCPU and has to wait, its timer armed; the timer's interrupt cancels the wait and reaches the primary.
+//! 2. pCPU 1 asks for the vCPU and has to wait, its timer armed; the timer's interrupt cancels the
+//!    wait and reaches the primary.
 //! 3. pCPU 2 sends to the VM of that vCPU, and is answered: whoever waits or is held holds no lock.
-//! 4. The debugger checks that pCPU 0 has not moved, and lets it go; pCPU 1 asks again, and the vCPU runs on with right values.
+//! 4. The debugger checks that pCPU 0 has not moved, and lets it go; pCPU 1 asks again, and the
+//!    vCPU runs on with right values.
 //!
-//! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there was nothing to
-//! wait for.
+//! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU
+//! 0, because then there was nothing to wait for.
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,18 +30,13 @@ use crate::machine::{Boot, Machine, Running};
 use crate::ramdisk::Format;
 use crate::suite::{Expectation, Kind, Report, Test, judge};
 
-const FEATURE: &str = "save-window";
 const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
 const CPUS: u32 = 4;
 const HELD: u32 = 0;
 
 /// What the guest prints while pCPU 0 is held, in this order.
-const STEPS: [&str; 3] = [
-    "[suite] cpu1 waiting",
-    "[suite] cpu1 cancelled by interrupt",
-    "[suite] cpu2 send ok",
-];
+const STEPS: [&str; 3] = ["[suite] cpu1 waiting", "[suite] cpu1 cancelled by interrupt", "[suite] cpu2 send ok"];
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
@@ -51,52 +50,41 @@ pub fn tests() -> Vec<Test> {
     }]
 }
 
+/// The features of the hypervisor that has the window's marker.
+pub fn features() -> &'static [String] {
+    static FEATURES: LazyLock<[String; 1]> = LazyLock::new(|| ["save-window".to_owned()]);
+    &*FEATURES
+}
+
 /// Boots, holds, lets go and judges.
 pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
-    let image = workspace.hypervisor(&[FEATURE.to_owned()])?;
+    let image = workspace.hypervisor(features())?;
     let window = Window::find(&image)?;
     let boot = Boot::Kernel {
         image,
         ramdisk: Some(workspace.ramdisk("suite", Format::OldBinary)?),
         append: format!("test={CASE}"),
     };
-    let mut machine = Machine {
-        cpu: "cortex-a57".to_owned(),
-        cpus: CPUS,
-        memory: "128M".to_owned(),
-        boot,
-        extra: Vec::new(),
-    };
+    let mut machine =
+        Machine { cpu: "cortex-a57".to_owned(), cpus: CPUS, memory: "128M".to_owned(), boot, extra: Vec::new() };
     let command_line = machine.command_line();
     let door = Door::open()?;
     machine.extra = door.words();
     let running = machine.start(false)?;
     let held = hold(door, &window, &running, test.timeout);
-    // If the choreography went wrong the machine may stand still, and waiting for it would only say that it hung.
-    let limit = if held.is_ok() {
-        test.timeout
-    } else {
-        Duration::ZERO
-    };
+    // If the choreography went wrong the machine may stand still, and waiting for it would only say
+    // that it hung.
+    let limit = if held.is_ok() { test.timeout } else { Duration::ZERO };
     let outcome = running.finish(Some(limit))?;
     let problem = match held {
-        Ok(_debugger) => judge(
-            &Expectation::Pass {
-                case: CASE.to_owned(),
-            },
-            &outcome,
-        )
-        .err(),
+        Ok(_debugger) => judge(&Expectation::Pass { case: CASE.to_owned() }, &outcome).err(),
         Err(error) => Some(format!("{error:#}")),
     };
-    Ok(Report {
-        command_line,
-        outcome,
-        problem,
-    })
+    Ok(Report { command_line, outcome, problem })
 }
 
-/// Steps 1 to 4. The debugger stays connected until the machine has ended: QEMU would stop it otherwise.
+/// Steps 1 to 4. The debugger stays connected until the machine has ended: QEMU would stop it
+/// otherwise.
 fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Result<Debugger> {
     let mut debugger = door.accept()?;
     let there = debugger.read(window.address, window.code.len())?;
@@ -108,10 +96,7 @@ fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Resu
     debugger.break_at(window.address)?;
     debugger.resume_all()?;
     let stopped = debugger.wait_stopped()?;
-    ensure!(
-        stopped == HELD,
-        "pCPU {stopped} came to the save window first; the case wants pCPU {HELD} to"
-    );
+    ensure!(stopped == HELD, "pCPU {stopped} came to the save window first; the case wants pCPU {HELD} to");
     debugger.unbreak(window.address)?;
     debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
     for step in STEPS {
@@ -122,11 +107,7 @@ fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Resu
     }
     debugger.interrupt()?;
     let pc = debugger.program_counter(HELD)?;
-    ensure!(
-        pc == window.address,
-        "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}",
-        window.address
-    );
+    ensure!(pc == window.address, "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}", window.address);
     debugger.resume_all()?;
     Ok(debugger)
 }
@@ -140,23 +121,18 @@ struct Window {
 impl Window {
     fn find(image: &Path) -> Result<Window> {
         const INSTRUCTION: usize = 4;
-        let flat =
-            fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
+        let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
         let elf = image.with_extension("elf");
         let data = fs::read(&elf).with_context(|| format!("could not read {}", elf.display()))?;
-        let file = ElfFile64::<Endianness>::parse(&*data)
-            .with_context(|| format!("could not read {}", elf.display()))?;
+        let file =
+            ElfFile64::<Endianness>::parse(&*data).with_context(|| format!("could not read {}", elf.display()))?;
         let symbol = file.symbols().find(|symbol| symbol.name() == Ok(SYMBOL));
         let symbol = symbol.with_context(|| format!("{} has no symbol {SYMBOL}", elf.display()))?;
         // The image is linked at the address of its first byte, which QEMU puts at `load_address`.
         let offset = symbol.address() - images::link_address(&data)?;
-        let start = images::load_address(&flat)
-            .with_context(|| format!("{} has no Image header", image.display()))?;
+        let start = images::load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
         let code = flat.get(offset as usize..offset as usize + INSTRUCTION);
         let code = code.with_context(|| format!("{SYMBOL} lies outside of {}", image.display()))?;
-        Ok(Window {
-            address: start + offset,
-            code: code.to_vec(),
-        })
+        Ok(Window { address: start + offset, code: code.to_vec() })
     }
 }

@@ -1,8 +1,9 @@
 //! Set-up: what this machine still lacks to build for AArch64 and to boot QEMU, and getting it.
 //!
-//! Looking at the machine, deciding and acting are kept apart. [`Facts`] is what was seen, [`decide`] is a pure function
-//! of it, and only [`Toolchain::find`] and [`qemu`] run anything. Whatever is fetched is announced in one line with its reason, and
-//! a machine that cannot be set up gets one sentence with the commands to type.
+//! Looking at the machine, deciding and acting are kept apart. [`Facts`] is what was seen,
+//! [`decide`] is a pure function of it, and only [`Toolchain::find`] and [`qemu`] run anything.
+//! Whatever is fetched is announced in one line with its reason, and a machine that cannot be set
+//! up gets one sentence with the commands to type.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,7 +12,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The target that hypervisor and VMs are built for: no floating-point registers in code that the compiler makes.
+/// The target that hypervisor and VMs are built for: no floating-point registers in code that the
+/// compiler makes.
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 
 /// The emulator that boots them.
@@ -59,7 +61,8 @@ pub enum Apt {
     Root,
 }
 
-/// What the build for the target needs: nothing more, or one of two things to fetch, or what only the user can do.
+/// What the build for the target needs: nothing more, or one of two things to fetch, or what only
+/// the user can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Build with the active toolchain.
@@ -74,8 +77,9 @@ pub enum Decision {
     Impossible(String),
 }
 
-/// Chooses the toolchain: the active one if it has the target; else the target from rustup, unless that is forbidden or has
-/// failed; else Debian's compiler and sources. `clippy` says that the linter is needed too.
+/// Chooses the toolchain: the active one if it has the target; else the target from rustup, unless
+/// that is forbidden or has failed; else Debian's compiler and sources. `clippy` says that the
+/// linter is needed too.
 pub fn decide(facts: &Facts, clippy: bool) -> Decision {
     if facts.target_installed {
         return Decision::Active;
@@ -94,9 +98,7 @@ pub fn decide(facts: &Facts, clippy: bool) -> Decision {
         missing.push("rust-web-clippy");
     }
     match &facts.linker {
-        Some(linker) if missing.is_empty() => Decision::Debian {
-            linker: linker.clone(),
-        },
+        Some(linker) if missing.is_empty() => Decision::Debian { linker: linker.clone() },
         linker => {
             if linker.is_none() {
                 missing.push("lld");
@@ -123,10 +125,7 @@ fn by_hand(facts: &Facts, missing: &[&str]) -> String {
         Apt::Absent => format!("type: {add}"),
         _ => format!("type: {add}\nor:   {install}"),
     };
-    format!(
-        "the active Rust toolchain has no `core` for {TARGET}, {rustup}, and {}; {commands}",
-        facts.apt.refusal()
-    )
+    format!("the active Rust toolchain has no `core` for {TARGET}, {rustup}, and {}; {commands}", facts.apt.refusal())
 }
 
 impl Apt {
@@ -139,10 +138,7 @@ impl Apt {
 }
 
 fn apt_by_hand(packages: &[&str]) -> String {
-    format!(
-        "sudo apt-get update && sudo apt-get install --no-install-recommends {}",
-        packages.join(" ")
-    )
+    format!("sudo apt-get update && sudo apt-get install --no-install-recommends {}", packages.join(" "))
 }
 
 /// The toolchain that builds for [`TARGET`], ready to use.
@@ -164,17 +160,11 @@ impl Toolchain {
                 Decision::Debian { linker } => return Ok(Toolchain::Debian { linker }),
                 Decision::Impossible(sentence) => bail!(sentence),
                 Decision::AddTarget => {
-                    say(&format!(
-                        "rustup target add {TARGET}: the active toolchain has no `core` for it"
-                    ));
-                    let added = Command::new("rustup")
-                        .args(["target", "add", TARGET])
-                        .status();
-                    facts = Facts {
-                        rustup_failed: !added.is_ok_and(|status| status.success()),
-                        ..observe()
-                    };
-                    // A rustup that succeeds without making the target appear must not be asked again.
+                    say(&format!("rustup target add {TARGET}: the active toolchain has no `core` for it"));
+                    let added = Command::new("rustup").args(["target", "add", TARGET]).status();
+                    facts = Facts { rustup_failed: !added.is_ok_and(|status| status.success()), ..observe() };
+                    // A rustup that succeeds without making the target appear must not be asked
+                    // again.
                     facts.rustup_failed |= !facts.target_installed;
                 }
                 Decision::Install(packages) => {
@@ -183,15 +173,8 @@ impl Toolchain {
                     } else {
                         "rustup cannot add it"
                     };
-                    install(
-                        facts.apt,
-                        &packages,
-                        &format!("{TARGET} is to be built with Debian's Rust: {reason}"),
-                    )?;
-                    facts = Facts {
-                        rustup_failed: facts.rustup_failed,
-                        ..observe()
-                    };
+                    install(facts.apt, &packages, &format!("{TARGET} is to be built with Debian's Rust: {reason}"))?;
+                    facts = Facts { rustup_failed: facts.rustup_failed, ..observe() };
                     if let Decision::Install(still) = decide(&facts, clippy) {
                         bail!(
                             "apt-get installed {}, but {} is still missing or too old",
@@ -213,33 +196,17 @@ impl Toolchain {
                 cargo
             }
             Toolchain::Debian { linker } => {
-                // Cargo prefers subcommands in its home to those beside it, so a rustup there would catch `clippy`.
-                let program = if command == "clippy" {
-                    DEBIAN_CLIPPY
-                } else {
-                    DEBIAN_CARGO
-                };
+                // Cargo prefers subcommands in its home to those beside it, so a rustup there would
+                // catch `clippy`.
+                let program = if command == "clippy" { DEBIAN_CLIPPY } else { DEBIAN_CARGO };
                 let mut cargo = Command::new(program);
                 // What the cargo that runs us has set up for its own toolchain.
                 for name in ["RUSTUP_TOOLCHAIN", "RUSTDOC", "LD_LIBRARY_PATH"] {
                     cargo.env_remove(name);
                 }
-                cargo
-                    .env("CARGO", DEBIAN_CARGO)
-                    .env("RUSTC", DEBIAN_RUSTC)
-                    .env("RUSTC_BOOTSTRAP", "1");
-                cargo.env(
-                    format!(
-                        "CARGO_TARGET_{}_LINKER",
-                        TARGET.to_uppercase().replace('-', "_")
-                    ),
-                    linker,
-                );
-                cargo.args([
-                    command,
-                    "-Zbuild-std=core",
-                    "-Zbuild-std-features=compiler-builtins-mem",
-                ]);
+                cargo.env("CARGO", DEBIAN_CARGO).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                cargo.env(format!("CARGO_TARGET_{}_LINKER", TARGET.to_uppercase().replace('-', "_")), linker);
+                cargo.args([command, "-Zbuild-std=core", "-Zbuild-std-features=compiler-builtins-mem"]);
                 cargo
             }
         };
@@ -259,54 +226,31 @@ pub fn qemu() -> Result<()> {
         return Ok(());
     }
     match apt() {
-        apt @ (Apt::Root | Apt::Sudo) => {
-            install(apt, &[QEMU_PACKAGE], &format!("there is no {QEMU} on PATH"))?
+        apt @ (Apt::Root | Apt::Sudo) => install(apt, &[QEMU_PACKAGE], &format!("there is no {QEMU} on PATH"))?,
+        Apt::Absent => {
+            bail!("there is no {QEMU} on PATH, and no apt-get to install it: get it with this system's package manager")
         }
-        apt => bail!(
-            "there is no {QEMU} on PATH, and {}; type: {}",
-            apt.refusal(),
-            apt_by_hand(&[QEMU_PACKAGE])
-        ),
+        apt @ Apt::NotAllowed => {
+            bail!("there is no {QEMU} on PATH, and {}; type: {}", apt.refusal(), apt_by_hand(&[QEMU_PACKAGE]))
+        }
     }
-    on_path(QEMU).map(drop).with_context(|| {
-        format!("apt-get installed {QEMU_PACKAGE}, but there is still no {QEMU} on PATH")
-    })
+    on_path(QEMU)
+        .map(drop)
+        .with_context(|| format!("apt-get installed {QEMU_PACKAGE}, but there is still no {QEMU} on PATH"))
 }
 
 fn install(apt: Apt, packages: &[&str], reason: &str) -> Result<()> {
     say(&format!("apt-get install {}: {reason}", packages.join(" ")));
-    let prefix: &[&str] = if apt == Apt::Sudo {
-        &["sudo", "-n"]
-    } else {
-        &[]
-    };
+    let prefix: &[&str] = if apt == Apt::Sudo { &["sudo", "-n"] } else { &[] };
     let update: &[&str] = &["apt-get", "update", "-q"];
-    let install: &[&str] = &[
-        "env",
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "install",
-        "-q",
-        "-y",
-        "--no-install-recommends",
-    ];
-    for words in [
-        [prefix, update].concat(),
-        [prefix, install, packages].concat(),
-    ] {
-        let output = Command::new(words[0])
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .output();
+    let install: &[&str] =
+        &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-q", "-y", "--no-install-recommends"];
+    for words in [[prefix, update].concat(), [prefix, install, packages].concat()] {
+        let output = Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("could not run `{}`", words.join(" ")))?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "`{}` failed: {}; then type: {}",
-                words.join(" "),
-                complaint.trim(),
-                apt_by_hand(packages)
-            );
+            bail!("`{}` failed: {}; then type: {}", words.join(" "), complaint.trim(), apt_by_hand(packages));
         }
     }
     Ok(())
@@ -320,18 +264,8 @@ fn say(what: &str) {
 fn observe() -> Facts {
     let sysroot = sysroot("rustc");
     let debian_sysroot = sysroot_of_debian();
-    let has_target = |sysroot: &PathBuf| {
-        sysroot
-            .join("lib/rustlib")
-            .join(TARGET)
-            .join("lib")
-            .is_dir()
-    };
-    let has_source = |sysroot: &PathBuf| {
-        sysroot
-            .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-            .is_file()
-    };
+    let has_target = |sysroot: &PathBuf| sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir();
+    let has_source = |sysroot: &PathBuf| sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file();
     Facts {
         target_installed: sysroot.as_ref().is_some_and(has_target),
         rustup: answers("rustup"),
@@ -340,31 +274,19 @@ fn observe() -> Facts {
         debian_rust: debian_sysroot.is_some() && Path::new(DEBIAN_CARGO).exists(),
         debian_source: debian_sysroot.as_ref().is_some_and(has_source),
         debian_clippy: Path::new(DEBIAN_CLIPPY).exists(),
-        linker: sysroot
-            .and_then(|sysroot| rust_lld(&sysroot))
-            .or_else(|| on_path("ld.lld")),
+        linker: sysroot.and_then(|sysroot| rust_lld(&sysroot)).or_else(|| on_path("ld.lld")),
         apt: apt(),
     }
 }
 
 fn sysroot(rustc: &str) -> Option<PathBuf> {
-    let output = Command::new(rustc)
-        .args(["--print", "sysroot"])
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    let output = Command::new(rustc).args(["--print", "sysroot"]).output().ok()?;
+    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// The sysroot of Debian's rustc, if it is one that this workspace accepts.
 fn sysroot_of_debian() -> Option<PathBuf> {
-    let output = Command::new(DEBIAN_RUSTC)
-        .arg("--version")
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .output()
-        .ok()?;
+    let output = Command::new(DEBIAN_RUSTC).arg("--version").env_remove("RUSTUP_TOOLCHAIN").output().ok()?;
     let version = String::from_utf8_lossy(&output.stdout).into_owned();
     if release(version.split(' ').nth(1)?)? < release(env!("CARGO_PKG_RUST_VERSION"))? {
         return None;
@@ -381,10 +303,7 @@ fn release(version: &str) -> Option<(u32, u32)> {
 /// The linker that comes with the active toolchain.
 fn rust_lld(sysroot: &Path) -> Option<PathBuf> {
     let hosts = sysroot.join("lib/rustlib").read_dir().ok()?;
-    hosts
-        .flatten()
-        .map(|host| host.path().join("bin/rust-lld"))
-        .find(|lld| lld.is_file())
+    hosts.flatten().map(|host| host.path().join("bin/rust-lld")).find(|lld| lld.is_file())
 }
 
 fn apt() -> Apt {
@@ -392,11 +311,7 @@ fn apt() -> Apt {
         Apt::Absent
     } else if nix::unistd::geteuid().is_root() {
         Apt::Root
-    } else if Command::new("sudo")
-        .args(["-n", "true"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
+    } else if Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|output| output.status.success()) {
         Apt::Sudo
     } else {
         Apt::NotAllowed
@@ -404,16 +319,11 @@ fn apt() -> Apt {
 }
 
 fn answers(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success())
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 #[cfg(test)]
@@ -434,100 +344,42 @@ mod tests {
 
     #[test]
     fn the_active_toolchain_comes_first() {
-        let facts = Facts {
-            target_installed: true,
-            ..debian(true)
-        };
+        let facts = Facts { target_installed: true, ..debian(true) };
         assert_eq!(decide(&facts, true), Decision::Active);
     }
 
     #[test]
     fn rustup_adds_the_target_unless_forbidden() {
-        let facts = Facts {
-            rustup_forbidden: false,
-            ..debian(true)
-        };
+        let facts = Facts { rustup_forbidden: false, ..debian(true) };
         assert_eq!(decide(&facts, false), Decision::AddTarget);
-        assert_eq!(
-            decide(&debian(true), false),
-            Decision::Debian {
-                linker: PathBuf::from("/lld")
-            }
-        );
+        assert_eq!(decide(&debian(true), false), Decision::Debian { linker: PathBuf::from("/lld") });
     }
 
     #[test]
     fn a_rustup_that_failed_is_not_asked_again() {
-        let facts = Facts {
-            rustup_forbidden: false,
-            rustup_failed: true,
-            ..debian(true)
-        };
-        assert_eq!(
-            decide(&facts, false),
-            Decision::Debian {
-                linker: PathBuf::from("/lld")
-            }
-        );
+        let facts = Facts { rustup_forbidden: false, rustup_failed: true, ..debian(true) };
+        assert_eq!(decide(&facts, false), Decision::Debian { linker: PathBuf::from("/lld") });
     }
 
     #[test]
     fn only_what_is_missing_is_installed() {
-        assert_eq!(
-            decide(&debian(false), false),
-            Decision::Install(vec!["lld"])
-        );
-        assert_eq!(
-            decide(&debian(true), true),
-            Decision::Install(vec!["rust-web-clippy"])
-        );
-        let nothing = Facts {
-            apt: Apt::Sudo,
-            ..Facts::default()
-        };
-        let all = vec![
-            "rustc-web",
-            "cargo-web",
-            "rust-web-src",
-            "rust-web-clippy",
-            "lld",
-        ];
+        assert_eq!(decide(&debian(false), false), Decision::Install(vec!["lld"]));
+        assert_eq!(decide(&debian(true), true), Decision::Install(vec!["rust-web-clippy"]));
+        let nothing = Facts { apt: Apt::Sudo, ..Facts::default() };
+        let all = vec!["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy", "lld"];
         assert_eq!(decide(&nothing, true), Decision::Install(all));
     }
 
     #[test]
     fn what_cannot_be_done_is_one_sentence_with_the_commands() {
-        let facts = Facts {
-            apt: Apt::NotAllowed,
-            ..debian(false)
-        };
-        let Decision::Impossible(sentence) = decide(&facts, false) else {
-            panic!("decided to do something")
-        };
-        assert!(
-            sentence.contains("RUSTUP_AUTO_INSTALL=0 forbids adding it"),
-            "{sentence}"
-        );
-        assert!(
-            sentence.contains("rustup target add aarch64-unknown-none-softfloat"),
-            "{sentence}"
-        );
-        assert!(
-            sentence.contains("sudo apt-get install --no-install-recommends lld"),
-            "{sentence}"
-        );
-        let facts = Facts {
-            apt: Apt::Absent,
-            rustup: false,
-            ..debian(false)
-        };
-        let Decision::Impossible(sentence) = decide(&facts, false) else {
-            panic!("decided to do something")
-        };
-        assert!(
-            sentence.contains("no rustup") && !sentence.contains("apt-get install"),
-            "{sentence}"
-        );
+        let facts = Facts { apt: Apt::NotAllowed, ..debian(false) };
+        let Decision::Impossible(sentence) = decide(&facts, false) else { panic!("decided to do something") };
+        assert!(sentence.contains("RUSTUP_AUTO_INSTALL=0 forbids adding it"), "{sentence}");
+        assert!(sentence.contains("rustup target add aarch64-unknown-none-softfloat"), "{sentence}");
+        assert!(sentence.contains("sudo apt-get install --no-install-recommends lld"), "{sentence}");
+        let facts = Facts { apt: Apt::Absent, rustup: false, ..debian(false) };
+        let Decision::Impossible(sentence) = decide(&facts, false) else { panic!("decided to do something") };
+        assert!(sentence.contains("no rustup") && !sentence.contains("apt-get install"), "{sentence}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The test run: which tests there are, running them, and what is said about them.
 //!
-//! Host tests come first, then the QEMU tests: the table's, and the kinds that need more than a case of the guest `suite`. Those with one pCPU
-//! run two at a time; the others one at a time, because a race needs pCPUs that really run at once.
+//! Host tests come first, then the QEMU tests: the table's, and the kinds that need more than a
+//! case of the guest `suite`. Those with one pCPU run two at a time; the others one at a time,
+//! because a race needs pCPUs that really run at once.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
-use crate::{hostile, save_window};
+use crate::{inputs, save_window};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -49,9 +50,28 @@ pub enum Kind {
     /// A case of the guest `suite`, from the table.
     Case(Entry),
     /// A RAM disk or a device tree that is made for the test.
-    Input(hostile::Input),
+    Input(inputs::Input),
     /// The save window, held open by the debugger.
     SaveWindow,
+}
+
+impl Kind {
+    /// The cargo features of the hypervisor that it boots.
+    fn features(&self) -> &[String] {
+        match self {
+            Kind::Case(entry) => &entry.features,
+            Kind::Input(_) => &[],
+            Kind::SaveWindow => save_window::features(),
+        }
+    }
+
+    /// The RAM disk that it boots, or makes its own from.
+    fn ramdisk(&self) -> &str {
+        match self {
+            Kind::Case(entry) => &entry.ramdisk,
+            Kind::Input(_) | Kind::SaveWindow => "suite",
+        }
+    }
 }
 
 /// What a test looks for when its machine has ended.
@@ -61,8 +81,8 @@ pub enum Expectation {
     Pass { case: String },
     /// The guest reports that this case failed, and lives to say so: a negative control.
     Fail { case: String },
-    /// The hypervisor says why it cannot go on, in one line that contains this, and ends the machine with a failing exit code.
-    Refusal { sentence: String },
+    /// The hypervisor ends the machine with a failing exit code, and the primary never starts.
+    Refusal,
 }
 
 /// A machine that ran, and what was wrong with it.
@@ -75,70 +95,51 @@ pub struct Report {
 /// Judges how a machine ended.
 pub fn judge(expectation: &Expectation, outcome: &Outcome) -> Result<(), String> {
     let Some(status) = outcome.status else {
-        return Err(format!(
-            "it hung: it was ended after {:.0} s",
-            outcome.elapsed.as_secs_f64()
-        ));
+        return Err(format!("it hung: it was ended after {:.0} s", outcome.elapsed.as_secs_f64()));
     };
     if let Some(line) = panic_line(&outcome.console) {
         return Err(format!("the hypervisor panicked: {line}"));
     }
     let code = outcome.code();
-    let verdicts: Vec<&str> = lines(&outcome.console)
-        .filter(|line| line.starts_with("[suite] "))
-        .collect();
-    let passes = |case: &str| {
-        verdicts
-            .iter()
-            .filter(|line| **line == format!("[suite] PASS {case}"))
-            .count()
-    };
-    let failure = verdicts
-        .iter()
-        .find(|line| line.starts_with("[suite] FAIL "));
+    let verdicts: Vec<&str> = lines(&outcome.console).filter(|line| line.starts_with("[suite] ")).collect();
+    let passes = |case: &str| verdicts.iter().filter(|line| **line == format!("[suite] PASS {case}")).count();
+    let failure = verdicts.iter().find(|line| line.starts_with("[suite] FAIL "));
     match expectation {
         Expectation::Pass { case } => match failure {
-            Some(line) => Err(format!("the guest says: {line}")),
-            None if passes(case) != 1 => Err(format!(
-                "the guest did not print `[suite] PASS {case}` once; QEMU: {status}"
-            )),
-            None if code != Some(0) => Err(format!(
-                "the case passed, but QEMU did not exit with 0: {status}"
-            )),
+            Some(line) => Err(format!("the guest says: {}", printable(line))),
+            None if passes(case) != 1 => {
+                Err(format!("the guest did not print `[suite] PASS {case}` once; QEMU: {status}"))
+            }
+            None if code != Some(0) => Err(format!("the case passed, but QEMU did not exit with 0: {status}")),
             None => Ok(()),
         },
         Expectation::Fail { case } => match failure {
-            Some(line)
-                if line.starts_with(&format!("[suite] FAIL {case}: ")) && code == Some(0) =>
-            {
-                Ok(())
-            }
+            Some(line) if line.starts_with(&format!("[suite] FAIL {case}: ")) && code == Some(0) => Ok(()),
             Some(line) => Err(format!("the wrong failure: {line}; QEMU: {status}")),
-            None if passes(case) > 0 => {
-                Err("the guest found nothing wrong, so this check cannot fail".to_owned())
-            }
+            None if passes(case) > 0 => Err("the guest found nothing wrong, so this check cannot fail".to_owned()),
             None => Err(format!("the guest reported nothing; QEMU: {status}")),
         },
-        Expectation::Refusal { sentence } => match said_by_hypervisor(&outcome.console, sentence) {
-            1 if code == Some(0) => Err(
-                "the hypervisor said why it cannot go on, but ended the machine with 0".to_owned(),
-            ),
-            1 if !verdicts.is_empty() => {
-                Err("the hypervisor said that it cannot go on, but booted the primary".to_owned())
-            }
-            1 => Ok(()),
-            count => Err(format!(
-                "{count} lines of the hypervisor contain `{sentence}`, instead of one; QEMU: {status}"
-            )),
-        },
+        Expectation::Refusal if !verdicts.is_empty() => Err("the primary was booted".to_owned()),
+        Expectation::Refusal if code == Some(0) => {
+            Err("the machine was not to boot, but ended with exit code 0".to_owned())
+        }
+        Expectation::Refusal if code.is_none() => Err(format!("QEMU died: {status}")),
+        Expectation::Refusal => Ok(()),
     }
 }
 
-/// How many of the hypervisor's lines contain `sentence`.
-pub fn said_by_hypervisor(text: &str, sentence: &str) -> usize {
-    lines(text)
-        .filter(|line| line.starts_with(console::HYPERVISOR_PREFIX) && line.contains(sentence))
-        .count()
+/// Checks that one line of the hypervisor contains `topic`, and that this line contains `reason`
+/// too; without a reason, that no line does.
+pub fn says(text: &str, topic: &str, reason: Option<&str>) -> Result<(), String> {
+    let mut said = lines(text).filter(|line| line.starts_with(console::HYPERVISOR_PREFIX) && line.contains(topic));
+    match (said.next(), said.next(), reason) {
+        (None, _, None) => Ok(()),
+        (Some(line), None, Some(reason)) if line.contains(reason) => Ok(()),
+        (None, _, Some(_)) => Err(format!("the hypervisor did not say `{topic}`")),
+        (Some(line), _, None) => Err(format!("the hypervisor complained: {line}")),
+        (Some(_), Some(line), Some(_)) => Err(format!("the hypervisor complained more than once: {line}")),
+        (Some(line), None, Some(reason)) => Err(format!("the hypervisor gave another reason than `{reason}`: {line}")),
+    }
 }
 
 /// All QEMU tests.
@@ -154,7 +155,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
             kind: Kind::Case(entry),
         })
         .collect();
-    tests.extend(hostile::tests());
+    tests.extend(inputs::tests());
     tests.extend(save_window::tests());
     Ok(tests)
 }
@@ -162,15 +163,13 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
 /// Runs what `options` ask for and prints the summary; true if everything passed.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let filter = options.filter.as_deref();
-    let wanted = |test: &Test| {
-        filter.is_none_or(|filter| test.name.contains(filter)) && (options.long || !test.long)
-    };
+    let wanted = |test: &Test| filter.is_none_or(|filter| test.name.contains(filter)) && (options.long || !test.long);
     let (selected, skipped): (Vec<Test>, Vec<Test>) = tests(workspace.root())?
         .into_iter()
         .filter(wanted)
         .partition(|test| !(options.hypervisor.is_some() && test.beyond_reference));
     for test in &skipped {
-        println!("skip  {:<58} goes beyond the reference", test.name);
+        println!("skip  {:<61} goes beyond the reference", test.name);
     }
     let mut count = Count::default();
     if options.hypervisor.is_none() {
@@ -183,26 +182,18 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     {
         bail!("no test has `{filter}` in its name; `cargo baton test --list` shows them all");
     }
-    let runner = Runner {
-        workspace,
-        options,
-        count: Mutex::new(count),
-        failed: Mutex::default(),
-    };
+    let progress = Mutex::new(Progress { count, ..Progress::default() });
+    let runner = Runner { workspace, options, total: selected.len(), progress };
+    runner.build(&selected);
     runner.all(selected);
     if interrupted() {
         bail!("interrupted");
     }
-    let failed = runner.failed.into_inner().expect("a test panicked");
+    let Progress { count, failed, .. } = runner.progress.into_inner().expect("a test panicked");
     if !failed.is_empty() {
         println!("\nfailed: {}", failed.join(", "));
     }
-    let count = runner.count.into_inner().expect("a test panicked");
-    let skipped = if skipped.is_empty() {
-        String::new()
-    } else {
-        format!(", {} skipped", skipped.len())
-    };
+    let skipped = if skipped.is_empty() { String::new() } else { format!(", {} skipped", skipped.len()) };
     println!("{} passed, {} failed{skipped}", count.passed, count.failed);
     Ok(count.failed == 0)
 }
@@ -211,21 +202,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 pub fn list(workspace: &Workspace, options: &Options) -> Result<()> {
     let root = workspace.root();
     let filter = options.filter.as_deref();
+    for test in tests(root)?.iter().filter(|test| filter.is_none_or(|filter| test.name.contains(filter))) {
+        let notes: Vec<&str> = [(test.beyond_reference, "beyond the reference"), (test.long, "only with --long")]
+            .into_iter()
+            .filter_map(|(holds, note)| holds.then_some(note))
+            .collect();
+        println!("qemu  {:<61} {}", test.name, notes.join(", "));
+    }
     for name in host_tests::list(root, filter)? {
         println!("host  {name}");
-    }
-    for test in tests(root)?
-        .iter()
-        .filter(|test| filter.is_none_or(|filter| test.name.contains(filter)))
-    {
-        let notes: Vec<&str> = [
-            (test.beyond_reference, "beyond the reference"),
-            (test.long, "only with --long"),
-        ]
-        .into_iter()
-        .filter_map(|(holds, note)| holds.then_some(note))
-        .collect();
-        println!("qemu  {:<58} {}", test.name, notes.join(", "));
     }
     Ok(())
 }
@@ -233,14 +218,33 @@ pub fn list(workspace: &Workspace, options: &Options) -> Result<()> {
 struct Runner<'a> {
     workspace: &'a Workspace,
     options: &'a Options,
-    count: Mutex<Count>,
-    failed: Mutex<Vec<String>>,
+    /// How many tests there are to run.
+    total: usize,
+    progress: Mutex<Progress>,
+}
+
+/// How far the run is.
+#[derive(Debug, Default)]
+struct Progress {
+    ended: usize,
+    /// The host tests are in it too.
+    count: Count,
+    /// The names of the tests that failed.
+    failed: Vec<String>,
 }
 
 impl Runner<'_> {
+    /// Builds what the tests need, so that their times are their own. What cannot be built is reported by those that
+    /// need it.
+    fn build(&self, tests: &[Test]) {
+        for test in tests {
+            let _ = self.hypervisor(test.kind.features());
+            let _ = self.workspace.ramdisk(test.kind.ramdisk(), Format::OldBinary);
+        }
+    }
+
     fn all(&self, tests: Vec<Test>) {
-        let (single, several): (Vec<Test>, Vec<Test>) =
-            tests.into_iter().partition(|test| test.cpus == 1);
+        let (single, several): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|test| test.cpus == 1);
         let single = Mutex::new(VecDeque::from(single));
         let next = || single.lock().expect("a test panicked").pop_front();
         thread::scope(|scope| {
@@ -267,40 +271,28 @@ impl Runner<'_> {
         if interrupted() {
             return;
         }
-        let seconds = start.elapsed().as_secs_f64();
-        let mut text = String::new();
         let problem = match &result {
             Ok(report) => report.problem.clone(),
             Err(error) => Some(format!("it could not run: {error:#}")),
         };
-        match &problem {
-            None => text += &format!("ok    {:<58} {seconds:>6.2} s\n", test.name),
-            Some(problem) => {
-                text += &format!(
-                    "FAIL  {:<58} {seconds:>6.2} s\n      {problem}\n",
-                    test.name
-                )
-            }
-        }
-        if let Ok(report) = &result {
-            if problem.is_some() {
-                text += &describe(test, report, self.options);
-            } else if self.options.verbose {
-                text += &format!("      {}\n", report.command_line);
-            }
-        }
-        let mut count = self.count.lock().expect("a test panicked");
-        // One write under the lock keeps the text of two tests apart.
-        print!("{text}");
+        let verdict = if problem.is_some() { "FAIL" } else { "ok" };
+        // Text and count change under one lock, which keeps the text of two tests apart.
+        let mut progress = self.progress.lock().expect("a test panicked");
+        progress.ended += 1;
+        let place = format!("{}/{}", progress.ended, self.total);
+        println!("{verdict:<5} {place:>7}  {:<52} {:>6.2} s", test.name, start.elapsed().as_secs_f64());
         match problem {
-            None => count.passed += 1,
-            Some(_) => {
-                count.failed += 1;
-                self.failed
-                    .lock()
-                    .expect("a test panicked")
-                    .push(test.name.clone());
+            None => progress.count.passed += 1,
+            Some(problem) => {
+                println!("      {problem}");
+                progress.count.failed += 1;
+                progress.failed.push(test.name.clone());
             }
+        }
+        match &result {
+            Ok(report) if report.problem.is_some() => print!("{}", describe(test, report, self.options)),
+            Ok(report) if self.options.verbose => println!("      {}", report.command_line),
+            _ => {}
         }
     }
 
@@ -323,30 +315,18 @@ impl Runner<'_> {
                 ramdisk: Some(self.workspace.ramdisk(&entry.ramdisk, Format::OldBinary)?),
                 append: entry.append(self.options.long),
             },
-            extra: shell_words::split(&entry.machine)
-                .context("`machine` cannot be split into words")?,
+            extra: shell_words::split(&entry.machine).context("`machine` cannot be split into words")?,
         };
         let outcome = machine.run(Some(timeout), false)?;
         let case = entry.case().to_owned();
-        let expectation = if entry.expect_fail {
-            Expectation::Fail { case }
-        } else {
-            Expectation::Pass { case }
-        };
-        let missing = entry
-            .expect
-            .iter()
-            .find(|text| !outcome.console.contains(text.as_str()));
+        let expectation = if entry.expect_fail { Expectation::Fail { case } } else { Expectation::Pass { case } };
+        let missing = entry.expect.iter().find(|text| !outcome.console.contains(text.as_str()));
         let problem = match (judge(&expectation, &outcome), missing) {
             (Err(problem), _) => Some(problem),
             (Ok(()), Some(text)) => Some(format!("the console does not contain `{text}`")),
             (Ok(()), None) => None,
         };
-        Ok(Report {
-            command_line: machine.command_line(),
-            outcome,
-            problem,
-        })
+        Ok(Report { command_line: machine.command_line(), outcome, problem })
     }
 
     fn hypervisor(&self, features: &[String]) -> Result<PathBuf> {
@@ -357,34 +337,111 @@ impl Runner<'_> {
     }
 }
 
+/// A line of a console without anything that a terminal would obey.
+fn printable(line: &str) -> String {
+    line.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter }).collect()
+}
+
 /// What somebody needs who wants to see a failure again.
 fn describe(test: &Test, report: &Report, options: &Options) -> String {
     const TAIL: usize = 25;
     let mut text = String::new();
-    for (title, said) in [
-        ("console", &report.outcome.console),
-        ("QEMU", &report.outcome.complaints),
-    ] {
+    for (title, said) in [("console", &report.outcome.console), ("QEMU", &report.outcome.complaints)] {
         let tail = tail(said, TAIL);
         if !tail.is_empty() {
             text += &format!("      the end of what the {title} said:\n");
-            tail.iter()
-                .for_each(|line| text += &format!("      | {line}\n"));
+            tail.iter().for_each(|line| text += &format!("      | {}\n", printable(line)));
         }
     }
     let long = if options.long { " --long" } else { "" };
     let other = options.hypervisor.as_ref();
     let other = other
-        .map(|image| {
-            format!(
-                " --hypervisor {}",
-                shell_words::quote(&image.to_string_lossy())
-            )
-        })
+        .map(|image| format!(" --hypervisor {}", shell_words::quote(&image.to_string_lossy())))
         .unwrap_or_default();
-    text += &format!(
-        "      again: cargo baton test {}{long}{other}\n      or:    {}\n",
-        test.name, report.command_line
-    );
+    text +=
+        &format!("      again: cargo baton test {}{long}{other}\n      or:    {}\n", test.name, report.command_line);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn ended(code: Option<i32>, console: &str) -> Outcome {
+        Outcome {
+            status: code.map(|code| ExitStatus::from_raw(code << 8)),
+            console: console.to_owned(),
+            complaints: String::new(),
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    fn pass() -> Expectation {
+        Expectation::Pass { case: "a".to_owned() }
+    }
+
+    fn fail() -> Expectation {
+        Expectation::Fail { case: "a".to_owned() }
+    }
+
+    #[test]
+    fn only_a_finished_pass_of_this_case_passes() {
+        assert_eq!(judge(&pass(), &ended(Some(0), "[suite] PASS a\r\n")), Ok(()));
+        for (code, console, problem) in [
+            (Some(0), "[suite] PASS a", "did not print"),
+            (Some(0), "[suite] PASS ab\n", "did not print"),
+            (Some(0), "[puppet] [suite] PASS a\n", "did not print"),
+            (Some(0), "[suite] PASS a\n[suite] PASS a\n", "once"),
+            (Some(0), "[suite] PASS a\n[suite] FAIL a: b\n", "FAIL a: b"),
+            (Some(0), "[suite] PASS a\nbaton: PANIC on pCPU 1", "panicked"),
+            (Some(1), "[suite] PASS a\n", "did not exit with 0"),
+            (None, "[suite] PASS a\n", "hung"),
+        ] {
+            let found = judge(&pass(), &ended(code, console)).unwrap_err();
+            assert!(found.contains(problem), "{console}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_negative_control_must_fail_by_the_guests_word() {
+        assert_eq!(judge(&fail(), &ended(Some(0), "[suite] FAIL a: x5 was 1\n")), Ok(()));
+        for (code, console, problem) in [
+            (Some(0), "[suite] PASS a\n", "cannot fail"),
+            (Some(0), "[suite] FAIL b: x5 was 1\n", "wrong failure"),
+            (Some(1), "[suite] FAIL a: x5 was 1\n", "wrong failure"),
+            (Some(1), "", "reported nothing"),
+            (Some(0), "[suite] FAIL a: x5 was 1\nbaton: PANIC", "panicked"),
+            (None, "[suite] FAIL a: x5 was 1\n", "hung"),
+        ] {
+            let found = judge(&fail(), &ended(code, console)).unwrap_err();
+            assert!(found.contains(problem), "{console}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_a_failing_exit_without_a_primary() {
+        assert_eq!(judge(&Expectation::Refusal, &ended(Some(1), "baton: cannot\n")), Ok(()));
+        for outcome in [ended(Some(0), ""), ended(Some(1), "[suite] PASS a\n"), ended(None, "")] {
+            judge(&Expectation::Refusal, &outcome).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn complaints_are_counted_and_compared() {
+        let text = "baton: cannot boot: no memory\r\n[vm] baton: cannot boot\r\n";
+        assert_eq!(says(text, "cannot boot", Some("memory")), Ok(()));
+        assert_eq!(says(text, "left out", None), Ok(()));
+        for (text, reason, problem) in [
+            (text.to_owned(), Some("disk"), "another reason"),
+            (text.to_owned(), None, "complained"),
+            (text.repeat(2), Some("memory"), "more than once"),
+            (String::new(), Some("memory"), "did not say"),
+        ] {
+            let found = says(&text, "cannot boot", reason).unwrap_err();
+            assert!(found.contains(problem), "{found}");
+        }
+    }
 }

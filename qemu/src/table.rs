@@ -1,4 +1,5 @@
-//! The table of ordinary QEMU tests, `tests/qemu.toml`: which case the guest `suite` runs, on which machine.
+//! The table of ordinary QEMU tests, `tests/qemu.toml`: which case the guest `suite` runs, on which
+//! machine.
 
 use std::fs;
 use std::path::Path;
@@ -46,7 +47,7 @@ pub struct Entry {
     /// What the console must contain besides the verdict.
     #[serde(default)]
     pub expect: Vec<String>,
-    /// A negative control: the guest must report a failure.
+    /// A negative control: the guest must report a failure, and `expect` says which.
     #[serde(default)]
     pub expect_fail: bool,
     /// More words for QEMU.
@@ -81,18 +82,9 @@ impl Entry {
 
     /// The words after the kernel's name.
     pub fn append(&self, long: bool) -> String {
-        let form = if long {
-            &self.long_append
-        } else {
-            &self.quick_append
-        };
+        let form = if long { &self.long_append } else { &self.quick_append };
         let test = format!("test={}", self.case());
-        [&test, &self.append, form]
-            .into_iter()
-            .filter(|words| !words.is_empty())
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(" ")
+        [&test, &self.append, form].into_iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -104,25 +96,19 @@ struct Table {
 
 /// Reads the table.
 pub fn load(path: &Path) -> Result<Vec<Entry>> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("could not read the test table {}", path.display()))?;
+    let text = fs::read_to_string(path).with_context(|| format!("could not read the test table {}", path.display()))?;
     parse(&text).with_context(|| format!("the test table {} is wrong", path.display()))
 }
 
 fn parse(text: &str) -> Result<Vec<Entry>> {
     let entries = toml::from_str::<Table>(text)?.test;
     for (index, entry) in entries.iter().enumerate() {
-        let twice = entries[..index]
-            .iter()
-            .any(|other| other.name == entry.name);
+        let twice = entries[..index].iter().any(|other| other.name == entry.name);
         ensure!(!twice, "two tests have the name `{}`", entry.name);
         let in_range = (1..=16).contains(&entry.cpus);
-        ensure!(
-            in_range,
-            "the test `{}` wants {} CPUs; a machine has 1 to 16",
-            entry.name,
-            entry.cpus
-        );
+        ensure!(in_range, "the test `{}` wants {} CPUs; a machine has 1 to 16", entry.name, entry.cpus);
+        let vague = entry.expect_fail && entry.expect.is_empty();
+        ensure!(!vague, "the test `{}` expects a failure, but not which: give `expect`", entry.name);
     }
     Ok(entries)
 }
@@ -134,10 +120,7 @@ mod tests {
     #[test]
     fn a_name_is_enough() {
         let entry = &parse("[[test]]\nname = \"vm_get_count\"").unwrap()[0];
-        assert_eq!(
-            (entry.case(), entry.cpus, entry.timeout),
-            ("vm_get_count", 4, 60)
-        );
+        assert_eq!((entry.case(), entry.cpus, entry.timeout), ("vm_get_count", 4, 60));
         assert_eq!(entry.append(false), "test=vm_get_count");
     }
 
@@ -152,11 +135,9 @@ mod tests {
     #[test]
     fn mistakes_are_found() {
         for (text, complaint) in [
-            (
-                "[[test]]\nname = 'a'\n[[test]]\nname = 'a'",
-                "two tests have the name `a`",
-            ),
+            ("[[test]]\nname = 'a'\n[[test]]\nname = 'a'", "two tests have the name `a`"),
             ("[[test]]\nname = 'a'\ncpus = 0", "wants 0 CPUs"),
+            ("[[test]]\nname = 'a'\nexpect_fail = true", "but not which"),
             ("[[test]]\nname = 'a'\ncpu_count = 1", "unknown field"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -20,6 +20,9 @@ use crate::ids::{MAX_VMS, PAGE_SIZE};
 
 /// What a flat image of the primary is aligned to.
 const FLAT_ALIGN: u64 = 512 << 10;
+/// A flat image does not say how much memory it wants behind it for its zeroed data and stacks; so much is kept free of
+/// secondaries.
+const FLAT_HEADROOM: u64 = 2 << 20;
 /// What an image with an arm64 `Image` header is aligned to, plus its `text_offset`.
 const HEADER_ALIGN: u64 = 2 << 20;
 
@@ -106,7 +109,7 @@ fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
         (true, Some(text_offset), Some(image_size)) if image_size != 0 => {
             Ok((image_size.max(size), HEADER_ALIGN, text_offset))
         }
-        _ => Ok((size, FLAT_ALIGN, 0)),
+        _ => Ok((size + FLAT_HEADROOM, FLAT_ALIGN, 0)),
     }
 }
 

@@ -13,7 +13,8 @@ unsafe extern "C" {
 /// Asks the firmware to start a pCPU for the first time; false if it would not.
 pub fn bring_in(pcpu: &Pcpu) -> bool {
     let entry = baton_secondary_entry as *const () as u64;
-    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, pcpu.id.index() as u64) {
+    let number = pcpu.id.index() as u64;
+    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | super::start::stack_of(pcpu.id) << 8) {
         Ok(()) => true,
         Err(error) => {
             crate::console::say!("the firmware would not start {}: {error}; the primary is told that it failed.", pcpu.id);

@@ -210,6 +210,7 @@ impl Regs {
     }
 
     /// Puts the vCPU where a machine starts: at `entry` with x0 = `context`, everything else as after reset.
+    #[cold]
     pub fn start(&mut self, entry: u64, context: u64) {
         self.x = [0; 31];
         self.x[0] = context;

@@ -12,6 +12,16 @@ use crate::vm::Machine;
 
 static MACHINE: Once<Machine> = Once::new();
 
+/// Which pCPU booted.
+static BOOT_CPU: Once<CpuId> = Once::new();
+
+/// The number of a pCPU's stack. The boot pCPU has the first one, for it did not know its number yet; should another pCPU
+/// be number 0, it gets the one that is left.
+pub fn stack_of(cpu: CpuId) -> u64 {
+    let stack = if cpu.index() == 0 { *BOOT_CPU.get().unwrap_or(&cpu) } else { cpu };
+    stack.index() as u64
+}
+
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
 #[unsafe(no_mangle)]
 extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
@@ -27,7 +37,7 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
         give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
     };
-    let me = CpuId::new(me);
+    let me = *BOOT_CPU.call_once(|| CpuId::new(me));
     super::set_this_cpu(me);
     for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
         pcpu.set_present(mpidr);

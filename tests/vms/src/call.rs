@@ -242,7 +242,8 @@ pub fn wait_for_interrupt() {
     unsafe { asm!("wfi", options(nostack, preserves_flags)) };
 }
 
-/// Gives the CPU away for a while: a secondary yields to the primary.
+/// Gives the CPU away for a while, where `wfe` traps: a secondary yields to the primary then. QEMU's multi-threaded TCG
+/// makes it a no-op, so no test can rely on it.
 pub fn wait_for_event() {
     // SAFETY: a hint; it changes no state.
     unsafe { asm!("wfe", options(nostack, preserves_flags)) };

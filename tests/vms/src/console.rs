@@ -4,12 +4,8 @@
 //! stay silent unless they die.
 
 use core::fmt::{self, Write};
-use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use spin::Mutex;
-
-use crate::{call, psci};
 
 /// The PL011 of QEMU's `virt`: data register and flag register.
 const DATA: *mut u32 = 0x0900_0000 as *mut u32;
@@ -47,7 +43,7 @@ impl fmt::Display for Text {
 
 static LINE: Mutex<()> = Mutex::new(());
 
-fn write_line(text: &Text) {
+pub(crate) fn write_line(text: &Text) {
     let _whole_line = LINE.lock();
     for byte in text.0.bytes().chain(*b"\r\n") {
         // SAFETY: the UART page is mapped for every VM, and its registers are 32 bits wide.
@@ -58,7 +54,8 @@ fn write_line(text: &Text) {
     }
 }
 
-fn name() -> &'static str {
+/// The name that this VM gave itself.
+pub(crate) fn name() -> &'static str {
     unsafe extern "Rust" {
         safe static VM_NAME: &'static str;
     }
@@ -74,48 +71,4 @@ pub fn print(args: fmt::Arguments<'_>) {
 #[macro_export]
 macro_rules! line {
     ($($args:tt)*) => { $crate::console::print(format_args!($($args)*)) };
-}
-
-static CASE: AtomicUsize = AtomicUsize::new(0);
-
-/// Names the test case that a verdict is about. Only its address is kept, hence a reference to a reference.
-pub fn set_case(case: &'static &'static str) {
-    CASE.store(core::ptr::from_ref(case) as usize, Ordering::Release);
-}
-
-fn case() -> Option<&'static str> {
-    let case = CASE.load(Ordering::Acquire) as *const &'static str;
-    // SAFETY: null, or what `set_case` stored, which lives for ever.
-    unsafe { case.as_ref() }.copied()
-}
-
-/// Prints the verdict line.
-pub fn announce(result: Result<(), Text>) {
-    let name = name();
-    let text = match (case(), result) {
-        (Some(case), Ok(())) => Text::new(format_args!("[{name}] PASS {case}")),
-        (Some(case), Err(why)) => Text::new(format_args!("[{name}] FAIL {case}: {why}")),
-        (None, Ok(())) => Text::new(format_args!("[{name}] PASS")),
-        (None, Err(why)) => Text::new(format_args!("[{name}] FAIL: {why}")),
-    };
-    write_line(&text);
-}
-
-/// Prints the verdict and turns the machine off; a VM that may not do that sleeps for ever.
-pub fn verdict(result: Result<(), Text>) -> ! {
-    announce(result);
-    psci::system_off();
-    loop {
-        call::wait_for_interrupt();
-    }
-}
-
-/// Says that the VM cannot go on, as a failed verdict. The primary turns the machine off; a secondary stops.
-pub fn fatal(args: fmt::Arguments<'_>) -> ! {
-    verdict(Err(Text::new(args)))
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    fatal(format_args!("{info}"))
 }

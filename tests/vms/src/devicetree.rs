@@ -80,7 +80,10 @@ impl Machine {
                     for cpu in node.children().filter(|n| n.name_without_address() == "cpu") {
                         let affinity = cpu.property("reg").and_then(|p| number(p.value()));
                         let affinity = affinity.ok_or("a cpu node of the device tree has no reg")?;
-                        machine.cpus.push(affinity).map_err(|_| "the device tree has more CPUs than this VM can hold")?;
+                        machine
+                            .cpus
+                            .push(affinity)
+                            .map_err(|_| "the device tree has more CPUs than this VM can hold")?;
                     }
                 }
                 "memory" => add_ranges(&node, &mut machine.memory)?,

@@ -6,7 +6,7 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 
-use crate::{console, cpu, mmu};
+use crate::{cpu, mmu, verdict};
 
 /// CPUs that a VM can have: as many as the hypervisor can drive.
 pub const MAX_CPUS: usize = 16;
@@ -93,5 +93,5 @@ extern "C" fn vm_rust_start(number: usize) -> ! {
     }
     cpu::run_started(number);
     crate::psci::cpu_off();
-    console::fatal(format_args!("CPU_OFF returned on cpu{number}"));
+    verdict::fatal(format_args!("CPU_OFF returned on cpu{number}"));
 }

@@ -3,7 +3,7 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{console, cpu, sysreg};
+use crate::{cpu, sysreg, verdict};
 
 global_asm!(include_str!("vectors.S"));
 
@@ -95,13 +95,13 @@ extern "C" fn vm_rust_exception(vector: usize, frame: &mut Frame) {
         IRQ => {
             let handler = INTERRUPT_HANDLER.load(Ordering::Acquire);
             if handler == 0 {
-                console::fatal(format_args!("an interrupt came, and this VM has no handler (ELR {:#x})", frame.elr));
+                verdict::fatal(format_args!("an interrupt came, and this VM has no handler (ELR {:#x})", frame.elr));
             }
             // SAFETY: only `set_interrupt_handler` writes it, and it stores a `fn()`.
             let handler = unsafe { core::mem::transmute::<usize, fn()>(handler) };
             handler();
         }
-        _ => console::fatal(format_args!("vector {vector} was taken, ELR {:#x}, ESR {:#x}", frame.elr, esr())),
+        _ => verdict::fatal(format_args!("vector {vector} was taken, ELR {:#x}, ESR {:#x}", frame.elr, esr())),
     }
 }
 
@@ -109,7 +109,7 @@ fn synchronous(frame: &mut Frame) {
     let cpu = cpu::current();
     let fault = Fault { esr: esr(), far: sysreg::read!("far_el1") };
     if !cpu.expecting.load(Ordering::SeqCst) {
-        console::fatal(format_args!(
+        verdict::fatal(format_args!(
             "cpu{} faulted: ESR {:#x}, ELR {:#x} (image offset {:#x}), FAR {:#x}",
             cpu::number(),
             fault.esr,

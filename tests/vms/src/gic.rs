@@ -66,7 +66,10 @@ fn redistributor() -> usize {
         if read(frame + GICR_TYPER + 4) == own {
             return frame;
         }
-        assert!(read(frame + GICR_TYPER) & LAST == 0, "the GIC has no redistributor for the CPU with affinity {own:#x}");
+        assert!(
+            read(frame + GICR_TYPER) & LAST == 0,
+            "the GIC has no redistributor for the CPU with affinity {own:#x}"
+        );
         frame += REDISTRIBUTOR_SIZE;
     }
 }

@@ -5,11 +5,11 @@
 //!
 //! - Interrupts stay masked. Code takes them where it says so ([`exception::take_interrupts`]), so a handler never
 //!   races with the code of its own CPU.
-//! - A fault that nobody expects ends the VM with one line that says where ([`console::fatal`]); code that provokes a
+//! - A fault that nobody expects ends the VM with one line that says where ([`verdict::fatal`]); code that provokes a
 //!   fault on purpose asks for it ([`exception::expect_fault`]) and gets the fault back as a value.
 //!
 //! The modules, bottom up: `entry` and `mmu` bring a CPU up; `cpu` holds what is private to one; `exception` handles
-//! faults and interrupts; `console` prints; `call` and `psci` are the ways into the hypervisor; `mailbox` is messages;
+//! faults and interrupts; `console` prints and `verdict` says how it went; `call` and `psci` are the ways into the hypervisor; `mailbox` is messages;
 //! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `puppet` and `wire` are
 //! what VMs of the tests share with the primary that drives them.
 #![no_std]
@@ -29,6 +29,7 @@ pub mod puppet;
 pub mod state;
 pub mod sysreg;
 pub mod timer;
+pub mod verdict;
 pub mod wire;
 
 /// Names the VM and its main function: `vm!("echo", main);` with `fn main(argument: u64)`, where the argument is x0 as

@@ -57,7 +57,8 @@ pub fn send_bytes(vm: u64, words: &[u64], size: u64) -> Result<u64, Refused> {
     call::mailbox_send(vm, size)
 }
 
-/// Sends as a secondary does: yields to the primary until the receiver has room.
+/// Sends as soon as the receiver has room. Who makes that room needs a CPU: the primary, on another CPU or when its
+/// timer ends this VM's slice.
 pub fn send_until_taken(vm: u64, words: &[u64]) {
     while send(vm, words).is_err() {
         call::wait_for_event();

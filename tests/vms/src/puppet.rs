@@ -42,7 +42,9 @@ pub enum Register {
     VbarEl2,
 }
 
-const REGISTERS: &[(Register, fn() -> u64)] = &[
+type Read = fn() -> u64;
+
+const REGISTERS: &[(Register, Read)] = &[
     (Register::IccSre, || sysreg::read!("s3_0_c12_c12_5")),
     (Register::IccPmr, || sysreg::read!("s3_0_c4_c6_0")),
     (Register::IccCtlr, || sysreg::read!("s3_0_c12_c12_4")),
@@ -82,8 +84,6 @@ pub enum Command {
     Undefined,
     /// `wfi`. b: 1 if any register did not survive.
     Wfi,
-    /// `wfe`. b: 1 if any register did not survive.
-    Wfe,
     /// Reads a register. value: what was read.
     Sysreg(Register),
     /// Fills the FP registers with the pattern of a seed.
@@ -130,19 +130,18 @@ impl Command {
             Command::Execute(address) => (8, [address, 0, 0, 0]),
             Command::Undefined => (9, [0; 4]),
             Command::Wfi => (10, [0; 4]),
-            Command::Wfe => (11, [0; 4]),
-            Command::Sysreg(register) => (12, [register as u64, 0, 0, 0]),
-            Command::FpFill(seed) => (13, [seed, 0, 0, 0]),
-            Command::FpCompare(seed) => (14, [seed, 0, 0, 0]),
-            Command::FpNonZero => (15, [0; 4]),
-            Command::SpinUntilInterrupts(count) => (16, [count, 0, 0, 0]),
-            Command::Spin(rounds) => (17, [rounds, 0, 0, 0]),
-            Command::SpinOpen(rounds) => (18, [rounds, 0, 0, 0]),
-            Command::Interrupts(id) => (19, [id, 0, 0, 0]),
-            Command::EntryState => (20, [0; 4]),
-            Command::Image => (21, [0; 4]),
-            Command::Pages => (22, [0; 4]),
-            Command::TakeInterrupts => (23, [0; 4]),
+            Command::Sysreg(register) => (11, [register as u64, 0, 0, 0]),
+            Command::FpFill(seed) => (12, [seed, 0, 0, 0]),
+            Command::FpCompare(seed) => (13, [seed, 0, 0, 0]),
+            Command::FpNonZero => (14, [0; 4]),
+            Command::SpinUntilInterrupts(count) => (15, [count, 0, 0, 0]),
+            Command::Spin(rounds) => (16, [rounds, 0, 0, 0]),
+            Command::SpinOpen(rounds) => (17, [rounds, 0, 0, 0]),
+            Command::Interrupts(id) => (18, [id, 0, 0, 0]),
+            Command::EntryState => (19, [0; 4]),
+            Command::Image => (20, [0; 4]),
+            Command::Pages => (21, [0; 4]),
+            Command::TakeInterrupts => (22, [0; 4]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -162,19 +161,18 @@ impl Command {
             8 => Command::Execute(a),
             9 => Command::Undefined,
             10 => Command::Wfi,
-            11 => Command::Wfe,
-            12 => Command::Sysreg(REGISTERS.iter().find(|(r, _)| *r as u64 == a)?.0),
-            13 => Command::FpFill(a),
-            14 => Command::FpCompare(a),
-            15 => Command::FpNonZero,
-            16 => Command::SpinUntilInterrupts(a),
-            17 => Command::Spin(a),
-            18 => Command::SpinOpen(a),
-            19 => Command::Interrupts(a),
-            20 => Command::EntryState,
-            21 => Command::Image,
-            22 => Command::Pages,
-            23 => Command::TakeInterrupts,
+            11 => Command::Sysreg(REGISTERS.iter().find(|(r, _)| *r as u64 == a)?.0),
+            12 => Command::FpFill(a),
+            13 => Command::FpCompare(a),
+            14 => Command::FpNonZero,
+            15 => Command::SpinUntilInterrupts(a),
+            16 => Command::Spin(a),
+            17 => Command::SpinOpen(a),
+            18 => Command::Interrupts(a),
+            19 => Command::EntryState,
+            20 => Command::Image,
+            21 => Command::Pages,
+            22 => Command::TakeInterrupts,
             _ => return None,
         })
     }
@@ -209,7 +207,6 @@ impl Command {
             // SAFETY: faults; the handler skips it.
             Command::Undefined => unsafe { asm!("udf #0", options(nostack)) },
             Command::Wfi => answer.general(Leave::Wfi),
-            Command::Wfe => answer.general(Leave::Wfe),
             Command::Sysreg(register) => {
                 let (_, read) = REGISTERS.iter().find(|(r, _)| *r == register).expect("every register is in the table");
                 answer.value = read();

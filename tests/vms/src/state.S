@@ -71,5 +71,4 @@
 .section .text.state, "ax"
 checked_exit vm_checked_hvc, hvc #0
 checked_exit vm_checked_smc, smc #0
-checked_exit vm_checked_wfe, wfe
 checked_exit vm_checked_wfi, wfi

@@ -7,7 +7,7 @@
 
 use core::arch::global_asm;
 
-use crate::call::{function, REFUSED};
+use crate::call::{REFUSED, function};
 use crate::console::Text;
 use crate::{fp, sysreg};
 
@@ -33,7 +33,6 @@ pub struct General {
 unsafe extern "C" {
     fn vm_checked_hvc(registers: &mut General);
     fn vm_checked_smc(registers: &mut General);
-    fn vm_checked_wfe(registers: &mut General);
     fn vm_checked_wfi(registers: &mut General);
 }
 
@@ -44,8 +43,6 @@ pub enum Leave {
     Hvc([u64; 4]),
     /// `smc #0` with x0..x3.
     Smc([u64; 4]),
-    /// `wfe`
-    Wfe,
     /// `wfi`
     Wfi,
 }
@@ -75,7 +72,6 @@ impl General {
             match how {
                 Leave::Hvc(_) => vm_checked_hvc(&mut registers),
                 Leave::Smc(_) => vm_checked_smc(&mut registers),
-                Leave::Wfe => vm_checked_wfe(&mut registers),
                 Leave::Wfi => vm_checked_wfi(&mut registers),
             }
         }

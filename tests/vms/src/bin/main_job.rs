@@ -12,19 +12,18 @@
 #![no_main]
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use baton_vms::call::{self, Counter, Exit, function};
-use baton_vms::console::{self, Text};
+use baton_vms::console::Text;
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
+use baton_vms::verdict::{self, Failed, Verdict};
 use baton_vms::wire::Finding;
-use baton_vms::{cpu, exception, gic, line, mailbox, psci, timer, vm};
-use spin::{Mutex, Once};
+use baton_vms::{cpu, exception, failed, gic, line, mailbox, psci, timer, vm};
+use spin::Once;
 
 vm!("main", main);
-
-type Verdict<T = ()> = Result<T, Text>;
 
 const HOG: usize = 1;
 const ECHO: usize = 2;
@@ -111,18 +110,17 @@ struct Work {
 static WORK: Once<Work> = Once::new();
 static DONE: AtomicBool = AtomicBool::new(false);
 static CLIENT_DONE: AtomicBool = AtomicBool::new(false);
-static FAILURE: Mutex<Option<Text>> = Mutex::new(None);
 
 fn main(device_tree: u64) {
-    console::verdict(run(device_tree));
+    verdict::conclude(run(device_tree));
 }
 
 fn run(device_tree: u64) -> Verdict {
     // SAFETY: the contract has the hypervisor put the device tree where x0 says, and nobody changes it.
-    let machine = unsafe { Machine::read(device_tree) }.map_err(|why| Text::new(format_args!("{why}")))?;
+    let machine = unsafe { Machine::read(device_tree) }.map_err(|why| failed!("{why}"))?;
     let vms = call::vm_get_count();
     if vms != VMS.len() as u64 {
-        return Err(Text::new(format_args!("the main job has 4 secondaries (hog, echo, client, check_state), not {}", vms - 1)));
+        return Err(failed!("the main job has 4 secondaries (hog, echo, client, check_state), not {}", vms - 1));
     }
     let work = WORK.call_once(|| Work {
         messages: machine.number("messages").unwrap_or(2000),
@@ -135,7 +133,7 @@ fn run(device_tree: u64) -> Verdict {
     line!("{cpus} CPUs schedule 4 VMs: {messages} messages, {handoffs} handoffs, {slices} slices");
     gic::init_machine();
     gic::init_cpu();
-    mailbox::configure().map_err(|_| Text::new(format_args!("vm_configure was refused")))?;
+    mailbox::configure().map_err(|_| failed!("vm_configure was refused"))?;
     brief_client(work)?;
     for number in 1..cpus {
         let code = cpu::start(number, machine.cpus[number], |number| {
@@ -143,17 +141,16 @@ fn run(device_tree: u64) -> Verdict {
             schedule(number, 0);
         });
         if code != 0 {
-            return Err(Text::new(format_args!("cpu{number} could not be turned on: CPU_ON answered {code}")));
+            return Err(failed!("cpu{number} could not be turned on: CPU_ON answered {code}"));
         }
     }
     schedule(0, cpus);
     for number in 1..cpus {
         while psci::affinity_info(machine.cpus[number]) == psci::ON {}
     }
-    if let Some(why) = FAILURE.lock().take() {
-        return Err(why);
+    if !verdict::any_failure() {
+        print_table(work);
     }
-    print_table(work);
     Ok(())
 }
 
@@ -161,10 +158,10 @@ fn run(device_tree: u64) -> Verdict {
 fn brief_client(work: &Work) -> Verdict {
     let exit = call::vcpu_run(CLIENT as u64, 0);
     if exit != Exit::WaitForInterrupt {
-        return Err(Text::new(format_args!("the client should wait for its order, and vcpu_run said {exit:?}")));
+        return Err(failed!("the client should wait for its order, and vcpu_run said {exit:?}"));
     }
     let sent = mailbox::send(CLIENT as u64, &[ECHO as u64, work.messages]);
-    sent.map(drop).map_err(|_| Text::new(format_args!("the client's order could not be sent")))
+    sent.map(drop).map_err(|_| failed!("the client's order could not be sent"))
 }
 
 /// The life of one CPU: what may be taken in turn, and after each of them a try at check_state.
@@ -178,10 +175,8 @@ fn schedule(number: usize, cpus_to_show: usize) {
         match ran {
             [Ok(false), Ok(false)] => core::hint::spin_loop(),
             [Ok(_), Ok(_)] => {}
-            [Err(why), _] | [_, Err(why)] => {
-                FAILURE.lock().get_or_insert(why);
-                DONE.store(true, Ordering::Release);
-            }
+            // Why is written down.
+            [Err(_), _] | [_, Err(_)] => DONE.store(true, Ordering::Release),
         }
         if number == 0 {
             let total = VMS.iter().map(|vm| vm.runs.load(Ordering::Relaxed)).sum::<u64>();
@@ -252,20 +247,20 @@ fn run_one(work: &Work, number: usize, index: usize) -> Verdict<bool> {
     Ok(true)
 }
 
-fn unexpected(vm: &Vm, exit: Exit) -> Text {
-    Text::new(format_args!("the run of {} ended with {exit:?}", vm.name))
+fn unexpected(vm: &Vm, exit: Exit) -> Failed {
+    failed!("the run of {} ended with {exit:?}", vm.name)
 }
 
 /// A message for the primary: progress of hog, the client's result, a handoff or a finding of check_state.
 fn serve_message(work: &Work, index: usize, size: u64) -> Verdict {
     let message = mailbox::read(size);
-    call::mailbox_clear().map_err(|_| Text::new(format_args!("mailbox_clear was refused after a message")))?;
+    call::mailbox_clear().map_err(|_| failed!("mailbox_clear was refused after a message"))?;
     match index {
         CLIENT if message.as_slice() == [work.messages, 0] => CLIENT_DONE.store(true, Ordering::Relaxed),
-        CLIENT => return Err(Text::new(format_args!("the client reports (answered, wrong) {:?}", message.as_slice()))),
+        CLIENT => return Err(failed!("the client reports (answered, wrong) {:?}", message.as_slice())),
         CHECK_STATE => {
             if let Some(Finding { round, wrong }) = Finding::from_words(&message) {
-                return Err(Text::new(format_args!("check_state found, in round {round}, a wrong {}", wrong.text())));
+                return Err(failed!("check_state found, in round {round}, a wrong {}", wrong.text()));
             }
         }
         _ => {}

@@ -20,12 +20,8 @@ fn main(_: u64) {
     refuse_wrong_pages();
     mailbox::configure().expect("the pages of this VM were refused");
     loop {
-        // An interrupt that is pending ends the wait again and again until a command fetches it: yield, so that the
-        // primary can send one.
-        let Some((_, commands)) = mailbox::receive(true) else {
-            call::wait_for_event();
-            continue;
-        };
+        // An interrupt that is pending ends the wait again and again, until a command fetches it.
+        let (_, commands) = mailbox::receive_surely();
         let answers = puppet::carry_out(&commands, || LAST_INTERRUPT.load(Ordering::Relaxed));
         mailbox::send_until_taken(wire::PRIMARY, &answers);
     }

@@ -4,9 +4,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::Command;
-use baton_vms::{call, cpu, entry};
+use baton_vms::verdict::Verdict;
+use baton_vms::{call, cpu, ensure, entry, failed};
 
-use crate::harness::{Puppet, Verdict, ensure, equal, join, start_cpu, vms};
+use crate::harness::{Puppet, equal, join, start_cpu, vms};
 
 const EL1: u64 = 1 << 2;
 const ALL_MASKED: u64 = 0xf << 6;
@@ -45,7 +46,7 @@ pub fn device_tree(machine: &Machine) -> Verdict {
     equal("vCPUs of the primary and CPUs of the device tree", call::vcpu_get_count(0), Ok(machine.cpus.len() as u64))?;
 
     let Some(initrd) = machine.initrd else {
-        return Err(crate::text(format_args!("the device tree has no linux,initrd-start and -end")));
+        return Err(failed!("the device tree has no linux,initrd-start and -end"));
     };
     equal("bytes of the primary's RAM disk", initrd.size, INITRD.len() as u64)?;
     for (i, expected) in INITRD.iter().enumerate() {
@@ -63,7 +64,10 @@ pub fn device_tree(machine: &Machine) -> Verdict {
     for vm in [vms::PUPPET, vms::PUPPET2] {
         let image = Puppet::start(vm)?.ask_one(Command::Image)?.value;
         for address in [image, image + vms::MEMORY - 1] {
-            ensure!(reserved(address), "{address:#x} belongs to VM {vm} and is not reserved in the primary's device tree");
+            ensure!(
+                reserved(address),
+                "{address:#x} belongs to VM {vm} and is not reserved in the primary's device tree"
+            );
         }
         ensure!(machine.memory.iter().any(|m| m.contains(image)), "VM {vm} at {image:#x} is not in memory");
     }

@@ -2,18 +2,19 @@
 
 use baton_vms::call::{self, Counter, REFUSED, function};
 use baton_vms::devicetree::{Machine, Range};
-use baton_vms::mailbox;
 use baton_vms::puppet::Command;
 use baton_vms::state::{General, Leave};
+use baton_vms::verdict::Verdict;
+use baton_vms::{ensure, failed, mailbox};
 
-use crate::harness::{Puppet, Verdict, ensure, equal, refused, vms, well_behaved};
+use crate::harness::{PAUSE, Puppet, equal, refused, vms, well_behaved};
 
 /// Makes a call with a pattern in every register, and checks all of them afterwards.
 fn checked(args: [u64; 4]) -> Verdict<u64> {
     let how = Leave::Hvc(args);
     let general = General::leave(how, args[0]);
     if let Some(wrong) = general.first_wrong(how) {
-        return Err(crate::text(format_args!("after hvc with x0 = {:#x}: {}", args[0], wrong.text())));
+        return Err(failed!("after hvc with x0 = {:#x}: {}", args[0], wrong.text()));
     }
     Ok(general.found[0])
 }
@@ -27,8 +28,9 @@ pub fn hvc_registers(_: &Machine) -> Verdict {
     equal("mailbox_clear with nothing to clear", checked([function::MAILBOX_CLEAR, 0, 0, 0])?, REFUSED)?;
     equal("an unknown call", checked([0xff7f, 1, 2, 3])?, REFUSED)?;
     equal("vcpu_run of an absent VM", checked([function::VCPU_RUN, 99, 0, 0])?, 1)?;
-    puppet.tell(&[Command::Spin(1000), Command::Wfe])?;
-    equal("vcpu_run of a puppet that yields", checked([function::VCPU_RUN, vms::PUPPET, 0, 0])?, 0)?;
+    puppet.tell(&[Command::Spin(1000), PAUSE])?;
+    equal("vcpu_run of a puppet that pauses", checked([function::VCPU_RUN, vms::PUPPET, 0, 0])?, 3)?;
+    equal("mailbox_clear", checked([function::MAILBOX_CLEAR, 0, 0, 0])?, 0)?;
     puppet.answers()?;
     let answers = puppet.ask(&[
         Command::Hvc([function::VM_GET_COUNT, 1, 2, 3]),
@@ -153,16 +155,15 @@ pub fn call_exists(_: &Machine) -> Verdict {
 /// The counters of a vCPU, for the primary.
 pub fn vcpu_counter(_: &Machine) -> Verdict {
     let counter = |counter| {
-        call::vcpu_counter(vms::PUPPET, 0, counter)
-            .map_err(|_| crate::text(format_args!("vcpu_counter {counter:?} was refused")))
+        call::vcpu_counter(vms::PUPPET, 0, counter).map_err(|_| failed!("vcpu_counter {counter:?} was refused"))
     };
     equal("runs of a vCPU that never ran", counter(Counter::Runs)?, 0)?;
     let puppet = Puppet::start(vms::PUPPET)?;
     let before = counter(Counter::Runs)?;
     ensure!(before > 0, "a vCPU that ran has 0 runs");
-    puppet.tell(&[Command::Wfe, Command::Wfe])?;
-    puppet.run("that yields", call::Exit::Yield)?;
-    puppet.run("that yields again", call::Exit::Yield)?;
+    puppet.tell(&[PAUSE, PAUSE])?;
+    puppet.pause()?;
+    puppet.pause()?;
     equal("runs after two more", counter(Counter::Runs)?, before + 2)?;
     puppet.answers()?;
     equal("interrupts of a vCPU that took none", counter(Counter::Interrupts)?, 0)?;

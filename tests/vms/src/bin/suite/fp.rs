@@ -5,8 +5,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use baton_vms::devicetree::Machine;
 use baton_vms::fp::State;
 use baton_vms::puppet::Command;
+use baton_vms::verdict::Verdict;
 
-use crate::harness::{Puppet, Verdict, equal, join, report, start_cpu, vms};
+use crate::harness::{Puppet, equal, join, report, start_cpu, vms};
 
 /// All FP registers: 32 of SIMD, FPCR, FPSR.
 const REGISTERS: u64 = 34;

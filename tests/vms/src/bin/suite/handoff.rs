@@ -5,9 +5,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
+use baton_vms::verdict::{Verdict, any_failure};
 use baton_vms::wire::Finding;
+use baton_vms::{ensure, failed};
 
-use crate::harness::{Verdict, configure, ensure, fail, failed, join, report, start_cpu, take_message, vms};
+use crate::harness::{configure, join, report, start_cpu, take_message, vms};
 
 static RUNS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 static DONE: AtomicU64 = AtomicU64::new(0);
@@ -29,7 +31,7 @@ fn run_once() -> Verdict<bool> {
             }
             Ok(true)
         }
-        other => Err(crate::text(format_args!("vcpu_run of check_state said {other:?}"))),
+        other => Err(failed!("vcpu_run of check_state said {other:?}")),
     }
 }
 
@@ -51,7 +53,7 @@ pub fn concurrent_save_restore(machine: &Machine) -> Verdict {
     configure()?;
     for cpu in 1..cpus {
         start_cpu(cpu, |cpu| {
-            while DONE.load(Ordering::Relaxed) == 0 && !failed() {
+            while DONE.load(Ordering::Relaxed) == 0 && !any_failure() {
                 report(|| fight(cpu));
             }
         })?;
@@ -59,10 +61,8 @@ pub fn concurrent_save_restore(machine: &Machine) -> Verdict {
     let fought = fight_until_enough(handoffs, share, cpus);
     DONE.store(1, Ordering::Relaxed);
     // Nobody runs it any more when the verdict is printed.
-    if let Err(why) = fought {
-        fail(why);
-    }
-    join(1..cpus)?;
+    let joined = join(1..cpus);
+    fought.and(joined)?;
     let counter = |counter| call::vcpu_counter(vms::CHECK_STATE, 0, counter).unwrap_or(0);
     let (waits, migrations) = (counter(Counter::Waits), counter(Counter::Migrations));
     let total: u64 = runs().sum();
@@ -86,7 +86,7 @@ fn fight_until_enough(handoffs: u64, share: u64, cpus: usize) -> Verdict {
     let mut stuck = (0, crate::harness::patience());
     loop {
         fight(0)?;
-        ensure!(!failed(), "another CPU failed");
+        ensure!(!any_failure(), "another CPU failed");
         let (total, least) = (runs().sum::<u64>(), runs().take(cpus).min().unwrap_or(0));
         if total >= handoffs && least >= share {
             return Ok(());

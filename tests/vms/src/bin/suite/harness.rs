@@ -3,14 +3,14 @@
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use baton_vms::call::{self, Exit};
-use baton_vms::console::Text;
+use baton_vms::call::{self, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::mailbox::{self, Message};
 use baton_vms::puppet::{self, Answer, Command};
 use baton_vms::timer::Deadline;
-use baton_vms::{cpu, gic};
-use spin::{Mutex, Once};
+use baton_vms::verdict::{Verdict, any_failure};
+use baton_vms::{cpu, ensure, failed, gic};
+use spin::Once;
 
 /// The secondaries of the RAM disk `suite`.
 pub mod vms {
@@ -29,19 +29,6 @@ pub mod vms {
     /// Memory of each secondary.
     pub const MEMORY: u64 = 1 << 20;
 }
-
-/// `Ok`, or a sentence that says what is wrong.
-pub type Verdict<T = ()> = Result<T, Text>;
-
-/// Fails with a sentence unless the condition holds.
-macro_rules! ensure {
-    ($condition:expr, $($text:tt)*) => {
-        if !$condition {
-            return Err($crate::text(format_args!($($text)*)));
-        }
-    };
-}
-pub(crate) use ensure;
 
 /// Fails unless what was found is what was expected.
 pub fn equal<T: PartialEq + Debug>(what: impl core::fmt::Display, found: T, expected: T) -> Verdict {
@@ -68,7 +55,7 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) -> Verdict {
     let deadline = patience();
     while !condition() {
         ensure!(!deadline.has_passed(), "waited {PATIENCE} s in vain for this: {what}");
-        ensure!(!failed(), "another CPU failed");
+        ensure!(!any_failure(), "another CPU failed");
         core::hint::spin_loop();
     }
     Ok(())
@@ -86,37 +73,17 @@ pub fn machine() -> &'static Machine {
     MACHINE.get().expect("main set it")
 }
 
-static FAILED: AtomicBool = AtomicBool::new(false);
-static FAILURE: Mutex<Option<Text>> = Mutex::new(None);
-
-/// Reports a failure from a CPU that is not running the case itself. The first one counts.
-pub fn fail(why: Text) {
-    FAILURE.lock().get_or_insert(why);
-    FAILED.store(true, Ordering::Release);
-}
-
-/// True once any CPU has reported a failure.
-pub fn failed() -> bool {
-    FAILED.load(Ordering::Acquire)
-}
-
-/// What the first CPU to fail said.
-pub fn first_failure() -> Option<Text> {
-    FAILURE.lock().take()
-}
-
-/// Runs a function that may fail, on a CPU that does not run the case itself.
+/// Runs a function that may fail, on a CPU that does not run the case itself: what it finds is written down.
 pub fn report(work: impl FnOnce() -> Verdict) {
-    if let Err(why) = work() {
-        fail(why);
-    }
+    let _ = work();
 }
 
 /// Turns CPU `number` on to run `work(number)`; its own interrupts can be taken.
 pub fn start_cpu(number: usize, work: fn(usize)) -> Verdict {
-    let affinity = *machine().cpus.get(number).ok_or_else(|| {
-        crate::text(format_args!("the case needs cpu{number}, and the machine has {} CPUs", machine().cpus.len()))
-    })?;
+    let affinity = *machine()
+        .cpus
+        .get(number)
+        .ok_or_else(|| failed!("the case needs cpu{number}, and the machine has {} CPUs", machine().cpus.len()))?;
     equal(format_args!("CPU_ON of cpu{number}"), cpu::start(number, affinity, work), 0)
 }
 
@@ -129,7 +96,7 @@ pub fn join(cpus: impl Iterator<Item = usize>) -> Verdict {
             core::hint::spin_loop();
         }
     }
-    ensure!(!failed(), "another CPU failed");
+    ensure!(!any_failure(), "another CPU failed");
     Ok(())
 }
 
@@ -142,7 +109,7 @@ pub fn init_interrupts() {
 pub fn configure() -> Verdict {
     static DONE: AtomicBool = AtomicBool::new(false);
     if !DONE.swap(true, Ordering::AcqRel) {
-        mailbox::configure().map_err(|_| crate::text(format_args!("vm_configure of the primary was refused")))?;
+        mailbox::configure().map_err(|_| failed!("vm_configure of the primary was refused"))?;
     }
     Ok(())
 }
@@ -186,6 +153,10 @@ pub fn send_to_waiting(vm: u64, words: &[u64]) -> Verdict {
     equal(format_args!("mailbox_send to VM {vm}, whose vCPU 0 waits"), mailbox::send(vm, words), Ok(0))
 }
 
+/// Has a puppet leave in the middle of its commands: an empty message to the primary. (`wfe` would yield, but is a no-op
+/// in QEMU.) [`Puppet::pause`] runs it up to there.
+pub const PAUSE: Command = Command::Hvc([function::MAILBOX_SEND, 0, 0, 0]);
+
 /// Answers of a puppet.
 pub type Answers = heapless::Vec<Answer, { Command::MAX }>;
 
@@ -215,6 +186,12 @@ impl Puppet {
     /// Runs it once, and fails unless that ends as expected.
     pub fn run(&self, what: &str, expected: Exit) -> Verdict {
         equal(format_args!("vcpu_run of the puppet {what}"), call::vcpu_run(self.vm, 0), expected)
+    }
+
+    /// Runs it up to a [`PAUSE`].
+    pub fn pause(&self) -> Verdict {
+        self.run("that pauses", Exit::Message { size: 0 })?;
+        equal("mailbox_clear of a pause", call::mailbox_clear(), Ok(()))
     }
 
     /// Runs it until it answers, and then until it waits for the next commands.

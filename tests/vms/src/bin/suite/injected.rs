@@ -5,11 +5,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{self, Command};
-use baton_vms::{exception, timer};
+use baton_vms::verdict::{Verdict, any_failure};
+use baton_vms::{ensure, exception, timer};
 
 use crate::harness::{
-    Puppet, Verdict, configure, ensure, equal, failed, init_interrupts, join, patience, report, start_cpu,
-    take_message, vms, wait_until,
+    Puppet, configure, equal, init_interrupts, join, patience, report, start_cpu, take_message, vms, wait_until,
 };
 
 static TOTAL: AtomicU64 = AtomicU64::new(0);
@@ -32,7 +32,7 @@ pub fn injected_interrupts(machine: &Machine) -> Verdict {
         let deadline = patience();
         while TOTAL.load(Ordering::Acquire) < expected {
             let total = TOTAL.load(Ordering::Acquire);
-            ensure!(!failed(), "cpu1 failed");
+            ensure!(!any_failure(), "cpu1 failed");
             ensure!(!deadline.has_passed(), "{expected} interrupts were injected and {total} taken: some are lost");
         }
         equal("interrupts taken", TOTAL.load(Ordering::Acquire), expected)?;

@@ -2,9 +2,11 @@
 
 use baton_vms::call::{self, Exit, NOTHING, REFUSED, function};
 use baton_vms::devicetree::Machine;
+use baton_vms::ensure;
 use baton_vms::puppet::{Command, Register};
+use baton_vms::verdict::Verdict;
 
-use crate::harness::{Puppet, Verdict, ensure, equal, refused, vms};
+use crate::harness::{PAUSE, Puppet, equal, refused, vms};
 
 type Commands = heapless::Vec<Command, { Command::MAX }>;
 
@@ -142,8 +144,8 @@ pub fn receive_blocks_despite_pending_interrupt(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     puppet.ask(&[enable(4, 1)])?;
     for _ in 0..20 {
-        puppet.tell(&[Command::Wfe, RECEIVE, Command::Wfi, RECEIVE, FETCH])?;
-        puppet.run("that yields", Exit::Yield)?;
+        puppet.tell(&[PAUSE, RECEIVE, Command::Wfi, RECEIVE, FETCH])?;
+        puppet.pause()?;
         inject(4)?;
         // Fails if any of the three ended the run as blocked.
         let answers = puppet.answers()?;

@@ -7,9 +7,10 @@ use baton_vms::call::{self, Exit, Stop, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::exception::{self, DATA_ABORT, INSTRUCTION_ABORT};
 use baton_vms::puppet::Command;
-use baton_vms::{entry, mailbox};
+use baton_vms::verdict::Verdict;
+use baton_vms::{ensure, entry, failed, mailbox};
 
-use crate::harness::{Puppet, Verdict, ensure, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
+use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
 
 const CANARY: u64 = 0x6361_6e61_7279_2121;
 static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
@@ -19,7 +20,7 @@ fn hypervisor(machine: &Machine) -> Verdict<u64> {
     let (start, _) = entry::image_range();
     let below = machine.reserved.iter().filter(|range| range.start < start && range.size >= 4096);
     let last = below.max_by_key(|range| range.start);
-    Ok(last.ok_or_else(|| crate::text(format_args!("no range below the primary is reserved")))?.start)
+    Ok(last.ok_or_else(|| failed!("no range below the primary is reserved"))?.start)
 }
 
 /// One secondary makes one access (`access=`) to one target (`target=`).
@@ -44,13 +45,13 @@ pub fn isolation(machine: &Machine) -> Verdict {
         Some("virtio") => 0x0a00_0000,
         Some("nothing") => 0x20_0000_0000,
         Some("far_away") => 0x7f_ffff_fff8,
-        other => return Err(crate::text(format_args!("target={other:?} is unknown"))),
+        other => return Err(failed!("target={other:?} is unknown")),
     };
     let access = match machine.word("access") {
         Some("read") => Command::Read(target),
         Some("write") => Command::Write(target, !CANARY),
         Some("execute") => Command::Execute(target & !3),
-        other => return Err(crate::text(format_args!("access= is read, write or execute, not {other:?}"))),
+        other => return Err(failed!("access= is read, write or execute, not {other:?}")),
     };
 
     attacker.tell(&[access])?;
@@ -109,18 +110,18 @@ pub fn primary_isolation(machine: &Machine) -> Verdict {
     for target in [hypervisor(machine)?, canary, own, own + vms::MEMORY - 8] {
         // SAFETY: an address that no Rust object of this VM has; if the access does happen, the case fails.
         let read = exception::expect_fault(|| unsafe { (target as *const u64).read_volatile() });
-        let Err(fault) = read else { return Err(crate::text(format_args!("the primary can read {target:#x}"))) };
+        let Err(fault) = read else { return Err(failed!("the primary can read {target:#x}")) };
         equal(format_args!("exception class of a read of {target:#x}"), fault.class(), DATA_ABORT)?;
         equal("FAR_EL1 of it", fault.far, target)?;
         // SAFETY: as above.
         let write = exception::expect_fault(|| unsafe { (target as *mut u64).write_volatile(!CANARY) });
-        let Err(fault) = write else { return Err(crate::text(format_args!("the primary can write {target:#x}"))) };
+        let Err(fault) = write else { return Err(failed!("the primary can write {target:#x}")) };
         equal(format_args!("exception class of a write of {target:#x}"), fault.class(), DATA_ABORT)?;
         // SAFETY: as above; a fetch that faults comes back here.
         let call = exception::expect_fault(|| unsafe {
             core::mem::transmute::<usize, extern "C" fn()>(target as usize & !3)();
         });
-        let Err(fault) = call else { return Err(crate::text(format_args!("the primary can execute {target:#x}"))) };
+        let Err(fault) = call else { return Err(failed!("the primary can execute {target:#x}")) };
         equal(format_args!("exception class of a fetch of {target:#x}"), fault.class(), INSTRUCTION_ABORT)?;
     }
     equal("the canary in a secondary", witness.ask_one(Command::Read(canary))?.value, CANARY)?;
@@ -142,7 +143,7 @@ pub fn crash(machine: &Machine) -> Verdict {
         }
         Some("smc") => puppet.tell(&[Command::SmcNonZero])?,
         Some("abort") => puppet.tell(&[Command::Read(8)])?,
-        other => return Err(crate::text(format_args!("kind={other:?} is unknown"))),
+        other => return Err(failed!("kind={other:?} is unknown")),
     }
     let reason = if machine.word("kind") == Some("smc") { Stop::IllegalCall } else { Stop::Abort };
     stopped(puppet.vm, reason)?;

@@ -2,13 +2,14 @@
 
 use baton_vms::call::{self, Exit, NOBODY_WAITED, NOTHING, REFUSED, Received, function};
 use baton_vms::devicetree::Machine;
+use baton_vms::ensure;
 use baton_vms::mailbox::{self, MAX_WORDS, Message};
 use baton_vms::puppet::Command;
 use baton_vms::state::pattern;
+use baton_vms::verdict::Verdict;
 
 use crate::harness::{
-    Puppet, Verdict, configure, ensure, equal, refused, run_until_blocked, run_until_message, send_to_waiting, vms,
-    well_behaved,
+    PAUSE, Puppet, configure, equal, refused, run_until_blocked, run_until_message, send_to_waiting, vms, well_behaved,
 };
 
 /// The primary sends: what is refused, and who is named.
@@ -31,8 +32,8 @@ pub fn mailbox_send(_: &Machine) -> Verdict {
     equal("size of the echo", run_until_message(vms::ECHO)?.len(), 1)?;
     // A VM that does not wait: it yielded in the middle of its commands.
     let puppet = Puppet::start(vms::PUPPET)?;
-    puppet.tell(&[Command::Wfe, Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0])])?;
-    puppet.run("that yields", Exit::Yield)?;
+    puppet.tell(&[PAUSE, Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0])])?;
+    puppet.pause()?;
     equal("mailbox_send to a VM that does not wait", call::mailbox_send(vms::PUPPET, 16), Ok(NOBODY_WAITED))?;
     send("mailbox_send to a VM that has not read yet", vms::PUPPET, 8)?;
     let answers = crate::harness::run_until_message(vms::PUPPET)?;
@@ -55,8 +56,8 @@ pub fn mailbox_send_by_secondary(_: &Machine) -> Verdict {
     send("to a VM that is not configured", vms::ECHO, 8)?;
     // To a VM that is configured and does not wait: the primary is told which VM.
     let other = Puppet::start(vms::PUPPET2)?;
-    other.tell(&[Command::Wfe, Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0])])?;
-    other.run("that yields", Exit::Yield)?;
+    other.tell(&[PAUSE, Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0])])?;
+    other.pause()?;
     let twice = Command::Hvc([function::MAILBOX_SEND, vms::PUPPET2, 24, 0]);
     puppet.tell(&[twice, twice])?;
     let exit = call::vcpu_run(vms::PUPPET, 0);
@@ -138,8 +139,8 @@ pub fn mailbox_receive(_: &Machine) -> Verdict {
     equal("mailbox_receive of nothing", puppet.hvc(function::MAILBOX_RECEIVE, [0; 3])?, NOTHING)?;
     let receive = Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0]);
     let clear = Command::Hvc([function::MAILBOX_CLEAR, 0, 0, 0]);
-    puppet.tell(&[Command::Wfe, receive, receive, clear, receive])?;
-    puppet.run("that yields", Exit::Yield)?;
+    puppet.tell(&[PAUSE, receive, receive, clear, receive])?;
+    puppet.pause()?;
     equal("mailbox_send", call::mailbox_send(vms::PUPPET, 40), Ok(NOBODY_WAITED))?;
     let answers = puppet.answers()?;
     equal("mailbox_receive of a message of 40 bytes from the primary", answers[1].value, 40 << 32)?;
@@ -153,12 +154,12 @@ pub fn mailbox_receive_blocked(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     let receive = Command::Hvc([function::MAILBOX_RECEIVE, 1, 0, 0]);
     let clear = Command::Hvc([function::MAILBOX_CLEAR, 0, 0, 0]);
-    puppet.tell(&[receive, clear, Command::Wfe, receive, clear])?;
+    puppet.tell(&[receive, clear, PAUSE, receive, clear])?;
     for _ in 0..3 {
         puppet.run("that waits for a message", Exit::WaitForInterrupt)?;
     }
     equal("mailbox_send to a VM that waits", call::mailbox_send(vms::PUPPET, 12), Ok(0))?;
-    puppet.run("that yields after its message", Exit::Yield)?;
+    puppet.pause()?;
     equal("mailbox_send to a VM that does not wait", call::mailbox_send(vms::PUPPET, 13), Ok(NOBODY_WAITED))?;
     let answers = puppet.answers()?;
     equal("mailbox_receive that waited", answers[0].value, 12 << 32)?;
@@ -187,8 +188,8 @@ pub fn mailbox_clear(_: &Machine) -> Verdict {
     equal("mailbox_clear of nothing, by a secondary", puppet.hvc(function::MAILBOX_CLEAR, [0; 3])?, REFUSED)?;
     let clear = Command::Hvc([function::MAILBOX_CLEAR, 0, 0, 0]);
     let receive = Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0]);
-    puppet.tell(&[Command::Wfe, clear, receive, clear])?;
-    puppet.run("that yields", Exit::Yield)?;
+    puppet.tell(&[PAUSE, clear, receive, clear])?;
+    puppet.pause()?;
     equal("mailbox_send", call::mailbox_send(vms::PUPPET, 8), Ok(NOBODY_WAITED))?;
     let answers = puppet.answers()?;
     equal("mailbox_clear of a message that was not read yet", answers[1].value, REFUSED)?;
@@ -201,10 +202,10 @@ pub fn double_clear(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     let clear = Command::Hvc([function::MAILBOX_CLEAR, 0, 0, 0]);
     let receive = Command::Hvc([function::MAILBOX_RECEIVE, 0, 0, 0]);
-    puppet.tell(&[Command::Wfe, receive, clear, clear, Command::Wfe, clear, receive, clear, clear])?;
-    puppet.run("that yields", Exit::Yield)?;
+    puppet.tell(&[PAUSE, receive, clear, clear, PAUSE, clear, receive, clear, clear])?;
+    puppet.pause()?;
     equal("mailbox_send", call::mailbox_send(vms::PUPPET, 8), Ok(NOBODY_WAITED))?;
-    puppet.run("that yields again", Exit::Yield)?;
+    puppet.pause()?;
     equal("mailbox_send after a double clear", call::mailbox_send(vms::PUPPET, 16), Ok(NOBODY_WAITED))?;
     let answers = puppet.answers()?;
     let expected = [(1, 8 << 32), (2, 0), (3, REFUSED), (5, REFUSED), (6, 16 << 32), (7, 0), (8, REFUSED)];
@@ -224,16 +225,18 @@ pub fn double_clear(_: &Machine) -> Verdict {
 pub fn message_to_primary_is_read(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     let send = |size| Command::Hvc([function::MAILBOX_SEND, 0, size, 0]);
-    puppet.tell(&[send(8), send(16), send(24), Command::Wfe, send(32)])?;
+    let enable = Command::Hvc([function::ENABLE_INTERRUPT, 1, 1, 0]);
+    puppet.tell(&[send(8), send(16), send(24), enable, Command::Wfi, Command::TakeInterrupts, send(32)])?;
     puppet.run("that sends a message", Exit::Message { size: 8 })?;
     equal("mailbox_receive by the primary", call::mailbox_receive(false), None::<Received>)?;
-    // The two sends that are refused do not end the run: it ends with the yield behind them.
-    puppet.run("that sends to a full mailbox", Exit::Yield)?;
+    // The two sends that are refused do not end the run: it ends with the wfi behind them.
+    puppet.run("that sends to a full mailbox", Exit::WaitForInterrupt)?;
     equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
+    equal("inject_interrupt", call::inject_interrupt(vms::PUPPET, 0, 1), Ok(()))?;
     puppet.run("that sends to an empty mailbox", Exit::Message { size: 32 })?;
     equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
     let answers = puppet.answers()?;
-    for (i, value) in [(0, 0), (1, REFUSED), (2, REFUSED), (4, 0)] {
+    for (i, value) in [(0, 0), (1, REFUSED), (2, REFUSED), (6, 0)] {
         equal(format_args!("mailbox_send number {i} to the primary"), answers[i].value, value)?;
     }
     Ok(())

@@ -20,11 +20,9 @@ mod run_ext;
 mod runs;
 mod save_window;
 
-use baton_vms::console::{self, Text};
 use baton_vms::devicetree::Machine;
+use baton_vms::verdict::{self, Verdict};
 use baton_vms::{gic, vm};
-
-use harness::Verdict;
 
 vm!("suite", main);
 
@@ -41,7 +39,7 @@ static CASES: &[(&str, Case)] = cases! {
     boot: entry_state secondary_entry_state device_tree further_cpus;
     calls: hvc_registers function_number unknown_call vm_get_count vm_count vcpu_get_count vm_configure
         call_exists vcpu_counter;
-    runs: vcpu_run_nothing_to_run vcpu_run_by_secondary vcpu_run_yield vcpu_run_wait_for_interrupt vcpu_run_message
+    runs: vcpu_run_nothing_to_run vcpu_run_by_secondary vcpu_run_wait_for_interrupt vcpu_run_message
         vcpu_run_wake_up vcpu_run_preempted vcpu_run_interrupted_by_sgi trap_storm;
     mailboxes: mailbox_send mailbox_send_by_secondary mailbox_sizes mailbox_relay mailbox_client mailbox_receive
         mailbox_receive_blocked mailbox_clear double_clear message_to_primary_is_read;
@@ -63,22 +61,17 @@ fn main(device_tree: u64) {
     // SAFETY: the contract has the hypervisor put the device tree where x0 says, and nobody changes it.
     let machine = match unsafe { Machine::read(device_tree) } {
         Ok(machine) => machine,
-        Err(why) => console::fatal(format_args!("{why}")),
+        Err(why) => verdict::fatal(format_args!("{why}")),
     };
     let Some(name) = machine.word("test") else {
-        console::fatal(format_args!("the boot arguments `{}` have no test=<case>", machine.bootargs));
+        verdict::fatal(format_args!("the boot arguments `{}` have no test=<case>", machine.bootargs));
     };
     let Some((name, case)) = CASES.iter().find(|(case, _)| *case == name) else {
-        console::fatal(format_args!("there is no test case `{name}`"));
+        verdict::fatal(format_args!("there is no test case `{name}`"));
     };
-    console::set_case(name);
+    verdict::set_case(name);
     gic::init_machine();
     gic::init_cpu();
     harness::set_machine(&machine);
-    console::verdict(case(&machine).map_err(|why| harness::first_failure().unwrap_or(why)));
-}
-
-/// A failure as text, for cases that put one together.
-fn text(args: core::fmt::Arguments<'_>) -> Text {
-    Text::new(args)
+    verdict::conclude(case(&machine));
 }

@@ -7,9 +7,10 @@ use baton_vms::devicetree::Machine;
 use baton_vms::psci::{self, ALREADY_ON, Conduit, INVALID_PARAMETERS, NOT_SUPPORTED, OFF, ON, SMC64};
 use baton_vms::puppet::Command;
 use baton_vms::state::{General, Leave};
-use baton_vms::{console, cpu, exception, timer};
+use baton_vms::verdict::Verdict;
+use baton_vms::{cpu, ensure, exception, failed, timer};
 
-use crate::harness::{Puppet, Verdict, ensure, equal, join, patience, start_cpu, vms, wait_until};
+use crate::harness::{Puppet, equal, join, patience, start_cpu, vms, wait_until};
 
 const CONDUITS: [Conduit; 2] = [Conduit::Hvc, Conduit::Smc];
 
@@ -75,7 +76,11 @@ pub fn psci_affinity_info(machine: &Machine) -> Verdict {
     }
     equal("AFFINITY_INFO of an absent CPU", psci::affinity_info(ABSENT[3]), INVALID_PARAMETERS)?;
     if machine.cpus.len() > 1 {
-        start_cpu(1, |_| while GO.load(Ordering::Acquire) == 0 {})?;
+        start_cpu(1, |_| {
+            while GO.load(Ordering::Acquire) == 0 {
+                core::hint::spin_loop();
+            }
+        })?;
         equal("AFFINITY_INFO of cpu1 while it is on", psci::affinity_info(machine.cpus[1]), ON)?;
         GO.store(1, Ordering::Release);
         join(1..2)?;
@@ -102,7 +107,9 @@ pub fn psci_cpu_on(machine: &Machine) -> Verdict {
             STAY.store(1, Ordering::Relaxed);
             cpu::prepare(1, |number| {
                 RAN.store(number as u64, Ordering::Release);
-                while STAY.load(Ordering::Acquire) == 1 {}
+                while STAY.load(Ordering::Acquire) == 1 {
+                    core::hint::spin_loop();
+                }
             });
             equal("CPU_ON of cpu1", on(machine.cpus[1]), 0)?;
             equal("CPU_ON of cpu1 a second time", on(machine.cpus[1]), ALREADY_ON)?;
@@ -140,7 +147,7 @@ pub fn psci_unknown(_: &Machine) -> Verdict {
         let general = General::leave(how, function);
         equal(format_args!("unknown SMC {function:#x}"), general.found[0], REFUSED)?;
         if let Some(wrong) = general.first_wrong(how) {
-            return Err(crate::text(format_args!("after unknown SMC {function:#x}: {}", wrong.text())));
+            return Err(failed!("after unknown SMC {function:#x}: {}", wrong.text()));
         }
     }
     Ok(())
@@ -190,14 +197,14 @@ pub fn cpu_off_on_race(machine: &Machine) -> Verdict {
 
 /// The machine goes off, by SMC (the other cases end by HVC).
 pub fn system_off(_: &Machine) -> Verdict {
-    console::announce(Ok(()));
+    baton_vms::verdict::announce(Ok(()));
     psci::call(Conduit::Smc, psci::SYSTEM_OFF, [0; 3]);
-    Err(crate::text(format_args!("SYSTEM_OFF came back")))
+    Err(failed!("SYSTEM_OFF came back"))
 }
 
 /// The machine is reset, which ends a QEMU that was started with `-no-reboot`.
 pub fn system_reset(_: &Machine) -> Verdict {
-    console::announce(Ok(()));
+    baton_vms::verdict::announce(Ok(()));
     psci::call(Conduit::Smc, psci::SYSTEM_RESET, [0; 3]);
-    Err(crate::text(format_args!("SYSTEM_RESET came back")))
+    Err(failed!("SYSTEM_RESET came back"))
 }

@@ -5,11 +5,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use baton_vms::call::{self, Counter, Exit, REFUSED, Stop, WAIT, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{self, Command};
-use baton_vms::{cpu, exception, timer};
+use baton_vms::verdict::{Verdict, any_failure};
+use baton_vms::{cpu, ensure, exception, timer};
 
 use crate::harness::{
-    Puppet, Verdict, ensure, equal, join, machine, patience, refused, report, run_until_message, start_cpu, vms,
-    wait_until,
+    PAUSE, Puppet, equal, join, machine, patience, refused, report, run_until_message, start_cpu, vms, wait_until,
 };
 
 /// The id that ends the puppet's spinning.
@@ -57,8 +57,9 @@ pub fn run_ext_codes(_: &Machine) -> Verdict {
     }
     let puppet = Puppet::start(vms::PUPPET)?;
     ext("a VM that waits for a message", vms::PUPPET, 0, 0, Exit::WaitForInterrupt)?;
-    puppet.tell(&[Command::Wfe, Command::Wfi])?;
-    ext("a VM that yields", vms::PUPPET, 0, WAIT, Exit::Yield)?;
+    puppet.tell(&[PAUSE, Command::Wfi])?;
+    ext("a VM that pauses", vms::PUPPET, 0, WAIT, Exit::Message { size: 0 })?;
+    equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
     ext("a VM in wfi", vms::PUPPET, 0, 0, Exit::WaitForInterrupt)?;
     let other = Puppet::start(vms::PUPPET2)?;
     other.tell(&[Command::Hvc([function::MAILBOX_SEND, 0, 32, 0]), Command::SmcNonZero])?;
@@ -98,16 +99,17 @@ pub fn busy_taken_for_blocked(_: &Machine) -> Verdict {
 
 /// "A physical interrupt came" is not "it yielded".
 pub fn preempted_taken_for_yield(_: &Machine) -> Verdict {
+    /// Much more than fits the slice.
+    const ROUNDS: u64 = 10_000_000;
     let puppet = Puppet::start(vms::PUPPET)?;
-    for _ in 0..50 {
+    for _ in 0..20 {
         let before = cpu::current().interrupts(timer::INTERRUPT);
-        puppet.tell(&[Command::Wfe, Command::Spin(u64::MAX >> 40), Command::Wfe])?;
-        ext("a VM that yields", vms::PUPPET, 0, 0, Exit::Yield)?;
+        puppet.tell(&[Command::Spin(ROUNDS), PAUSE])?;
         timer::arm(timer::ticks_per_ms() / 8);
         ext("a VM that computes while the timer runs", vms::PUPPET, 0, 0, Exit::Preempted)?;
         exception::take_interrupts();
         equal("timer interrupts", cpu::current().interrupts(timer::INTERRUPT) - before, 1)?;
-        ext("a VM that computes and yields", vms::PUPPET, 0, 0, Exit::Yield)?;
+        puppet.pause()?;
         puppet.answers()?;
     }
     Ok(())
@@ -171,7 +173,7 @@ pub fn two_waiters_one_slot(_: &Machine) -> Verdict {
             // While cpu0 is the one that waits, this one is told that it is busy.
             let exit = loop {
                 match call::vcpu_run_ext(vms::PUPPET, 0, WAIT) {
-                    Exit::Busy => ensure!(!crate::harness::failed(), "another CPU failed"),
+                    Exit::Busy => ensure!(!any_failure(), "another CPU failed"),
                     other => break other,
                 }
             };
@@ -188,7 +190,7 @@ pub fn two_waiters_one_slot(_: &Machine) -> Verdict {
         exception::take_interrupts();
         match exit {
             Exit::Busy => break,
-            Exit::Interrupted => ensure!(!crate::harness::failed(), "another CPU failed"),
+            Exit::Interrupted => ensure!(!any_failure(), "another CPU failed"),
             other => ensure!(false, "vcpu_run_ext of a vCPU that runs elsewhere, by cpu0, said {other:?}"),
         }
         ensure!(!deadline.has_passed(), "cpu2 waits, and cpu0 was never told that the vCPU is busy");

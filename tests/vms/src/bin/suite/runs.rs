@@ -3,11 +3,11 @@
 use baton_vms::call::{self, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::Command;
-use baton_vms::{cpu, exception, gic, timer};
+use baton_vms::verdict::Verdict;
+use baton_vms::{cpu, ensure, exception, failed, gic, timer};
 
 use crate::harness::{
-    self, Puppet, Verdict, ensure, equal, init_interrupts, join, run_until_blocked, start_cpu, take_message, vms,
-    wait_until,
+    self, Puppet, equal, init_interrupts, join, run_until_blocked, start_cpu, take_message, vms, wait_until,
 };
 
 /// The raw answer of a run that could not be.
@@ -32,19 +32,6 @@ pub fn vcpu_run_by_secondary(_: &Machine) -> Verdict {
     for (vm, vcpu) in [(0, 0), (vms::PUPPET, 0), (vms::PUPPET2, 0), (vms::PUPPET2, 1), (99, 0)] {
         let result = puppet.hvc(function::VCPU_RUN, [vm, vcpu, 0])?;
         equal(format_args!("vcpu_run({vm}, {vcpu}) by a secondary"), result, WAIT_FOR_INTERRUPT)?;
-    }
-    Ok(())
-}
-
-/// `wfe` yields, and the VM goes on behind it with all its registers.
-pub fn vcpu_run_yield(_: &Machine) -> Verdict {
-    let puppet = Puppet::start(vms::PUPPET)?;
-    puppet.tell(&[Command::Wfe, Command::Wfe])?;
-    for _ in 0..2 {
-        equal("result of a run that ends with wfe", call::raw(function::VCPU_RUN, vms::PUPPET, 0, 0), 0)?;
-    }
-    for answer in puppet.answers()? {
-        equal("registers that changed over wfe", answer.b, 0)?;
     }
     Ok(())
 }
@@ -156,7 +143,7 @@ pub fn trap_storm(machine: &Machine) -> Verdict {
     let storm = match machine.word("kind") {
         Some("smc") => Command::SmcStorm(TRAPS),
         Some("hvc") => Command::HvcStorm(0xff7f, TRAPS),
-        other => return Err(crate::text(format_args!("kind= is smc or hvc, not {other:?}"))),
+        other => return Err(failed!("kind= is smc or hvc, not {other:?}")),
     };
     puppet.tell(&[storm])?;
     let mut slices = 0;

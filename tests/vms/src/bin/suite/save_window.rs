@@ -12,9 +12,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use baton_vms::call::{self, Counter, Exit};
 use baton_vms::devicetree::Machine;
-use baton_vms::{cpu, exception, line, mailbox, timer};
+use baton_vms::verdict::Verdict;
+use baton_vms::{cpu, ensure, exception, line, mailbox, timer};
 
-use crate::harness::{Verdict, configure, ensure, equal, init_interrupts, join, report, start_cpu, vms, wait_until};
+use crate::harness::{configure, equal, init_interrupts, join, report, start_cpu, vms, wait_until};
 
 static STEP: AtomicU64 = AtomicU64::new(1);
 

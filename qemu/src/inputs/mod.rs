@@ -1,0 +1,222 @@
+//! Machines whose RAM disk or device tree is made for the test: the good ones that the contract
+//! names, and bad ones of every kind.
+//!
+//! Nothing that a boot loader hands over may hang the hypervisor or go unexplained. Where the
+//! machine cannot go on, the hypervisor says why in one sentence and ends it with a failing exit
+//! code. Where only a secondary cannot be loaded, it is left out with one sentence, and the primary
+//! boots all the same and counts the VMs. The tables [`machines`], [`archives`], [`lists`] and
+//! [`trees`] say for each input which of these it is, and a fragment of the sentence.
+
+mod archives;
+mod lists;
+mod machines;
+mod trees;
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dtoolkit::model::DeviceTree;
+
+use crate::device_tree::{self, Width};
+use crate::images::{self, Workspace};
+use crate::machine::{self, Boot, Machine, Outcome};
+use crate::ramdisk::{self, File, Format};
+use crate::suite::{self, Expectation, Kind, Report, Test};
+
+/// What the machine gets, and what it is to answer.
+#[derive(Clone, Debug)]
+pub struct Input {
+    cpu: &'static str,
+    memory: &'static str,
+    disk: Disk,
+    tree: Tree,
+    answer: Answer,
+}
+
+/// The RAM disk.
+#[derive(Clone, Debug)]
+enum Disk {
+    /// That of the suite.
+    Suite(Format),
+    /// That of the suite with another `vms.txt`.
+    List(Vec<u8>),
+    /// That of the suite with other files.
+    Files(fn(&mut Vec<File>)),
+    /// An archive made by hand out of the suite's files.
+    Archive(Format, archives::Make),
+    /// No RAM disk.
+    None,
+}
+
+/// The device tree.
+#[derive(Clone, Copy, Debug)]
+enum Tree {
+    /// QEMU's.
+    Qemu,
+    /// QEMU's, edited, the RAM disk's addresses having this width.
+    Edited(Width, fn(&mut DeviceTree) -> Result<()>),
+    /// QEMU's, and then its bytes edited.
+    Spoilt(fn(&mut [u8])),
+}
+
+/// What the hypervisor makes of it.
+#[derive(Clone, Debug)]
+enum Answer {
+    /// It cannot go on, and this is a part of its reason.
+    Refuses(&'static str),
+    /// It leaves one VM out, this is a part of its reason, and the primary finds so many VMs.
+    LeavesOut(&'static str, u32),
+    /// All is well, and the primary finds so many VMs.
+    Boots(u32),
+}
+
+/// What the hypervisor's line contains before it says why it cannot go on.
+const REFUSAL: &str = "cannot boot: ";
+/// What its line contains when it leaves a VM out.
+const OMISSION: &str = "left out";
+
+/// The VMs of the suite's RAM disk, the primary included.
+const ALL: u32 = 10;
+
+const USUAL: Input = Input {
+    cpu: "cortex-a57",
+    memory: "128M",
+    disk: Disk::Suite(Format::OldBinary),
+    tree: Tree::Qemu,
+    answer: Answer::Boots(ALL),
+};
+
+/// All tests of this kind.
+pub fn tests() -> Vec<Test> {
+    [machines::tests(), archives::tests(), lists::tests(), trees::tests()].concat()
+}
+
+fn test(name: impl Into<String>, input: Input) -> Test {
+    Test {
+        name: name.into(),
+        cpus: 1,
+        long: false,
+        // The reference boots good input, but has its own words for bad input.
+        beyond_reference: !matches!(input.answer, Answer::Boots(_)),
+        timeout: Duration::from_secs(60),
+        kind: Kind::Input(input),
+    }
+}
+
+/// Where things lie in a machine that gets them as plain files: as QEMU lays them out with 128 MiB
+/// of memory, and our entry code near where QEMU has its own.
+const ENTRY: u64 = 0x4010_0000;
+const RAMDISK: u64 = 0x4400_0000;
+const TREE: u64 = 0x4600_0000;
+
+impl Input {
+    /// Makes the input, boots it and judges the answer.
+    pub fn run(&self, workspace: &Workspace, test: &Test, image: &Path) -> Result<Report> {
+        let path = |extension: &str| workspace.product("tests").join(format!("{}.{extension}", test.name));
+        let disk = self.make_disk(workspace, &path("cpio"))?;
+        let vms = match self.answer {
+            Answer::Refuses(_) => ALL,
+            Answer::LeavesOut(_, vms) | Answer::Boots(vms) => vms,
+        };
+        let append = format!("test=vm_count expect={vms}");
+        let boot = if let Tree::Qemu = self.tree {
+            Boot::Kernel { image: image.to_owned(), ramdisk: disk, append }
+        } else {
+            let disk = disk.context("a machine with a device tree of ours needs a RAM disk")?;
+            let end = RAMDISK + fs::metadata(&disk)?.len();
+            ensure!(end <= TREE, "the RAM disk is too large to fit before the device tree");
+            let (cpu, memory) = (self.cpu, self.memory);
+            let dumped = machine::dump_device_tree(cpu, test.cpus, memory, &path("dtb"))?;
+            images::write(&path("dtb"), &self.make_tree(&dumped, RAMDISK..end, &append)?)?;
+            let start = images::load_address(&fs::read(image)?)
+                .with_context(|| format!("{} has no Image header", image.display()))?;
+            images::write(&path("entry"), &device_tree::entry_code(start, TREE))?;
+            let files = vec![(image.to_owned(), start), (disk, RAMDISK), (path("dtb"), TREE), (path("entry"), ENTRY)];
+            Boot::Files { files, entry: ENTRY }
+        };
+        let (cpu, memory) = (self.cpu.to_owned(), self.memory.to_owned());
+        let machine = Machine { cpu, cpus: test.cpus, memory, boot, extra: Vec::new() };
+        let outcome = machine.run(Some(test.timeout), false)?;
+        let problem = self.answer.judge(&outcome).err();
+        Ok(Report { command_line: machine.command_line(), outcome, problem })
+    }
+
+    /// Writes the RAM disk to `path`, if there is one.
+    fn make_disk(&self, workspace: &Workspace, path: &Path) -> Result<Option<PathBuf>> {
+        const NAME: &str = "suite";
+        let archive = match &self.disk {
+            Disk::None => return Ok(None),
+            Disk::Suite(format) => return workspace.ramdisk(NAME, *format).map(Some),
+            Disk::Archive(format, make) => make(*format, &workspace.files(NAME)?)?,
+            Disk::Files(edit) => {
+                let mut files = workspace.files(NAME)?;
+                edit(&mut files);
+                ramdisk::pack(Format::OldBinary, &files)?
+            }
+            Disk::List(text) => {
+                let mut files = workspace.files(NAME)?;
+                let list = files.iter_mut().find(|file| file.name == "vms.txt");
+                list.context("the suite has no vms.txt")?.data.clone_from(text);
+                ramdisk::pack(Format::OldBinary, &files)?
+            }
+        };
+        images::write(path, &archive)?;
+        Ok(Some(path.to_owned()))
+    }
+
+    fn make_tree(&self, dumped: &[u8], disk: Range<u64>, append: &str) -> Result<Vec<u8>> {
+        let mut tree = device_tree::parse(dumped)?;
+        let width = if let Tree::Edited(width, _) = self.tree { width } else { Width::U64 };
+        device_tree::choose(&mut tree, disk, width, append)?;
+        if let Tree::Edited(_, edit) = self.tree {
+            edit(&mut tree)?;
+        }
+        let mut blob = tree.to_dtb();
+        if let Tree::Spoilt(spoil) = self.tree {
+            spoil(&mut blob);
+        }
+        Ok(blob)
+    }
+}
+
+impl Answer {
+    fn judge(&self, outcome: &Outcome) -> Result<(), String> {
+        let text = &outcome.console;
+        let counted = || {
+            suite::judge(&Expectation::Pass { case: "vm_count".to_owned() }, outcome)?;
+            suite::says(text, REFUSAL, None)
+        };
+        match *self {
+            Answer::Refuses(reason) => {
+                suite::judge(&Expectation::Refusal, outcome)?;
+                suite::says(text, OMISSION, None)?;
+                suite::says(text, REFUSAL, Some(reason))
+            }
+            Answer::LeavesOut(reason, _) => {
+                counted()?;
+                suite::says(text, OMISSION, Some(reason))
+            }
+            Answer::Boots(_) => {
+                counted()?;
+                suite::says(text, OMISSION, None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<String> = tests().into_iter().map(|test| test.name).collect();
+        names.sort();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
