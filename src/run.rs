@@ -109,6 +109,10 @@ async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, target: Target, s
     primary.step_aside();
     let mut guest = regs.load();
     let outcome = loop {
+        // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
+        if let Some(reason) = target.vm.stopped() {
+            break Outcome::Stopped(reason);
+        }
         guest.settle_interrupts();
         let exit = local.enter(&mut guest.owned().regs).await;
         match serve(local, &mut guest, target, exit) {
@@ -157,13 +161,8 @@ enum Served {
 fn serve(local: &Local, guest: &mut LoadedVcpu<'_>, target: Target, exit: Exit) -> Served {
     let owned = guest.owned();
     match exit {
-        Exit::Interrupt if arch::take_kick(local.pcpu()) && !arch::interrupt_pending() => {
-            // It was only to make us look: at interrupts, or that the VM was stopped.
-            match target.vm.stopped() {
-                None => Served::Resume,
-                Some(reason) => Served::Leave(Outcome::Stopped(reason)),
-            }
-        }
+        // It was only to make us look: at interrupts, or that the VM was stopped.
+        Exit::Interrupt if arch::take_kick(local.pcpu()) && !arch::interrupt_pending() => Served::Resume,
         Exit::Interrupt => Served::Leave(Outcome::Preempted),
         Exit::Hypercall => {
             let caller = Caller { machine: target.machine, vm: target.vm, vcpu: target.id };

@@ -74,7 +74,8 @@ impl Vm {
 
     /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
     pub fn stop(&self, reason: Stop) {
-        self.stopped.store(reason as u8, Ordering::Relaxed);
+        // SeqCst, with `Handoff::load`: a vCPU that is about to run sees this, or the caller sees it loaded.
+        self.stopped.store(reason as u8, Ordering::SeqCst);
         let mut mailbox = self.mailbox.lock();
         for (n, _) in self.vcpus.iter().enumerate() {
             mailbox.forget_waiter(VcpuId(n as u16));

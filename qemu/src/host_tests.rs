@@ -8,35 +8,74 @@ use anyhow::{Context, Result};
 
 use crate::setup;
 
-/// How many tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+/// How many tests passed, and which failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
     pub passed: usize,
-    pub failed: usize,
+    pub failed: Vec<String>,
 }
 
-/// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A
-/// test program that does not build, or dies without a summary, counts as one failure.
-pub fn run(root: &Path, filter: Option<&str>) -> Result<Count> {
-    let mut count = Count::default();
-    let mut broken = false;
+/// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that dies
+/// without a summary counts as one failure, and so does a build that fails.
+pub fn run(root: &Path, filter: Option<&str>) -> Result<Tally> {
+    let mut count = Counter::default();
     let success = cargo_test(root, filter, &[], |line, program| {
-        if let Some(summary) = Summary::parse(line) {
-            count.passed += summary.passed;
-            count.failed += summary.failed;
-            if summary.passed + summary.failed > 0 {
-                println!("host  {:<61} {:>3} passed, {} failed", program, summary.passed, summary.failed);
-            }
-            broken |= summary.failed > 0;
-        } else if !is_routine(line) {
-            println!("{line}");
+        count.see(line, program);
+        match Summary::parse(line) {
+            Some(Summary { passed: 0, failed: 0 }) => {}
+            Some(Summary { passed, failed }) => println!("host  {program:<61} {passed:>3} passed, {failed} failed"),
+            None if is_routine(line) => {}
+            None => println!("{line}"),
         }
     })?;
-    if !success && !broken {
-        println!("FAIL  the host tests did not build, or one of their programs died");
-        count.failed += 1;
+    let tally = count.end(success);
+    if !success {
+        println!("FAIL  host tests: {}", tally.failed.join(", "));
     }
-    Ok(count)
+    Ok(tally)
+}
+
+/// Makes a tally out of what `cargo test` says.
+#[derive(Default)]
+struct Counter {
+    tally: Tally,
+    /// The program that runs now: it has given no summary yet.
+    open: Option<String>,
+    /// How many of its tests were reported as failed.
+    named: usize,
+}
+
+impl Counter {
+    fn see(&mut self, line: &str, program: &str) {
+        if program_name(line).is_some() {
+            self.close();
+            self.open = Some(program.to_owned());
+        }
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            self.tally.failed.push(name.to_owned());
+            self.named += 1;
+        }
+        if let Some(Summary { passed, failed }) = Summary::parse(line) {
+            self.tally.passed += passed;
+            let unnamed = failed.saturating_sub(self.named);
+            self.tally.failed.extend((0..unnamed).map(|_| format!("a test of {program}")));
+            self.named = 0;
+            self.open = None;
+        }
+    }
+
+    /// A program that has ended without a summary has died.
+    fn close(&mut self) {
+        self.tally.failed.extend(self.open.take().map(|program| format!("{program} (it died)")));
+    }
+
+    fn end(mut self, success: bool) -> Tally {
+        self.close();
+        if !success && self.tally.failed.is_empty() {
+            self.tally.failed.push("the build of the host tests".to_owned());
+        }
+        self.tally
+    }
 }
 
 /// The names of the host tests that contain `filter`.
@@ -127,6 +166,30 @@ mod tests {
         let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s";
         assert_eq!(Summary::parse(line), Some(Summary { passed: 3, failed: 2 }));
         assert_eq!(Summary::parse("test a ... ok"), None);
+    }
+
+    #[test]
+    fn failures_are_named_and_deaths_are_noticed() {
+        let mut count = Counter::default();
+        let output = [
+            "     Running unittests src/lib.rs (target/debug/deps/baton-0123abcd)",
+            "test a::b ... FAILED",
+            "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "     Running tests/mailbox.rs (target/debug/deps/mailbox-0123abcd)",
+            "test c ... ok",
+            "     Running tests/vm.rs (target/debug/deps/vm-0123abcd)",
+            "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        ];
+        let mut program = String::new();
+        for line in output {
+            program = program_name(line).unwrap_or(program);
+            count.see(line, &program);
+        }
+        let tally = count.end(false);
+        assert_eq!(tally.passed, 4);
+        assert_eq!(tally.failed, ["a::b", "a test of baton, src/lib.rs", "mailbox, tests/mailbox.rs (it died)"]);
+        assert_eq!(Counter::default().end(true), Tally::default());
+        assert_eq!(Counter::default().end(false).failed, ["the build of the host tests"]);
     }
 
     #[test]

@@ -89,6 +89,10 @@ impl Machine {
         command.stdin(if live { Stdio::inherit() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = RUNNING.lock().expect("a thread that ran QEMU panicked");
+        // Under the lock: whoever interrupts us later finds this QEMU in the list.
+        if interrupted() {
+            bail!("interrupted");
+        }
         let child = command.spawn().with_context(|| format!("could not run {}", setup::QEMU))?;
         running.push(pid(&child));
         drop(running);
@@ -114,7 +118,7 @@ pub fn end_with_us() -> Result<()> {
         if running.is_empty() {
             std::process::exit(INTERRUPTED);
         }
-        // QEMU takes SIGTERM as a request to quit and leaves the terminal as it found it.
+        // QEMU takes SIGTERM as a request to quit, and leaves the terminal as it found it.
         for qemu in running.iter() {
             let _ = kill(*qemu, Signal::SIGTERM);
         }
@@ -208,7 +212,12 @@ impl Running {
             return Ok(None);
         }
         if killed {
-            self.child.kill().context("could not end QEMU")?;
+            // It leaves the terminal as it found it only if it may quit by itself.
+            const PATIENCE: Duration = Duration::from_secs(5);
+            let asked = kill(this, Signal::SIGTERM).is_ok();
+            if !(asked && self.console.wait_closed(PATIENCE)) {
+                self.child.kill().context("could not end QEMU")?;
+            }
         }
         let status = self.child.wait().context("could not wait for QEMU")?;
         running().retain(|pid| *pid != this);

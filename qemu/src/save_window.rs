@@ -12,8 +12,11 @@
 //! 4. The debugger checks that pCPU 0 has not moved, and lets it go; pCPU 1 asks again, and the
 //!    vCPU runs on with right values.
 //!
-//! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU
-//! 0, because then there was nothing to wait for.
+//! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there
+//! was nothing to wait for.
+//!
+//! The negative control does the same to a hypervisor without the gate: there pCPU 1 gets the vCPU in step 2 and comes to
+//! the same window with it, while pCPU 0 still stands there. Two pCPUs with one vCPU's registers is what the gate is for.
 
 use std::fs;
 use std::path::Path;
@@ -34,58 +37,74 @@ const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
 const CPUS: u32 = 4;
 const HELD: u32 = 0;
+const ASKING: u32 = 1;
 
 /// What the guest prints while pCPU 0 is held, in this order.
 const STEPS: [&str; 3] = ["[suite] cpu1 waiting", "[suite] cpu1 cancelled by interrupt", "[suite] cpu2 send ok"];
 
-/// The tests of this kind.
-pub fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "save_window_held".to_owned(),
-        cpus: CPUS,
-        long: false,
-        beyond_reference: true,
-        timeout: Duration::from_secs(60),
-        kind: Kind::SaveWindow,
-    }]
+/// The hypervisor's save gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    InPlace,
+    /// The negative control.
+    TakenOut,
 }
 
-/// The features of the hypervisor that has the window's marker.
-pub fn features() -> &'static [String] {
-    static FEATURES: LazyLock<[String; 1]> = LazyLock::new(|| ["save-window".to_owned()]);
-    &*FEATURES
+impl Gate {
+    /// The features of a hypervisor that has the window's marker, with or without the gate.
+    pub fn features(self) -> &'static [String] {
+        static FEATURES: LazyLock<[String; 2]> = LazyLock::new(|| ["no-gate", "save-window"].map(str::to_owned));
+        match self {
+            Gate::InPlace => &FEATURES[1..],
+            Gate::TakenOut => &FEATURES[..],
+        }
+    }
+}
+
+/// The tests of this kind.
+pub fn tests() -> Vec<Test> {
+    [("save_window_held", Gate::InPlace), ("no_gate_two_pcpus_in_the_save_window", Gate::TakenOut)]
+        .map(|(name, gate)| Test {
+            name: name.to_owned(),
+            cpus: CPUS,
+            long: false,
+            beyond_reference: true,
+            timeout: Duration::from_secs(60),
+            kind: Kind::SaveWindow(gate),
+        })
+        .to_vec()
 }
 
 /// Boots, holds, lets go and judges.
-pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
-    let image = workspace.hypervisor(features())?;
+pub fn run(workspace: &Workspace, test: &Test, gate: Gate) -> Result<Report> {
+    let image = workspace.hypervisor(gate.features())?;
     let window = Window::find(&image)?;
-    let boot = Boot::Kernel {
-        image,
-        ramdisk: Some(workspace.ramdisk("suite", Format::OldBinary)?),
-        append: format!("test={CASE}"),
-    };
+    let ramdisk = Some(workspace.ramdisk("suite", Format::OldBinary)?);
+    let boot = Boot::Kernel { image, ramdisk, append: format!("test={CASE}") };
     let mut machine =
         Machine { cpu: "cortex-a57".to_owned(), cpus: CPUS, memory: "128M".to_owned(), boot, extra: Vec::new() };
     let command_line = machine.command_line();
     let door = Door::open()?;
     machine.extra = door.words();
     let running = machine.start(false)?;
-    let held = hold(door, &window, &running, test.timeout);
-    // If the choreography went wrong the machine may stand still, and waiting for it would only say
-    // that it hung.
-    let limit = if held.is_ok() { test.timeout } else { Duration::ZERO };
-    let outcome = running.finish(Some(limit))?;
-    let problem = match held {
-        Ok(_debugger) => judge(&Expectation::Pass { case: CASE.to_owned() }, &outcome).err(),
+    let result = hold(door, &window).and_then(|debugger| match gate {
+        Gate::InPlace => wait_and_let_go(debugger, &window, &running, test.timeout).map(Some),
+        Gate::TakenOut => see_both(debugger, &window).map(|()| None),
+    });
+    // The debugger stays connected until the machine has ended: QEMU would stop it otherwise. A machine that was not let
+    // go stands still, and there is nothing to wait for.
+    let let_go = matches!(result, Ok(Some(_)));
+    let outcome = running.finish(Some(if let_go { test.timeout } else { Duration::ZERO }))?;
+    let problem = match result {
+        Ok(Some(_debugger)) => judge(&Expectation::Pass { case: CASE.to_owned() }, &outcome).err(),
+        Ok(None) => None,
         Err(error) => Some(format!("{error:#}")),
     };
     Ok(Report { command_line, outcome, problem })
 }
 
-/// Steps 1 to 4. The debugger stays connected until the machine has ended: QEMU would stop it
-/// otherwise.
-fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Result<Debugger> {
+/// Step 1: pCPU 0 stands in the window, and so does the rest of the machine for now.
+fn hold(door: Door, window: &Window) -> Result<Debugger> {
     let mut debugger = door.accept()?;
     let there = debugger.read(window.address, window.code.len())?;
     ensure!(
@@ -97,19 +116,30 @@ fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Resu
     debugger.resume_all()?;
     let stopped = debugger.wait_stopped()?;
     ensure!(stopped == HELD, "pCPU {stopped} came to the save window first; the case wants pCPU {HELD} to");
+    Ok(debugger)
+}
+
+/// Steps 2 to 4.
+fn wait_and_let_go(mut debugger: Debugger, window: &Window, running: &Running, limit: Duration) -> Result<Debugger> {
     debugger.unbreak(window.address)?;
     debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
     for step in STEPS {
-        running
-            .console()
-            .wait_for_line(step, limit)
-            .with_context(|| format!("with pCPU {HELD} held in its save window"))?;
+        let waited = running.console().wait_for_line(step, limit);
+        waited.with_context(|| format!("with pCPU {HELD} held in its save window"))?;
     }
     debugger.interrupt()?;
-    let pc = debugger.program_counter(HELD)?;
-    ensure!(pc == window.address, "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}", window.address);
+    window.holds(&mut debugger, HELD)?;
     debugger.resume_all()?;
     Ok(debugger)
+}
+
+/// Step 2 without the gate: pCPU 1 comes to the window too.
+fn see_both(mut debugger: Debugger, window: &Window) -> Result<()> {
+    debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
+    let stopped = debugger.wait_stopped().context("without the gate, another pCPU was to come to the window")?;
+    ensure!(stopped == ASKING, "pCPU {stopped} came to the save window too; the case wants pCPU {ASKING} to");
+    window.holds(&mut debugger, HELD)?;
+    window.holds(&mut debugger, ASKING)
 }
 
 /// Where the window is in a running machine, and the code that must be there.
@@ -119,6 +149,13 @@ struct Window {
 }
 
 impl Window {
+    /// Checks that `pcpu` stands in the window.
+    fn holds(&self, debugger: &mut Debugger, pcpu: u32) -> Result<()> {
+        let pc = debugger.program_counter(pcpu)?;
+        ensure!(pc == self.address, "pCPU {pcpu} is at {pc:#x} and not in the save window, {:#x}", self.address);
+        Ok(())
+    }
+
     fn find(image: &Path) -> Result<Window> {
         const INSTRUCTION: usize = 4;
         let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;

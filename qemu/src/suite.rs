@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::console::{self, lines, panic_line, tail};
-use crate::host_tests::{self, Count};
+use crate::host_tests::{self, Tally};
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
+use crate::save_window::Gate;
 use crate::table::{self, Entry};
 use crate::{inputs, save_window};
 
@@ -52,7 +53,7 @@ pub enum Kind {
     /// A RAM disk or a device tree that is made for the test.
     Input(inputs::Input),
     /// The save window, held open by the debugger.
-    SaveWindow,
+    SaveWindow(Gate),
 }
 
 impl Kind {
@@ -61,7 +62,7 @@ impl Kind {
         match self {
             Kind::Case(entry) => &entry.features,
             Kind::Input(_) => &[],
-            Kind::SaveWindow => save_window::features(),
+            Kind::SaveWindow(gate) => gate.features(),
         }
     }
 
@@ -69,7 +70,7 @@ impl Kind {
     fn ramdisk(&self) -> &str {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
-            Kind::Input(_) | Kind::SaveWindow => "suite",
+            Kind::Input(_) | Kind::SaveWindow(_) => "suite",
         }
     }
 }
@@ -171,31 +172,31 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     for test in &skipped {
         println!("skip  {:<61} goes beyond the reference", test.name);
     }
-    let mut count = Count::default();
-    if options.hypervisor.is_none() {
-        count = host_tests::run(workspace.root(), filter)?;
-    }
+    let tally = match options.hypervisor {
+        None => host_tests::run(workspace.root(), filter)?,
+        Some(_) => Tally::default(),
+    };
     if let Some(filter) = filter
         && selected.is_empty()
         && skipped.is_empty()
-        && count == Count::default()
+        && tally == Tally::default()
     {
         bail!("no test has `{filter}` in its name; `cargo baton test --list` shows them all");
     }
-    let progress = Mutex::new(Progress { count, ..Progress::default() });
+    let progress = Mutex::new(Progress { ended: 0, tally });
     let runner = Runner { workspace, options, total: selected.len(), progress };
     runner.build(&selected);
     runner.all(selected);
     if interrupted() {
         bail!("interrupted");
     }
-    let Progress { count, failed, .. } = runner.progress.into_inner().expect("a test panicked");
+    let Tally { passed, failed } = runner.progress.into_inner().expect("a test panicked").tally;
     if !failed.is_empty() {
         println!("\nfailed: {}", failed.join(", "));
     }
     let skipped = if skipped.is_empty() { String::new() } else { format!(", {} skipped", skipped.len()) };
-    println!("{} passed, {} failed{skipped}", count.passed, count.failed);
-    Ok(count.failed == 0)
+    println!("{passed} passed, {} failed{skipped}", failed.len());
+    Ok(failed.is_empty())
 }
 
 /// Prints the names of all tests.
@@ -224,13 +225,11 @@ struct Runner<'a> {
 }
 
 /// How far the run is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Progress {
     ended: usize,
     /// The host tests are in it too.
-    count: Count,
-    /// The names of the tests that failed.
-    failed: Vec<String>,
+    tally: Tally,
 }
 
 impl Runner<'_> {
@@ -276,17 +275,16 @@ impl Runner<'_> {
             Err(error) => Some(format!("it could not run: {error:#}")),
         };
         let verdict = if problem.is_some() { "FAIL" } else { "ok" };
-        // Text and count change under one lock, which keeps the text of two tests apart.
+        // Text and tally change under one lock, which keeps the text of two tests apart.
         let mut progress = self.progress.lock().expect("a test panicked");
         progress.ended += 1;
         let place = format!("{}/{}", progress.ended, self.total);
         println!("{verdict:<5} {place:>7}  {:<52} {:>6.2} s", test.name, start.elapsed().as_secs_f64());
         match problem {
-            None => progress.count.passed += 1,
+            None => progress.tally.passed += 1,
             Some(problem) => {
                 println!("      {problem}");
-                progress.count.failed += 1;
-                progress.failed.push(test.name.clone());
+                progress.tally.failed.push(test.name.clone());
             }
         }
         match &result {
@@ -300,7 +298,7 @@ impl Runner<'_> {
         match &test.kind {
             Kind::Case(entry) => self.case(entry, test.timeout),
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
-            Kind::SaveWindow => save_window::run(self.workspace, test),
+            Kind::SaveWindow(gate) => save_window::run(self.workspace, test, *gate),
         }
     }
 
@@ -346,10 +344,10 @@ fn printable(line: &str) -> String {
 fn describe(test: &Test, report: &Report, options: &Options) -> String {
     const TAIL: usize = 25;
     let mut text = String::new();
-    for (title, said) in [("console", &report.outcome.console), ("QEMU", &report.outcome.complaints)] {
+    for (title, said) in [("the console", &report.outcome.console), ("QEMU's own words", &report.outcome.complaints)] {
         let tail = tail(said, TAIL);
         if !tail.is_empty() {
-            text += &format!("      the end of what the {title} said:\n");
+            text += &format!("      the end of {title}:\n");
             tail.iter().for_each(|line| text += &format!("      | {}\n", printable(line)));
         }
     }

@@ -8,10 +8,13 @@ use core::cell::UnsafeCell;
 
 use crate::{cpu, mmu, verdict};
 
-/// CPUs that a VM can have: as many as the hypervisor can drive.
-pub const MAX_CPUS: usize = 16;
+/// CPUs that a VM can have: as many as the host tool lets a machine have.
+pub const MAX_CPUS: usize = 8;
 
-const STACK_SIZE: usize = 32 * 1024;
+const STACK_SIZE: usize = 128 * 1024;
+
+/// Bytes at the end of a stack that nobody may have used.
+const STACK_RESERVE: usize = 1024;
 
 global_asm!(
     ".equ VM_MAIR, {mair}",
@@ -25,13 +28,34 @@ global_asm!(
     stack = const STACK_SIZE,
 );
 
+/// The stacks of a VM, one for each CPU that it may have.
 #[repr(C, align(16))]
-struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; MAX_CPUS]>);
+pub struct Stacks<const CPUS: usize>(UnsafeCell<[[u8; STACK_SIZE]; CPUS]>);
 // SAFETY: each CPU uses its own slot, and only as its stack.
-unsafe impl Sync for Stacks {}
+unsafe impl<const CPUS: usize> Sync for Stacks<CPUS> {}
 
-#[unsafe(no_mangle)]
-static VM_STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_SIZE]; MAX_CPUS]));
+impl<const CPUS: usize> Stacks<CPUS> {
+    /// Stacks that were never used.
+    #[allow(clippy::new_without_default, reason = "a static needs a const function")]
+    pub const fn new() -> Self {
+        Stacks(UnsafeCell::new([[0; STACK_SIZE]; CPUS]))
+    }
+}
+
+/// The first CPU whose stack was used up to its end, if there is one. There are no guard pages, because the map of a VM
+/// has one table only; this finds out before a verdict is believed.
+pub fn overflowed_stack() -> Option<usize> {
+    unsafe extern "Rust" {
+        static VM_STACKS: u8;
+        safe static VM_STACK_COUNT: usize;
+    }
+    let first = &raw const VM_STACKS;
+    (0..VM_STACK_COUNT).find(|cpu| {
+        // SAFETY: within the stacks; volatile, because other CPUs may be using theirs.
+        let byte = |offset| unsafe { first.add(cpu * STACK_SIZE + offset).read_volatile() };
+        (0..STACK_RESERVE).any(|offset| byte(offset) != 0)
+    })
+}
 
 /// The registers as the hypervisor left them at the VM's very first instruction.
 #[repr(C)]

@@ -33,10 +33,20 @@ pub mod verdict;
 pub mod wire;
 
 /// Names the VM and its main function: `vm!("echo", main);` with `fn main(argument: u64)`, where the argument is x0 as
-/// the hypervisor gave it (for the primary: the device tree). A VM whose main function returns sleeps for ever.
+/// the hypervisor gave it (for the primary: the device tree). A VM whose main function returns sleeps for ever. A third
+/// argument says for how many CPUs there are stacks, if it is not one.
 #[macro_export]
 macro_rules! vm {
     ($name:literal, $main:path) => {
+        $crate::vm!($name, $main, 1);
+    };
+    ($name:literal, $main:path, $cpus:expr) => {
+        #[unsafe(no_mangle)]
+        static VM_STACKS: $crate::entry::Stacks<{ $cpus }> = $crate::entry::Stacks::new();
+
+        #[unsafe(no_mangle)]
+        static VM_STACK_COUNT: usize = $cpus;
+
         #[unsafe(no_mangle)]
         static VM_NAME: &str = $name;
 

@@ -72,6 +72,8 @@ pub enum Command {
     HvcNonZero,
     /// `hvc #0` with this x0, so many times. value: how many answered -1.
     HvcStorm(u64, u64),
+    /// An empty message to the primary, so many times; those that are refused count as well.
+    PauseStorm(u64),
     /// `smc #0`, so many times. value: how many answered -1.
     SmcStorm(u64),
     /// Reads 64 bits at an address. value: what was read.
@@ -142,6 +144,7 @@ impl Command {
             Command::Image => (20, [0; 4]),
             Command::Pages => (21, [0; 4]),
             Command::TakeInterrupts => (22, [0; 4]),
+            Command::PauseStorm(times) => (23, [times, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -173,6 +176,7 @@ impl Command {
             20 => Command::Image,
             21 => Command::Pages,
             22 => Command::TakeInterrupts,
+            23 => Command::PauseStorm(a),
             _ => return None,
         })
     }
@@ -188,6 +192,11 @@ impl Command {
             Command::HvcNonZero => unsafe { asm!("hvc #1", clobber_abi("C"), options(nostack)) },
             Command::HvcStorm(function, times) => {
                 answer.value = (0..times).filter(|_| call::raw(function, 0, 0, 0) == call::REFUSED).count() as u64;
+            }
+            Command::PauseStorm(times) => {
+                for _ in 0..times {
+                    let _ = call::mailbox_send(crate::wire::PRIMARY, 0);
+                }
             }
             Command::SmcStorm(times) => {
                 let smc = |_: &u64| {

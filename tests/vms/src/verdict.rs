@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use spin::Mutex;
 
 use crate::console::{self, Text};
-use crate::{call, psci};
+use crate::{call, entry, psci};
 
 static REASON: Mutex<Option<Text>> = Mutex::new(None);
 static FAILED: AtomicBool = AtomicBool::new(false);
@@ -68,6 +68,9 @@ fn case() -> Option<&'static str> {
 
 /// Prints the verdict line. A failure of any CPU counts, whatever `result` says.
 pub fn announce(result: Verdict) {
+    if let Some(cpu) = entry::overflowed_stack() {
+        let _ = Failed::because(format_args!("the stack of cpu{cpu} overflowed"));
+    }
     let name = console::name();
     let case = case().map_or(Text::new(format_args!("")), |case| Text::new(format_args!(" {case}")));
     let reason = REASON.lock().take();

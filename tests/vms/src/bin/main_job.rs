@@ -23,7 +23,7 @@ use baton_vms::wire::Finding;
 use baton_vms::{cpu, exception, failed, gic, line, mailbox, psci, timer, vm};
 use spin::Once;
 
-vm!("main", main);
+vm!("main", main, MAX_CPUS);
 
 const HOG: usize = 1;
 const ECHO: usize = 2;
@@ -96,7 +96,7 @@ impl Vm {
 
 static VMS: [Vm; 5] = [Vm::new("-"), Vm::new("hog"), Vm::new("echo"), Vm::new("client"), Vm::new("check_state")];
 
-/// Which VM each CPU runs just now; 0 for none.
+/// Which VM each CPU has run last, and mostly runs just now; 0 for none.
 static RUNNING: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 
 /// What is to be done, from the boot arguments.
@@ -124,7 +124,7 @@ fn run(device_tree: u64) -> Verdict {
     }
     let work = WORK.call_once(|| Work {
         messages: machine.number("messages").unwrap_or(2000),
-        handoffs: machine.number("handoffs").unwrap_or(20_000),
+        handoffs: machine.number("handoffs").unwrap_or(12_000),
         slices: machine.number("slices").unwrap_or(400),
         extended: call::exists(function::VCPU_RUN_EXT),
     });
@@ -192,7 +192,7 @@ fn schedule(number: usize, cpus_to_show: usize) {
 }
 
 /// Runs between two lines that show who runs where.
-const SHOW_EVERY: u64 = 4000;
+const SHOW_EVERY: u64 = 2000;
 
 fn enough(work: &Work) -> bool {
     CLIENT_DONE.load(Ordering::Relaxed)
@@ -208,18 +208,17 @@ fn run_one(work: &Work, number: usize, index: usize) -> Verdict<bool> {
         return Ok(false);
     }
     let wakes = vm.wakes.load(Ordering::SeqCst);
-    RUNNING[number].store(index, Ordering::Relaxed);
     timer::arm(timer::ticks_per_ms());
     let exit = if work.extended { call::vcpu_run_ext(index as u64, 0, 0) } else { call::vcpu_run(index as u64, 0) };
     timer::stop();
     exception::take_interrupts();
-    RUNNING[number].store(0, Ordering::Relaxed);
 
     // Without Baton's own call these are all that can be told of somebody else having it.
     let busy = matches!(exit, Exit::Busy | Exit::Interrupted) || fought_over && exit == Exit::WaitForInterrupt;
     if busy {
         return if fought_over { Ok(false) } else { Err(unexpected(vm, exit)) };
     }
+    RUNNING[number].store(index, Ordering::Relaxed);
     vm.runs.fetch_add(1, Ordering::Relaxed);
     let count = match exit {
         // The reference call has one code for both; hog never yields.
@@ -270,10 +269,10 @@ fn serve_message(work: &Work, index: usize, size: u64) -> Verdict {
 
 /// One line: who runs where.
 fn show(total: u64, cpus: usize) {
-    let mut text = Text::new(format_args!("{total:>6} runs "));
+    let mut text = Text::new(format_args!("{total:>6} runs"));
     for (number, running) in RUNNING.iter().enumerate().take(cpus) {
         let name = VMS[running.load(Ordering::Relaxed)].name;
-        let _ = write!(text, " cpu{number}: {name:<12}"); // a Text takes everything
+        let _ = write!(text, " | cpu{number} {name:<11}"); // a Text takes everything
     }
     line!("{text}");
 }

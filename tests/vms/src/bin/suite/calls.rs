@@ -167,9 +167,12 @@ pub fn vcpu_counter(_: &Machine) -> Verdict {
     equal("runs after two more", counter(Counter::Runs)?, before + 2)?;
     puppet.answers()?;
     equal("interrupts of a vCPU that took none", counter(Counter::Interrupts)?, 0)?;
-    puppet.hvc(function::ENABLE_INTERRUPT, [7, 1, 0])?;
-    puppet.hvc(function::INJECT_INTERRUPT, [vms::PUPPET, 0, 7])?;
-    equal("get_and_acknowledge_interrupt", puppet.hvc(function::GET_AND_ACKNOWLEDGE_INTERRUPT, [0; 3])?, 7)?;
+    let answers = puppet.ask(&[
+        Command::Hvc([function::ENABLE_INTERRUPT, 7, 1, 0]),
+        Command::Hvc([function::INJECT_INTERRUPT, vms::PUPPET, 0, 7]),
+        Command::Hvc([function::GET_AND_ACKNOWLEDGE_INTERRUPT, 0, 0, 0]),
+    ])?;
+    equal("get_and_acknowledge_interrupt", answers[2].value, 7)?;
     equal("interrupts after one", counter(Counter::Interrupts)?, 1)?;
     equal("migrations of a vCPU that stayed", counter(Counter::Migrations)?, 0)?;
     equal("waits of a vCPU that nobody else wanted", counter(Counter::Waits)?, 0)?;

@@ -128,6 +128,7 @@ pub fn run_until_blocked(vm: u64) -> Verdict {
 }
 
 /// Runs a vCPU until it sends the primary a message; reads it and makes room for the next.
+#[inline(never)]
 pub fn run_until_message(vm: u64) -> Verdict<Message> {
     let deadline = patience();
     loop {
@@ -157,7 +158,8 @@ pub fn send_to_waiting(vm: u64, words: &[u64]) -> Verdict {
 /// in QEMU.) [`Puppet::pause`] runs it up to there.
 pub const PAUSE: Command = Command::Hvc([function::MAILBOX_SEND, 0, 0, 0]);
 
-/// Answers of a puppet.
+/// Answers of a puppet. Large, as messages are: what handles them is kept out of line, or a case with many of them would
+/// have many on its stack.
 pub type Answers = heapless::Vec<Answer, { Command::MAX }>;
 
 /// A puppet that waits for commands.
@@ -175,6 +177,7 @@ impl Puppet {
     }
 
     /// Hands it commands, which it carries out when it runs.
+    #[inline(never)]
     pub fn tell(&self, commands: &[Command]) -> Verdict {
         let mut message = Message::new();
         for command in commands {
@@ -195,6 +198,7 @@ impl Puppet {
     }
 
     /// Runs it until it answers, and then until it waits for the next commands.
+    #[inline(never)]
     pub fn answers(&self) -> Verdict<Answers> {
         let message = run_until_message(self.vm)?;
         run_until_blocked(self.vm)?;
@@ -210,6 +214,7 @@ impl Puppet {
     }
 
     /// Has it carry out one command.
+    #[inline(never)]
     pub fn ask_one(&self, command: Command) -> Verdict<Answer> {
         Ok(self.ask(&[command])?[0])
     }

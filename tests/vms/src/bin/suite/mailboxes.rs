@@ -116,7 +116,7 @@ pub fn mailbox_client(_: &Machine) -> Verdict {
     let (mut next, mut wakes) = (vms::CLIENT, 0);
     loop {
         match call::vcpu_run(next, 0) {
-            Exit::WakeUp { vm, vcpu: 0 } => {
+            Exit::WakeUp { vm, .. } => {
                 ensure!(vm == vms::ECHO || vm == vms::CLIENT, "VM {next} woke VM {vm}");
                 (next, wakes) = (vm, wakes + 1);
             }

@@ -21,10 +21,11 @@ mod runs;
 mod save_window;
 
 use baton_vms::devicetree::Machine;
+use baton_vms::entry::MAX_CPUS;
 use baton_vms::verdict::{self, Verdict};
 use baton_vms::{gic, vm};
 
-vm!("suite", main);
+vm!("suite", main, MAX_CPUS);
 
 /// A test case. It gets the machine as the device tree describes it.
 type Case = fn(&Machine) -> Verdict;
@@ -50,7 +51,7 @@ static CASES: &[(&str, Case)] = cases! {
         psci_unknown psci_by_secondary cpu_off_on_race system_off system_reset;
     isolation: isolation own_memory primary_isolation crash;
     fp: fp_isolation fp_migration;
-    handoff: concurrent_save_restore check_state_alone;
+    handoff: concurrent_save_restore check_state_alone owed_consumed_too_early cross_spin_deadlock;
     injected: injected_interrupts running_target_not_kicked;
     run_ext: run_ext_codes run_ext_waits run_ext_by_secondary busy_taken_for_blocked preempted_taken_for_yield
         cancelled_request_keeps_claim two_waiters_one_slot;

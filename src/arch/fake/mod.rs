@@ -1,0 +1,373 @@
+//! The hardware that the host's tests run on: the same names as `aarch64`, scripted and traced.
+//!
+//! One test thread drives all pCPUs of its machine, one round of an executor at a time, and says with [`run_on`] whose
+//! turn it is. Everything that the portable code asks of the hardware is an *event* in one ordered trace, in the form
+//! `p1 save v1.0`: on pCPU 1, vCPU 0 of VM 1 is saved. What makes the trace worth asserting:
+//!
+//! - **Guests are scripts.** A guest step is a closure on the registers that returns the exit ([`Cpu::script`]). It names
+//!   the vCPU that it expects to be, and entering anybody else is a failed test.
+//! - **Registers are in one place at a time.** [`Regs::sys`] stands for everything that is switched: a load copies it to
+//!   the pCPU, a guest changes it there, only a save brings it back. Whoever loads too early gets the old value.
+//! - **Windows can be opened.** A hook ([`before`]) runs when an event is announced and has not taken effect: in the middle
+//!   of a save, between the last look and the sleep. It may run another pCPU there.
+//! - **Sleep is sleep.** A pCPU that sleeps is not run until something has come that ends *this* kind of sleep
+//!   ([`wake_up`]); so a lost wake is a pCPU that never runs again.
+//!
+//! What other pCPUs may touch is in [`PcpuArch`], through [`crate::sync`]; what is only this thread's is thread-local. So
+//! tests in parallel do not see each other, and a model checker may give each pCPU a thread of its own.
+
+mod memory;
+mod regs;
+
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+pub use memory::{copy_message, read_memory, write_memory};
+pub use regs::{Name, Regs};
+
+use crate::exit::Exit;
+use crate::ids::CpuId;
+use crate::pcpu::Pcpu;
+use crate::sync::{AtomicBool, AtomicU8, Ordering};
+
+/// A few instructions of a guest, up to its next exit.
+type GuestStep = Box<dyn FnOnce(&mut Regs) -> Exit>;
+/// What happens when its event is announced.
+type Hook = (String, Box<dyn FnOnce()>);
+
+/// What this thread knows of the machine that it drives.
+struct World {
+    pcpus: Cell<&'static [Pcpu]>,
+    this: Cell<CpuId>,
+    trace: RefCell<Vec<String>>,
+    hooks: RefCell<Vec<Hook>>,
+    firmware_works: Cell<bool>,
+}
+
+std::thread_local! {
+    static WORLD: World = const {
+        World {
+            pcpus: Cell::new(&[]),
+            this: Cell::new(CpuId::new(0)),
+            trace: RefCell::new(Vec::new()),
+            hooks: RefCell::new(Vec::new()),
+            firmware_works: Cell::new(true),
+        }
+    };
+}
+
+// What a test does with the hardware.
+
+/// Starts over, with these pCPUs and on the first of them.
+pub fn reset(pcpus: &'static [Pcpu]) {
+    WORLD.with(|world| {
+        world.pcpus.set(pcpus);
+        world.this.set(CpuId::new(0));
+        world.trace.take();
+        world.hooks.take();
+        world.firmware_works.set(true);
+    });
+    memory::reset();
+}
+
+/// From here on this thread is that pCPU. Returns which one it was.
+pub fn run_on(cpu: CpuId) -> CpuId {
+    WORLD.with(|world| world.this.replace(cpu))
+}
+
+/// Takes what has happened so far.
+///
+/// # Panics
+///
+/// If a hook was never reached: its test tests nothing.
+pub fn take_trace() -> Vec<String> {
+    WORLD.with(|world| {
+        let waiting: Vec<String> = world.hooks.take().into_iter().map(|(event, _)| event).collect();
+        assert!(waiting.is_empty(), "these hooks were never reached: {waiting:?}");
+        world.trace.take()
+    })
+}
+
+/// Runs `hook` once, at the next event with this text: after it is announced, before it takes effect.
+pub fn before(event: &str, hook: impl FnOnce() + 'static) {
+    WORLD.with(|world| world.hooks.borrow_mut().push((event.into(), Box::new(hook))));
+}
+
+/// Raises or lowers a pCPU's physical interrupt line.
+pub fn set_interrupt(cpu: CpuId, pending: bool) {
+    pcpu(cpu).arch.interrupt.store(pending, Ordering::Relaxed);
+}
+
+/// No pCPU's event register is set any more.
+pub fn forget_events() {
+    for pcpu in WORLD.with(|world| world.pcpus.get()) {
+        pcpu.arch.event.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Whether the firmware does what [`bring_in`] asks.
+pub fn set_firmware_works(works: bool) {
+    WORLD.with(|world| world.firmware_works.set(works));
+}
+
+/// Whether a pCPU runs: it does not sleep, or something has come that ends its sleep, which is over then.
+pub fn wake_up(cpu: CpuId) -> bool {
+    let pcpu = pcpu(cpu);
+    let arch = &pcpu.arch;
+    match arch.sleep.load(Ordering::Relaxed) {
+        DOZES => {
+            // A physical interrupt is seen at the next tick of the event stream.
+            if !arch.event.swap(false, Ordering::Relaxed) && !arch.interrupt.load(Ordering::Relaxed) {
+                return false;
+            }
+            arch.sleep.store(AWAKE, Ordering::Relaxed);
+        }
+        SLEEPS => {
+            if !arch.line() {
+                return false;
+            }
+            arch.sleep.store(AWAKE, Ordering::Relaxed);
+            close(pcpu); // what follows the sleep in the executor
+        }
+        _ => {}
+    }
+    true
+}
+
+fn pcpu(cpu: CpuId) -> &'static Pcpu {
+    WORLD.with(|world| &world.pcpus.get()[cpu.index()])
+}
+
+/// Writes an event down, and lets happen what a hook has for it.
+fn announce(event: String) {
+    let hook = WORLD.with(|world| {
+        world.trace.borrow_mut().push(event.clone());
+        let mut hooks = world.hooks.borrow_mut();
+        let at = hooks.iter().position(|(waits_for, _)| *waits_for == event)?;
+        Some(hooks.remove(at).1)
+    });
+    if let Some(hook) = hook {
+        hook();
+    }
+}
+
+/// The trace's name for a pCPU.
+fn p(cpu: CpuId) -> String {
+    format!("p{}", cpu.index())
+}
+
+/// An event on the pCPU whose turn it is.
+fn announce_here(what: &str) {
+    announce(format!("{} {what}", p(this_cpu())));
+}
+
+// What the portable code asks for.
+
+const AWAKE: u8 = 0;
+const DOZES: u8 = 1;
+const SLEEPS: u8 = 2;
+
+/// The parts of a pCPU's hardware that other pCPUs reach.
+pub struct PcpuArch {
+    /// The primary's physical interrupt line.
+    interrupt: AtomicBool,
+    /// A kick is pending.
+    kicked: AtomicBool,
+    /// It can be kicked.
+    open: AtomicBool,
+    /// The event register of WFE.
+    event: AtomicBool,
+    /// It does not run, and what it waits for.
+    sleep: AtomicU8,
+}
+
+impl PcpuArch {
+    #[allow(clippy::new_without_default)] // a part of `Pcpu`, which has none
+    pub const fn new() -> Self {
+        Self {
+            interrupt: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            event: AtomicBool::new(false),
+            sleep: AtomicU8::new(AWAKE),
+        }
+    }
+
+    /// Whether any interrupt, a kick included, is pending.
+    fn line(&self) -> bool {
+        self.interrupt.load(Ordering::Relaxed) || self.kicked.load(Ordering::Relaxed)
+    }
+}
+
+/// A pCPU's own hardware: the registers of the vCPU that is loaded, and what its guests do next.
+pub struct Cpu {
+    pcpu: &'static Pcpu,
+    script: RefCell<VecDeque<(Name, GuestStep)>>,
+    /// Who is loaded, and its `sys`.
+    loaded: Cell<Option<(Name, u64)>>,
+}
+
+impl Cpu {
+    pub fn new(pcpu: &'static Pcpu) -> Self {
+        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None) }
+    }
+
+    /// After the steps that are scripted already, the next guest to be entered here is `who`, and this is what it does.
+    pub fn script(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
+        self.script.borrow_mut().push_back((who, Box::new(step)));
+    }
+
+    /// As [`Self::script`], but before the steps that are scripted already.
+    pub fn script_first(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
+        self.script.borrow_mut().push_front((who, Box::new(step)));
+    }
+
+    /// How many steps are left to do.
+    pub fn steps_left(&self) -> usize {
+        self.script.borrow().len()
+    }
+
+    /// Memory to hardware.
+    pub fn load(&self, regs: &Regs) {
+        self.announce("load", regs.name);
+        let before = self.loaded.replace(Some((regs.name, regs.sys)));
+        assert!(before.is_none(), "{} is loaded over {before:?}, which was not saved", regs.name);
+    }
+
+    /// Hardware to memory.
+    pub fn save(&self, regs: &mut Regs) {
+        self.announce("save", regs.name);
+        regs.sys = self.take_loaded(regs.name, "saved");
+    }
+
+    /// Enters the loaded vCPU, and returns at its next exit.
+    ///
+    /// # Panics
+    ///
+    /// If it is not loaded here, or the script has somebody else, or nobody.
+    pub fn enter(&self, regs: &mut Regs) -> Exit {
+        self.announce("enter", regs.name);
+        let here = p(self.pcpu.id);
+        let (who, step) = self.script.borrow_mut().pop_front().unwrap_or_else(|| {
+            panic!("{here} enters {}, which has nothing to do: script a step for it", regs.name);
+        });
+        assert_eq!(who, regs.name, "{here} enters {}, but the script's next step is {who}'s", regs.name);
+        // The guest sees the hardware; memory keeps what it has until the save.
+        let in_memory = regs.sys;
+        regs.sys = self.take_loaded(regs.name, "entered");
+        let exit = step(regs);
+        self.loaded.set(Some((regs.name, regs.sys)));
+        regs.sys = in_memory;
+        exit
+    }
+
+    fn take_loaded(&self, name: Name, what: &str) -> u64 {
+        match self.loaded.take() {
+            Some((loaded, sys)) if loaded == name => sys,
+            _ if std::thread::panicking() => 0, // the tokens of a failed test go out of order
+            other => panic!("{name} is {what} on {}, where {other:?} is loaded", p(self.pcpu.id)),
+        }
+    }
+
+    fn announce(&self, what: &str, name: Name) {
+        assert_eq!(this_cpu(), self.pcpu.id, "a pCPU uses the hardware of another one");
+        announce_here(&format!("{what} {name}"));
+    }
+}
+
+/// Which pCPU runs this.
+pub fn this_cpu() -> CpuId {
+    WORLD.with(|world| world.this.get())
+}
+
+/// Whether a physical interrupt is pending; a kick that was not taken is one.
+pub fn interrupt_pending() -> bool {
+    pcpu(this_cpu()).arch.line()
+}
+
+/// WFE: sleeps until an event, which may have come already.
+pub fn doze() {
+    announce_here("doze");
+    let arch = &pcpu(this_cpu()).arch;
+    if !arch.event.swap(false, Ordering::Relaxed) {
+        arch.sleep.store(DOZES, Ordering::Relaxed);
+    }
+}
+
+/// WFI: sleeps until an interrupt is pending.
+///
+/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`close`], which follows it, is put off
+/// until [`wake_up`].
+pub fn sleep() {
+    announce_here("sleep");
+    let arch = &pcpu(this_cpu()).arch;
+    if !arch.line() {
+        arch.sleep.store(SLEEPS, Ordering::Relaxed);
+    }
+}
+
+/// SEV: ends the doze of every pCPU, or keeps the next one from starting.
+pub fn send_event() {
+    announce_here("event");
+    for pcpu in WORLD.with(|world| world.pcpus.get()) {
+        pcpu.arch.event.store(true, Ordering::Relaxed);
+    }
+}
+
+/// From here on this pCPU can be kicked.
+pub fn open(pcpu: &Pcpu) {
+    pcpu.arch.open.store(true, Ordering::Relaxed);
+}
+
+/// Whether a kick would reach this pCPU.
+pub fn is_open(pcpu: &Pcpu) -> bool {
+    pcpu.arch.open.load(Ordering::Relaxed)
+}
+
+/// Until here: no kick is pending afterwards, and none will be.
+pub fn close(pcpu: &Pcpu) {
+    if pcpu.arch.sleep.load(Ordering::Relaxed) != SLEEPS {
+        pcpu.arch.open.store(false, Ordering::Relaxed);
+        take_kick(pcpu);
+    }
+}
+
+/// Makes an open pCPU come out of its guest or its sleep.
+pub fn kick(pcpu: &Pcpu) {
+    announce_here(&format!("kick {}", p(pcpu.id)));
+    if is_open(pcpu) {
+        pcpu.arch.kicked.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether this pCPU was kicked; if so the kick is cleaned up.
+pub fn take_kick(pcpu: &Pcpu) -> bool {
+    pcpu.arch.kicked.swap(false, Ordering::Relaxed)
+}
+
+/// Asks the firmware to start a pCPU; false if it would not.
+pub fn bring_in(pcpu: &Pcpu) -> bool {
+    announce_here(&format!("bring in {}", p(pcpu.id)));
+    WORLD.with(|world| world.firmware_works.get())
+}
+
+/// Ends the machine, which on the host is the test's thread: it unwinds.
+pub fn system_off() -> ! {
+    announce_here("system off");
+    panic!("the machine was turned off")
+}
+
+/// As [`system_off`].
+pub fn system_reset() -> ! {
+    announce_here("system reset");
+    panic!("the machine was reset")
+}
+
+/// Where a debugger may hold a pCPU whose vCPU is saved and not published yet.
+pub fn before_publish() {
+    announce_here("is about to publish");
+}

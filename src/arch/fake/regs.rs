@@ -1,0 +1,85 @@
+//! The register file of a vCPU that does not exist: as much of one as the portable code and the tests look at.
+
+use core::fmt;
+
+use crate::exit::Fault;
+
+/// Whose registers these are. In a trace, `v1.0` is vCPU 0 of VM 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name {
+    pub vm: u16,
+    pub vcpu: u16,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}.{}", self.vm, self.vcpu)
+    }
+}
+
+/// A vCPU's registers in memory.
+pub struct Regs {
+    pub name: Name,
+    /// As the hardware does, exits write these straight to memory.
+    pub x: [u64; 31],
+    pub pc: u64,
+    /// All that a load copies to the hardware and a save brings back.
+    pub sys: u64,
+    /// The virtual interrupt line.
+    pub virtual_interrupt: bool,
+    /// The exception that it took last.
+    pub raised: Option<Fault>,
+}
+
+impl Regs {
+    pub const fn new() -> Self {
+        let name = Name { vm: u16::MAX, vcpu: u16::MAX };
+        Self { name, x: [0; 31], pc: 0, sys: 0, virtual_interrupt: false, raised: None }
+    }
+
+    /// Puts the vCPU at `entry` with x0 = `context`, everything else as after reset.
+    pub fn start(&mut self, entry: u64, context: u64) {
+        *self = Self { name: self.name, pc: entry, ..Self::new() };
+        self.x[0] = context;
+    }
+
+    /// x0 to x3.
+    pub fn args(&self) -> [u64; 4] {
+        [self.x[0], self.x[1], self.x[2], self.x[3]]
+    }
+
+    /// The result of a hypercall: x0, and x1 to x17 are 0.
+    pub fn return_from_hypercall(&mut self, result: u64) {
+        self.x[0] = result;
+        self.x[1..18].fill(0);
+    }
+
+    /// The result of an `smc`, which is skipped.
+    pub fn return_from_smc(&mut self, result: u64) {
+        self.x[0] = result;
+        self.skip_instruction();
+    }
+
+    pub fn skip_instruction(&mut self) {
+        self.pc += 4;
+    }
+
+    pub fn pc(&self) -> u64 {
+        self.pc
+    }
+
+    pub fn set_virtual_interrupt(&mut self, high: bool) {
+        self.virtual_interrupt = high;
+    }
+
+    /// Lets the vCPU take an exception.
+    pub fn raise(&mut self, fault: Fault) {
+        self.raised = Some(fault);
+    }
+}
+
+impl Default for Regs {
+    fn default() -> Self {
+        Self::new()
+    }
+}

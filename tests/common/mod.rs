@@ -1,0 +1,304 @@
+//! A machine on the fake hardware, driven by hand: every test says which pCPU does its next round, and what its guests do.
+//!
+//! A [`Bench`] lives for ever, as a machine does, and is only ever used through `&'static`: so the closures that are guests
+//! and hooks can hold it, and run one pCPU from the middle of another one's round.
+#![allow(dead_code)] // each test program uses its part
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use baton::arch::Regs;
+use baton::arch::fake::{self, Name};
+use baton::console::{self, Sink};
+use baton::exec::{self, Local, Never, Round};
+use baton::exit::Exit;
+use baton::hypercall::Caller;
+use baton::ids::{CpuId, VcpuId, VmId};
+use baton::pcpu::Pcpu;
+use baton::psci::Start;
+use baton::run;
+use baton::vcpu::{Life, Vcpu};
+use baton::vm::{Machine, Regions, Vm};
+
+pub const P0: CpuId = CpuId::new(0);
+pub const P1: CpuId = CpuId::new(1);
+pub const P2: CpuId = CpuId::new(2);
+
+/// Answers of `vcpu_run`; further words are in the upper bits.
+pub mod answer {
+    pub const YIELD: u64 = 0;
+    pub const WAIT_FOR_INTERRUPT: u64 = 1;
+    pub const WAKE_UP: u64 = 2;
+    pub const MESSAGE: u64 = 3;
+    pub const BUSY: u64 = 5;
+    pub const PREEMPTED: u64 = 6;
+    pub const STOPPED: u64 = 7;
+    pub const INTERRUPTED: u64 = 8;
+    pub const ABSENT: u64 = 9;
+    pub const FAILED: u64 = u64::MAX;
+}
+
+/// What one turn of a pCPU came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// It entered a guest, which is back.
+    Entered,
+    /// It had nothing to enter.
+    Slept,
+    /// It was asleep before, and nothing has come that ends its sleep.
+    Asleep,
+}
+
+type Task = Pin<Box<dyn Future<Output = Never>>>;
+
+/// A pCPU: its executor, and the two tasks on it.
+struct Seat {
+    local: &'static Local,
+    tasks: RefCell<Tasks>,
+}
+
+struct Tasks {
+    main: Task,
+    reporter: Task,
+    woken_by_exit: bool,
+}
+
+pub struct Bench {
+    pub machine: &'static Machine,
+    seats: Vec<Seat>,
+}
+
+impl Bench {
+    /// A machine whose `cpus` pCPUs are all on and in the primary; its secondaries have these numbers of vCPUs, the first
+    /// of each ready to run.
+    pub fn new(cpus: usize, secondaries: &[usize]) -> &'static Self {
+        let bench = Self::turned_off(cpus, secondaries);
+        for cpu in 0..cpus {
+            bench.turn_on(CpuId::new(cpu));
+        }
+        fake::take_trace();
+        fake::forget_events();
+        bench
+    }
+
+    /// The same, with every pCPU off.
+    pub fn turned_off(cpus: usize, secondaries: &[usize]) -> &'static Self {
+        let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
+        fake::reset(pcpus);
+        listen();
+        for (n, pcpu) in pcpus[..cpus].iter().enumerate() {
+            pcpu.set_present(mpidr(CpuId::new(n)));
+        }
+        let locals: Vec<&'static Local> =
+            (0..cpus).map(|n| &*Box::leak(Box::new(Local::new(pcpus, CpuId::new(n))))).collect();
+        let mut vms = heapless::Vec::new();
+        for (n, &vcpus) in [cpus].iter().chain(secondaries).enumerate() {
+            let id = VmId(n as u16);
+            let vcpus: &'static [Vcpu] = (0..vcpus).map(|_| Vcpu::new()).collect::<Vec<_>>().leak();
+            let start = page(n as u16, 0);
+            for (index, vcpu) in vcpus.iter().enumerate() {
+                vcpu.set_up(locals[0], |owned| {
+                    owned.regs.name = Name { vm: id.0, vcpu: index as u16 };
+                    if !id.is_primary() && index == 0 {
+                        owned.regs.start(start, 0);
+                        owned.life = Life::Ready;
+                    }
+                });
+            }
+            let mut memory = Regions::new();
+            memory.push(start..start + PAGES_OF_A_VM * 4096).expect("one region");
+            assert!(vms.push(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
+        }
+        let machine: &'static Machine = Box::leak(Box::new(Machine { pcpus, vms }));
+        let seats = locals.into_iter().map(|local| {
+            // As the start of an executor does.
+            fake::run_on(local.pcpu().id);
+            exec::wake(local.pcpu(), exec::Task::Main);
+            exec::wake(local.pcpu(), exec::Task::Reporter);
+            let main: Task = Box::pin(run::live(local, machine));
+            let reporter: Task = Box::pin(local.pcpu().reports.print_all());
+            Seat { local, tasks: RefCell::new(Tasks { main, reporter, woken_by_exit: false }) }
+        });
+        let bench = Self { machine, seats: seats.collect() };
+        fake::run_on(P0);
+        Box::leak(Box::new(bench))
+    }
+
+    /// Starts the primary on a pCPU, and lets it make its first step there.
+    pub fn turn_on(&self, cpu: CpuId) {
+        self.pcpu(cpu).power.boot(Start { entry: page(0, 0), context: 0 });
+        self.guest(cpu, 0, cpu.index() as u16, |_| Exit::Interrupt);
+        self.go_until(cpu, || self.seats[cpu.index()].local.arch().steps_left() == 0);
+    }
+
+    pub fn pcpu(&self, cpu: CpuId) -> &'static Pcpu {
+        &self.machine.pcpus[cpu.index()]
+    }
+
+    pub fn local(&self, cpu: CpuId) -> &'static Local {
+        self.seats[cpu.index()].local
+    }
+
+    pub fn vm(&self, vm: u16) -> &'static Vm {
+        &self.machine.vms[usize::from(vm)]
+    }
+
+    pub fn vcpu(&self, vm: u16, vcpu: u16) -> &'static Vcpu {
+        &self.vm(vm).vcpus[usize::from(vcpu)]
+    }
+
+    /// Somebody who makes a hypercall.
+    pub fn caller(&self, vm: u16, vcpu: u16) -> Caller<'static> {
+        Caller { machine: self.machine, vm: self.vm(vm), vcpu: VcpuId(vcpu) }
+    }
+
+    /// One round of a pCPU's executor, unless it sleeps.
+    pub fn step(&self, cpu: CpuId) -> Turn {
+        let seat = &self.seats[cpu.index()];
+        let before = fake::run_on(cpu);
+        let turn = if fake::wake_up(cpu) {
+            let mut tasks = seat.tasks.borrow_mut();
+            let Tasks { main, reporter, woken_by_exit } = &mut *tasks;
+            let round = seat.local.round(Pin::new(main), Pin::new(reporter), *woken_by_exit);
+            *woken_by_exit = round == Round::Entered;
+            if *woken_by_exit { Turn::Entered } else { Turn::Slept }
+        } else {
+            Turn::Asleep
+        };
+        fake::run_on(before);
+        turn
+    }
+
+    /// Rounds of a pCPU until something is so.
+    pub fn go_until(&self, cpu: CpuId, so: impl Fn() -> bool) {
+        for _ in 0..20 {
+            if so() {
+                return;
+            }
+            assert_ne!(self.step(cpu), Turn::Asleep, "{cpu} sleeps for ever: nobody has woken it");
+        }
+        panic!("{cpu} goes round and round, and what it was to do has not happened");
+    }
+
+    /// The next guest on this pCPU is vCPU `vcpu` of VM `vm`, and this is what it does.
+    pub fn guest(&self, cpu: CpuId, vm: u16, vcpu: u16, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
+        self.local(cpu).arch().script(Name { vm, vcpu }, step);
+    }
+
+    /// The primary makes a hypercall on this pCPU, and the hypervisor serves it as far as it can in one round.
+    pub fn start(&self, cpu: CpuId, args: [u64; 4]) -> Turn {
+        let called = Rc::new(Cell::new(false));
+        let call = calls(args);
+        let flag = called.clone();
+        // In front of the steps that its secondaries are scripted to make.
+        self.local(cpu).arch().script_first(Name { vm: 0, vcpu: cpu.index() as u16 }, move |regs| {
+            flag.set(true);
+            call(regs)
+        });
+        self.go_until(cpu, || called.get());
+        self.step(cpu)
+    }
+
+    /// Rounds of a pCPU until it is back in the primary; what x0 is there.
+    pub fn answer(&self, cpu: CpuId) -> u64 {
+        let answer = Rc::new(Cell::new(None));
+        let seen = answer.clone();
+        self.guest(cpu, 0, cpu.index() as u16, move |regs| {
+            seen.set(Some(regs.x[0]));
+            Exit::Interrupt
+        });
+        self.go_until(cpu, || answer.get().is_some());
+        answer.get().expect("the primary was entered")
+    }
+
+    /// The primary makes a hypercall on this pCPU; its answer.
+    pub fn call(&self, cpu: CpuId, args: [u64; 4]) -> u64 {
+        let called = self.local(cpu).arch();
+        let call = calls(args);
+        called.script_first(Name { vm: 0, vcpu: cpu.index() as u16 }, call);
+        self.answer(cpu)
+    }
+}
+
+/// Pages that each VM has.
+pub const PAGES_OF_A_VM: u64 = 16;
+
+/// The address of a VM's page.
+pub fn page(vm: u16, page: u64) -> u64 {
+    0x4000_0000 + u64::from(vm) * 0x10_0000 + page * 4096
+}
+
+/// The affinity of a pCPU: clusters of two, so that it is not its number.
+pub fn mpidr(cpu: CpuId) -> u64 {
+    (cpu.index() as u64 / 2) << 8 | cpu.index() as u64 % 2
+}
+
+/// A guest that makes a hypercall.
+pub fn calls(args: [u64; 4]) -> impl FnOnce(&mut Regs) -> Exit + 'static {
+    move |regs| {
+        regs.x[..4].copy_from_slice(&args);
+        Exit::Hypercall
+    }
+}
+
+/// `vcpu_run`.
+pub fn run(vm: u64, vcpu: u64) -> [u64; 4] {
+    [0xff00, vm, vcpu, 0]
+}
+
+/// `vcpu_run_ext`; flag 1 waits.
+pub fn run_ext(vm: u64, vcpu: u64, flags: u64) -> [u64; 4] {
+    [0xff80, vm, vcpu, flags]
+}
+
+/// What has happened on the hardware since the last time.
+pub fn trace() -> Vec<String> {
+    fake::take_trace()
+}
+
+std::thread_local! {
+    static HEARD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The console is the process's; each line goes to the thread that says it.
+struct Listener;
+
+impl Sink for Listener {
+    fn put(&mut self, byte: u8) {
+        HEARD.with_borrow_mut(|heard| heard.push(byte));
+    }
+}
+
+/// From here on [`said`] has what the hypervisor says.
+pub fn listen() {
+    console::set_sink(Box::leak(Box::new(Listener)));
+}
+
+/// The lines that the hypervisor has written since the last time.
+pub fn said() -> Vec<String> {
+    let heard = String::from_utf8(HEARD.take()).expect("the console is text");
+    heard.lines().map(str::to_owned).collect()
+}
+
+std::thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this panics, as a mistake of the hypervisor's own does; says nothing about it.
+pub fn refuses<R>(mistake: impl FnOnce() -> R) -> bool {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(mistake)).is_err();
+    QUIET.set(false);
+    refused
+}

@@ -1,0 +1,275 @@
+//! The hypercalls that answer at once (`src/hypercall.rs`): each row of the contract, with all that can be wrong about it.
+
+mod common;
+
+use baton::arch::fake;
+use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
+use baton::handoff::Patience;
+use baton::hypercall::{Answer, serve};
+use baton::ids::{CpuId, Pa, VcpuId, VmId};
+use baton::mailbox::NO_MESSAGE;
+use baton::report::Stop;
+use common::{Bench, P0, P1, PAGES_OF_A_VM, page, trace};
+
+/// Two pCPUs; VM 1 with two vCPUs, VM 2 with one. Everybody has a mailbox.
+fn bench() -> &'static Bench {
+    let m = Bench::turned_off(2, &[2, 1]);
+    for vm in 0..3 {
+        assert_eq!(call(m, vm, 0, Call::VmConfigure { send: page(vm, 1), recv: page(vm, 2) }), 0);
+    }
+    m
+}
+
+/// The result of a call that goes on.
+fn call(m: &Bench, vm: u16, vcpu: u16, call: Call) -> u64 {
+    match serve(m.caller(vm, vcpu), call) {
+        Answer::Return(result) => result,
+        other => panic!("{call:?} of VM {vm} is answered with {other:?}"),
+    }
+}
+
+#[test]
+fn who_may_count() {
+    let m = bench();
+    for vm in 0..3 {
+        assert_eq!(call(m, vm, 0, Call::VmGetCount), 3);
+    }
+    for (vm, count) in [(0, 2), (1, 2), (2, 1), (3, FAILED), (u64::MAX, FAILED), (1 << 32, FAILED)] {
+        assert_eq!(call(m, 0, 0, Call::VcpuGetCount { vm }), count);
+        assert_eq!(call(m, 1, 0, Call::VcpuGetCount { vm }), FAILED, "a secondary may not ask");
+    }
+}
+
+#[test]
+fn mailbox_pages() {
+    let m = Bench::turned_off(1, &[1, 1]);
+    for vm in 0..2 {
+        let (good, other) = (page(vm, 1), page(vm, 2));
+        let end = page(vm, PAGES_OF_A_VM);
+        for bad in [good + 1, good + 8, good + 2048, end, page(vm, 0) - 4096, page(2, 0), u64::MAX, u64::MAX & !4095, 0] {
+            for (send, recv) in [(good, bad), (bad, good)] {
+                assert_eq!(call(m, vm, 0, Call::VmConfigure { send, recv }), FAILED, "{send:#x} and {recv:#x}");
+            }
+        }
+        assert_eq!(call(m, vm, 0, Call::VmConfigure { send: good, recv: good }), FAILED, "one page for both");
+        assert!(m.vm(vm).pages().is_none());
+        // The first and the last page are as good as any.
+        assert_eq!(call(m, vm, 0, Call::VmConfigure { send: page(vm, 0), recv: end - 4096 }), 0);
+        assert_eq!(call(m, vm, 0, Call::VmConfigure { send: good, recv: other }), FAILED, "once only");
+        let pages = m.vm(vm).pages().expect("they are configured");
+        assert_eq!((pages.send, pages.recv), (Pa(page(vm, 0)), Pa(end - 4096)));
+    }
+}
+
+#[test]
+fn what_cannot_be_sent() {
+    let m = bench();
+    for (from, to, size) in [
+        (0, 1, 4097),
+        (0, 1, u64::MAX),
+        (0, 0, 1),
+        (1, 1, 1),
+        (0, 3, 1),
+        (1, 3, 1),
+        (0, u64::MAX, 1),
+        (1, 1 << 32, 1),
+    ] {
+        assert_eq!(call(m, from, 0, Call::MailboxSend { vm: to, size }), FAILED, "{size} bytes from {from} to {to}");
+    }
+    // Nothing of this has put anything into a mailbox.
+    for vm in 1..3 {
+        assert_eq!(call(m, vm, 0, Call::MailboxReceive { block: false }), NO_MESSAGE);
+    }
+}
+
+#[test]
+fn nothing_is_sent_without_mailboxes() {
+    let m = Bench::turned_off(1, &[1, 1]);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED, "neither has one");
+    assert_eq!(call(m, 0, 0, Call::VmConfigure { send: page(0, 1), recv: page(0, 2) }), 0);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED, "the receiver has none");
+    assert_eq!(call(m, 1, 0, Call::MailboxSend { vm: 0, size: 1 }), FAILED, "the sender has none");
+}
+
+#[test]
+fn nothing_is_sent_to_a_vm_that_was_stopped() {
+    let m = bench();
+    m.vm(1).stop(Stop::Abort);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
+    assert_eq!(call(m, 2, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
+}
+
+#[test]
+fn a_message_from_the_primary() {
+    let m = bench();
+    fake::write_memory(Pa(page(0, 1)), &[1, 2, 3, 4]);
+    fake::write_memory(Pa(page(1, 2)), &[9; 8]);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), NO_VCPU, "nobody waited");
+    assert_eq!(fake::read_memory(Pa(page(1, 2)), 8), [1, 2, 3, 9, 9, 9, 9, 9], "as many bytes as were said");
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), FAILED, "the mailbox is not empty");
+    assert_eq!(call(m, 1, 1, Call::MailboxClear), FAILED, "it has not been read");
+    assert_eq!(call(m, 1, 1, Call::MailboxReceive { block: true }), 3 << 32);
+    assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), NO_MESSAGE, "it has been read");
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), FAILED, "it has not been cleared");
+    assert_eq!(call(m, 1, 0, Call::MailboxClear), 0);
+    assert_eq!(call(m, 1, 0, Call::MailboxClear), FAILED, "it is empty");
+    for size in [0, 4096] {
+        assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size }), NO_VCPU);
+        assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), size << 32);
+        assert_eq!(call(m, 1, 0, Call::MailboxClear), 0);
+    }
+}
+
+#[test]
+fn a_message_for_one_that_waits() {
+    let m = bench();
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), 1, "its index");
+    assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), NO_MESSAGE, "it is promised");
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), Answer::Block);
+}
+
+#[test]
+fn a_message_between_secondaries() {
+    let m = bench();
+    let send = Call::MailboxSend { vm: 1, size: 3 };
+    let wake_up = |vcpu| Answer::ReturnThenLeave(0, Outcome::WakeUp { vm: VmId(1), vcpu });
+    assert_eq!(serve(m.caller(2, 0), send), wake_up(None));
+    assert_eq!(call(m, 2, 0, send), FAILED, "and the primary is not entered");
+    assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), 2 | 3 << 32);
+    assert_eq!(call(m, 1, 0, Call::MailboxClear), 0);
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(serve(m.caller(2, 0), send), wake_up(Some(VcpuId(1))));
+}
+
+#[test]
+fn a_message_for_the_primary() {
+    let m = bench();
+    fake::write_memory(Pa(page(1, 1)), b"hello");
+    let send = Call::MailboxSend { vm: 0, size: 5 };
+    assert_eq!(serve(m.caller(1, 0), send), Answer::ReturnThenLeave(0, Outcome::Message { size: 5 }));
+    assert_eq!(fake::read_memory(Pa(page(0, 2)), 5), b"hello");
+    for vm in 1..3 {
+        assert_eq!(call(m, vm, 0, send), FAILED, "it has not been cleared");
+    }
+    for block in [false, true] {
+        assert_eq!(call(m, 0, 0, Call::MailboxReceive { block }), NO_MESSAGE, "it was read when it came");
+    }
+    assert_eq!(call(m, 0, 1, Call::MailboxClear), 0);
+    assert_eq!(call(m, 0, 0, Call::MailboxClear), FAILED);
+    assert_eq!(serve(m.caller(2, 0), send), Answer::ReturnThenLeave(0, Outcome::Message { size: 5 }));
+}
+
+#[test]
+fn receive_blocks_despite_pending_interrupt() {
+    let m = bench();
+    assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 5, enable: true }), 0);
+    assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 5 }), 0);
+    assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: true }), NO_MESSAGE);
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block, "vCPU 1 has none");
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 0 }), 1, "vCPU 0 does not wait");
+}
+
+#[test]
+fn interrupts() {
+    let m = bench();
+    for vm in 0..3 {
+        assert_eq!(call(m, vm, 0, Call::GetAndAcknowledgeInterrupt), NO_INTERRUPT);
+        for id in [64, 65, 1 << 32, u64::MAX] {
+            for enable in [false, true] {
+                assert_eq!(call(m, vm, 0, Call::EnableInterrupt { id, enable }), FAILED);
+            }
+            assert_eq!(call(m, vm, 0, Call::InjectInterrupt { vm: vm.into(), vcpu: 0, id }), FAILED);
+        }
+        for id in [0, 63] {
+            assert_eq!(call(m, vm, 0, Call::EnableInterrupt { id, enable: true }), 0);
+            assert_eq!(call(m, vm, 0, Call::InjectInterrupt { vm: vm.into(), vcpu: 0, id }), 0, "itself");
+        }
+        for id in [0, 63, NO_INTERRUPT] {
+            assert_eq!(call(m, vm, 0, Call::GetAndAcknowledgeInterrupt), id);
+        }
+    }
+    assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm: 1, vcpu: 0, counter: 2 }), 2, "fetched");
+}
+
+#[test]
+fn whom_one_may_interrupt() {
+    let m = bench();
+    for (vm, vcpu) in [(3, 0), (u64::MAX, 0), (1, 2), (1, u64::MAX), (1, 1 << 16)] {
+        assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm, vcpu, id: 1 }), FAILED);
+        assert_eq!(call(m, 1, 0, Call::InjectInterrupt { vm, vcpu, id: 1 }), FAILED);
+    }
+    for vm in [0, 2] {
+        assert_eq!(call(m, 1, 0, Call::InjectInterrupt { vm, vcpu: 0, id: 1 }), FAILED, "VM 1 interrupts VM {vm}");
+    }
+    for (vm, vcpu) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
+        assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm, vcpu, id: 1 }), 0, "the primary may");
+    }
+}
+
+#[test]
+fn a_secondary_that_wakes_another_of_its_vcpus() {
+    let m = bench();
+    let inject = Call::InjectInterrupt { vm: 1, vcpu: 1, id: 4 };
+    assert_eq!(call(m, 1, 0, inject), 0, "vCPU 1 has not enabled it, so it is not woken");
+    assert_eq!(call(m, 1, 1, Call::EnableInterrupt { id: 4, enable: true }), 0);
+    assert_eq!(call(m, 1, 1, Call::GetAndAcknowledgeInterrupt), 4);
+    let wake_up = Outcome::WakeUp { vm: VmId(1), vcpu: Some(VcpuId(1)) };
+    assert_eq!(serve(m.caller(1, 0), inject), Answer::ReturnThenLeave(0, wake_up));
+    assert_eq!(call(m, 1, 0, inject), 0, "it was woken already");
+}
+
+#[test]
+fn running_target_not_kicked() {
+    use futures_util::FutureExt;
+    let m = bench();
+    assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 4, enable: true }), 0);
+    assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 5, enable: true }), 0);
+    let claim = m.vcpu(1, 0).claim(m.local(P1), Patience::WhileSaving).now_or_never();
+    let Some(Ok(regs)) = claim else { panic!("it is parked") };
+    fake::run_on(P1);
+    let loaded = regs.load();
+    fake::run_on(P0);
+    for (id, kicks) in [(4, 1), (4, 1), (6, 1), (5, 2)] {
+        assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id }), 0);
+        assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm: 1, vcpu: 0, counter: 3 }), kicks, "after {id}");
+    }
+    assert_eq!(call(m, 1, 0, Call::GetAndAcknowledgeInterrupt), 4);
+    // A secondary's, too, and then there is nothing to tell the primary.
+    assert_eq!(call(m, 1, 1, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 4 }), 0);
+    assert_eq!(trace(), ["p1 load v1.0", "p0 kick p1", "p0 kick p1", "p0 kick p1"]);
+    fake::run_on(P1);
+    drop(loaded);
+}
+
+#[test]
+fn counters() {
+    let m = bench();
+    for (vm, vcpu, counter) in [(1, 0, 5), (1, 0, u64::MAX), (3, 0, 0), (1, 2, 0), (1, 1 << 32, 0)] {
+        assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm, vcpu, counter }), FAILED);
+    }
+    for counter in 0..5 {
+        assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm: 1, vcpu: 0, counter }), 0);
+        assert_eq!(call(m, 1, 0, Call::VcpuCounter { vm: 1, vcpu: 0, counter }), FAILED, "a secondary may not ask");
+    }
+}
+
+#[test]
+fn which_calls_exist() {
+    let m = bench();
+    for vm in 0..3 {
+        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff82, 1), (0xff83, 0), (0, 0)] {
+            assert_eq!(call(m, vm, 0, Call::CallExists { function }), exists);
+        }
+        assert_eq!(call(m, vm, 0, Call::Unknown), FAILED);
+    }
+}
+
+#[test]
+fn a_secondary_may_not_run_anybody() {
+    let m = bench();
+    let run = |style| Call::VcpuRun { vm: 2, vcpu: 0, style };
+    assert_eq!(call(m, 1, 0, run(Style::Reference)), 1);
+    assert_eq!(call(m, 1, 0, run(Style::Extended { patience: Patience::WhileLoaded })), FAILED);
+    assert_eq!(m.vcpu(2, 0).loaded_on(), None::<CpuId>);
+}

@@ -1,0 +1,199 @@
+//! A VM's mailbox (`src/mailbox.rs`): no message is lost, none is read twice, and a promise is kept.
+
+use std::cell::Cell;
+
+use baton::ids::{MAX_VCPUS, VcpuId, VmId};
+use baton::mailbox::{Full, Mailbox, Message};
+use proptest::prelude::*;
+
+fn message(size: u32) -> Message {
+    Message { from: VmId(2), size }
+}
+
+const A: VcpuId = VcpuId(0);
+const B: VcpuId = VcpuId(1);
+
+#[test]
+fn one_message_at_a_time() {
+    let mut mailbox = Mailbox::new();
+    assert!(!mailbox.clear(), "there is nothing to clear");
+    assert_eq!(mailbox.take(A), None);
+    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
+    assert_eq!(mailbox.deliver(message(2), || panic!("the copy overwrites what is unread")), Err(Full));
+    assert!(!mailbox.clear(), "it has not been read");
+    assert_eq!(mailbox.take(A), Some(message(1)));
+    assert_eq!(mailbox.take(A), None, "it has been read");
+    assert_eq!(mailbox.deliver(message(3), || panic!("the copy overwrites what is being read")), Err(Full));
+    assert!(mailbox.clear());
+    assert_eq!(mailbox.deliver(message(4), || {}), Ok(None));
+}
+
+#[test]
+fn double_clear() {
+    let mut mailbox = Mailbox::new();
+    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
+    assert_eq!(mailbox.take(A), Some(message(1)));
+    assert!(mailbox.clear());
+    assert!(!mailbox.clear());
+    // The second clear of a message does not clear the next one.
+    assert_eq!(mailbox.deliver(message(2), || {}), Ok(None));
+    assert!(!mailbox.clear());
+    assert_eq!(mailbox.take(A), Some(message(2)));
+}
+
+#[test]
+fn the_primarys_message_is_read_when_it_is_delivered() {
+    let mut mailbox = Mailbox::new();
+    let copied = Cell::new(0);
+    let copy = || copied.set(copied.get() + 1);
+    assert_eq!(mailbox.deliver_read(copy), Ok(()));
+    assert_eq!(mailbox.deliver_read(copy), Err(Full));
+    assert_eq!(mailbox.take(A), None);
+    assert!(mailbox.clear());
+    assert_eq!(mailbox.deliver_read(copy), Ok(()));
+    assert_eq!(copied.get(), 2);
+}
+
+#[test]
+fn a_message_is_promised_to_who_waits_longest() {
+    let mut mailbox = Mailbox::new();
+    assert_eq!(mailbox.take_or_wait(B), None);
+    assert_eq!(mailbox.take_or_wait(A), None);
+    assert_eq!(mailbox.take_or_wait(B), None, "asking again keeps the place");
+    assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(B)));
+    assert_eq!(mailbox.take(A), None);
+    assert_eq!(mailbox.take_or_wait(VcpuId(2)), None);
+    assert_eq!(mailbox.take(B), Some(message(1)));
+    assert!(mailbox.clear());
+    assert_eq!(mailbox.deliver(message(2), || {}), Ok(Some(A)));
+}
+
+#[test]
+fn a_promise_that_is_given_up_is_anybodys() {
+    let mut mailbox = Mailbox::new();
+    assert_eq!(mailbox.take_or_wait(A), None);
+    assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(A)));
+    mailbox.forget_waiter(A);
+    assert_eq!(mailbox.take(B), Some(message(1)));
+}
+
+#[test]
+fn all_vcpus_can_wait() {
+    let mut mailbox = Mailbox::new();
+    let all = (0..MAX_VCPUS as u16).map(VcpuId);
+    for vcpu in all.clone().chain(all.clone()) {
+        assert_eq!(mailbox.take_or_wait(vcpu), None);
+    }
+    for vcpu in all {
+        assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(vcpu)));
+        assert_eq!(mailbox.take(vcpu), Some(message(1)));
+        assert!(mailbox.clear());
+    }
+    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Deliver,
+    DeliverRead,
+    Take(u16),
+    TakeOrWait(u16),
+    Forget(u16),
+    Clear,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let vcpu = 0..MAX_VCPUS as u16;
+    prop_oneof![
+        3 => Just(Operation::Deliver),
+        1 => Just(Operation::DeliverRead),
+        2 => vcpu.clone().prop_map(Operation::Take),
+        3 => vcpu.clone().prop_map(Operation::TakeOrWait),
+        1 => vcpu.prop_map(Operation::Forget),
+        3 => Just(Operation::Clear),
+    ]
+}
+
+/// A mailbox as one would write it to be read: what is in it, and who has which claim on it.
+#[derive(Default)]
+struct Naive {
+    /// Delivered and not taken.
+    unread: Option<u32>,
+    /// Taken and not cleared.
+    read: bool,
+    promised_to: Option<u16>,
+    waiting: Vec<u16>,
+}
+
+impl Naive {
+    fn take(&mut self, vcpu: u16) -> Option<u32> {
+        if self.promised_to.is_some_and(|other| other != vcpu) {
+            return None;
+        }
+        let size = self.unread.take()?;
+        self.promised_to = None;
+        self.read = true;
+        Some(size)
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_message_is_lost_or_read_twice(operations in proptest::collection::vec(operation(), 0..300)) {
+        let mut mailbox = Mailbox::new();
+        let mut naive = Naive::default();
+        let mut delivered = Vec::new();
+        let mut received = Vec::new();
+        for (n, operation) in operations.into_iter().enumerate() {
+            let size = n as u32; // tells the messages apart
+            let free = naive.unread.is_none() && !naive.read;
+            match operation {
+                Operation::Deliver => {
+                    let copied = Cell::new(false);
+                    let answer = mailbox.deliver(message(size), || copied.set(true));
+                    prop_assert_eq!(copied.get(), free);
+                    if free {
+                        naive.unread = Some(size);
+                        naive.promised_to = if naive.waiting.is_empty() { None } else { Some(naive.waiting.remove(0)) };
+                        delivered.push(size);
+                        prop_assert_eq!(answer, Ok(naive.promised_to.map(VcpuId)));
+                    } else {
+                        prop_assert_eq!(answer, Err(Full));
+                    }
+                }
+                Operation::DeliverRead => {
+                    let answer = mailbox.deliver_read(|| {});
+                    prop_assert_eq!(answer, if free { Ok(()) } else { Err(Full) });
+                    naive.read |= free;
+                }
+                Operation::Take(vcpu) => {
+                    let taken = mailbox.take(VcpuId(vcpu)).map(|message| message.size);
+                    prop_assert_eq!(taken, naive.take(vcpu));
+                    received.extend(taken);
+                }
+                Operation::TakeOrWait(vcpu) => {
+                    let taken = mailbox.take_or_wait(VcpuId(vcpu)).map(|message| message.size);
+                    prop_assert_eq!(taken, naive.take(vcpu));
+                    if taken.is_none() && !naive.waiting.contains(&vcpu) {
+                        naive.waiting.push(vcpu);
+                    }
+                    received.extend(taken);
+                }
+                Operation::Forget(vcpu) => {
+                    mailbox.forget_waiter(VcpuId(vcpu));
+                    naive.waiting.retain(|&other| other != vcpu);
+                    naive.promised_to = naive.promised_to.filter(|&other| other != vcpu);
+                }
+                Operation::Clear => {
+                    prop_assert_eq!(mailbox.clear(), naive.read);
+                    naive.read = false;
+                }
+            }
+        }
+        if naive.unread.is_some() {
+            let vcpu = naive.promised_to.unwrap_or(0);
+            received.extend(mailbox.take(VcpuId(vcpu)).map(|message| message.size));
+        }
+        prop_assert_eq!(received, delivered);
+    }
+}
