@@ -93,6 +93,8 @@ pub enum Outcome {
     /// A physical interrupt for the primary came while it ran.
     Preempted,
     WaitForInterrupt,
+    /// It was about to wait when an interrupt was injected from another pCPU: it has something to do.
+    Rewoken { vm: VmId, vcpu: VcpuId },
     /// Another vCPU has something to do now; none of them, if it was not waiting.
     WakeUp { vm: VmId, vcpu: Option<VcpuId> },
     /// The primary has a message of this size.
@@ -117,7 +119,7 @@ impl Outcome {
     /// The reference call can say less: what it has no code for is either "try again later" or "wait".
     const fn encode_reference(self) -> u64 {
         match self {
-            Self::Yield | Self::Preempted | Self::Interrupted => 0,
+            Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
             Self::WaitForInterrupt | Self::Busy | Self::Stopped(_) | Self::Absent => 1,
             Self::WakeUp { .. } | Self::Message { .. } => self.encode_extended(),
         }
@@ -127,6 +129,7 @@ impl Outcome {
         match self {
             Self::Yield => 0,
             Self::WaitForInterrupt => 1,
+            Self::Rewoken { vm, vcpu } => Self::WakeUp { vm, vcpu: Some(vcpu) }.encode_extended(),
             Self::WakeUp { vm, vcpu } => {
                 let vcpu = match vcpu {
                     Some(vcpu) => vcpu.0 as u64,

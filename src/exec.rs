@@ -240,7 +240,7 @@ impl Local {
             }
         } else {
             // Turned off: it may take hours. Open to kicks, look again, sleep: No Wake Is Lost.
-            arch::open(self.pcpu);
+            arch::open_asleep(self.pcpu);
             fence(Ordering::SeqCst);
             if wakeups.woken.load(Ordering::Relaxed) == 0 {
                 arch::sleep();

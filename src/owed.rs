@@ -57,7 +57,7 @@ impl VirtualInterrupts {
         }
     }
 
-    /// Stands between saying `Loaded` and looking for interrupts. Pairs with the fence in [`Self::inject`].
+    /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in [`Self::inject`].
     pub fn look_again(&self) {
         fence(Ordering::SeqCst);
     }
@@ -72,6 +72,8 @@ impl VirtualInterrupts {
         let bit = 1 << id;
         if on {
             self.enabled.fetch_or(bit, Ordering::Relaxed);
+            // Pairs with the fence in `inject`: it sees that the id is enabled, or the vCPU sees it pending before it goes on.
+            fence(Ordering::SeqCst);
         } else {
             self.enabled.fetch_and(!bit, Ordering::Relaxed);
         }

@@ -123,6 +123,18 @@ async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, target: Target, s
     // 5
     guest.park();
     primary.step_back();
+    wake_that_crossed(target, outcome)
+}
+
+/// Step 5, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
+/// else will say that it has something to do (**No Wake Is Lost**).
+fn wake_that_crossed(target: Target, outcome: Outcome) -> Outcome {
+    if outcome == Outcome::WaitForInterrupt {
+        target.vcpu.interrupts.look_again();
+        if target.vcpu.interrupts.deliverable() {
+            return Outcome::Rewoken { vm: target.vm.id, vcpu: target.id };
+        }
+    }
     outcome
 }
 

@@ -77,8 +77,8 @@ fn count(counter: &AtomicU32) {
 
 impl Counters {
     const fn new() -> Self {
-        const ZERO: AtomicU32 = AtomicU32::new(0);
-        Self { runs: ZERO, waits: ZERO, migrations: ZERO, interrupts: ZERO, kicks: ZERO }
+        let [runs, waits, migrations, interrupts, kicks] = [const { AtomicU32::new(0) }; 5];
+        Self { runs, waits, migrations, interrupts, kicks }
     }
 }
 
@@ -196,6 +196,25 @@ impl Drop for Claim<'_> {
 }
 
 /// Exclusive access to registers that sit saved in memory.
+///
+/// Loading them takes the token, so nobody can touch them in memory while they are in the hardware:
+///
+/// ```
+/// # use baton::vcpu::{LoadedVcpu, ParkedRegs};
+/// fn run(mut regs: ParkedRegs<'_>) -> LoadedVcpu<'_> {
+///     regs.owned().regs.skip_instruction();
+///     regs.load()
+/// }
+/// ```
+///
+/// ```compile_fail
+/// # use baton::vcpu::{LoadedVcpu, ParkedRegs};
+/// fn run(mut regs: ParkedRegs<'_>) -> LoadedVcpu<'_> {
+///     let loaded = regs.load();
+///     regs.owned().regs.skip_instruction();
+///     loaded
+/// }
+/// ```
 pub struct ParkedRegs<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,
@@ -238,6 +257,44 @@ impl Drop for ParkedRegs<'_> {
 }
 
 /// The vCPU whose registers are in this pCPU's hardware.
+///
+/// It stays there until it is parked: another pCPU may have the vCPU, and can never have the token.
+///
+/// ```
+/// # use baton::vcpu::LoadedVcpu;
+/// # fn on_another_pcpu<T: Send>(_: T) {}
+/// fn hand_over(loaded: LoadedVcpu<'_>) {
+///     on_another_pcpu(loaded.vcpu());
+/// }
+/// ```
+///
+/// ```compile_fail
+/// # use baton::vcpu::LoadedVcpu;
+/// # fn on_another_pcpu<T: Send>(_: T) {}
+/// fn hand_over(loaded: LoadedVcpu<'_>) {
+///     on_another_pcpu(loaded);
+/// }
+/// ```
+///
+/// What was borrowed of it does not outlive it:
+///
+/// ```
+/// # use baton::vcpu::LoadedVcpu;
+/// fn leave(mut loaded: LoadedVcpu<'_>) {
+///     let owned = loaded.owned();
+///     owned.regs.skip_instruction();
+///     loaded.park();
+/// }
+/// ```
+///
+/// ```compile_fail
+/// # use baton::vcpu::LoadedVcpu;
+/// fn leave(mut loaded: LoadedVcpu<'_>) {
+///     let owned = loaded.owned();
+///     loaded.park();
+///     owned.regs.skip_instruction();
+/// }
+/// ```
 pub struct LoadedVcpu<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,

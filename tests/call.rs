@@ -10,7 +10,7 @@ const WAITS: Style = Style::Extended { patience: Patience::WhileLoaded };
 const EXTENDED: Style = Style::Extended { patience: Patience::WhileSaving };
 
 /// Registers, and the call that they are.
-const CALLS: [([u64; 4], Call); 18] = [
+const CALLS: [([u64; 4], Call); 21] = [
     ([0xff00, 1, 2, 9], Call::VcpuRun { vm: 1, vcpu: 2, style: Style::Reference }),
     ([0xff01, 9, 9, 9], Call::VmGetCount),
     ([0xff02, 1, 9, 9], Call::VcpuGetCount { vm: 1 }),
@@ -25,6 +25,9 @@ const CALLS: [([u64; 4], Call); 18] = [
     ([0xff09, 1, 2, 3], Call::InjectInterrupt { vm: 1, vcpu: 2, id: 3 }),
     ([0xff80, 1, 2, 0], Call::VcpuRun { vm: 1, vcpu: 2, style: EXTENDED }),
     ([0xff80, 1, 2, 1], Call::VcpuRun { vm: 1, vcpu: 2, style: WAITS }),
+    ([0xff80, 1, 2, 2], Call::Unknown),
+    ([0xff80, 1, 2, 3], Call::Unknown),
+    ([0xff80, 1, 2, 1 << 32], Call::Unknown),
     ([0xff81, 0xff05, 9, 9], Call::CallExists { function: 0xff05 }),
     ([0xff82, 1, 2, 3], Call::VcpuCounter { vm: 1, vcpu: 2, counter: 3 }),
     ([0xff7f, 0, 0, 0], Call::Unknown),

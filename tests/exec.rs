@@ -195,8 +195,12 @@ fn a_waker_carries_pcpu_and_task() {
         let original = waker(&pcpus[n], task);
         for wakes in [
             (|waker| waker.wake_by_ref()) as fn(&std::task::Waker),
-            |waker| waker.clone().wake(),
-            |waker| drop(waker.clone()),
+            |waker| {
+                let clone = waker.clone();
+                drop(waker.clone());
+                clone.wake();
+            },
+            |_| {},
         ] {
             fake::run_on(CpuId::new((n + 1) % MAX_CPUS));
             wakes(&original);

@@ -73,9 +73,7 @@ fn expected(from: State, edge: Edge, me: CpuId) -> Option<(State, Says)> {
         Some(next) => (state(Phase::Claimed, next, None), Says::Next(Next::Wake(next))),
     };
     match (edge, from.phase) {
-        (Edge::Request(_), Phase::Parked) => {
-            Some((state(Phase::Claimed, me, None), Says::Request(Request::Granted)))
-        }
+        (Edge::Request(_), Phase::Parked) => Some((state(Phase::Claimed, me, None), Says::Request(Request::Granted))),
         (Edge::Request(_), Phase::Saving) if from.next.is_none() => {
             Some((State { next: Some(me), ..from }, Says::Request(Request::Queued)))
         }

@@ -220,11 +220,9 @@ fn cross_spin_deadlock() {
 
 #[test]
 fn cancelled_request_keeps_claim() {
-    for (call, cancelled) in [
-        (run(1, 0), answer::YIELD),
-        (run_ext(1, 0, 0), answer::INTERRUPTED),
-        (run_ext(1, 0, 1), answer::INTERRUPTED),
-    ] {
+    for (call, cancelled) in
+        [(run(1, 0), answer::YIELD), (run_ext(1, 0, 0), answer::INTERRUPTED), (run_ext(1, 0, 1), answer::INTERRUPTED)]
+    {
         let m = Bench::new(3, &[1]);
         m.guest(P0, 1, 0, |_| Exit::Wfi);
         fake::before("p0 save v1.0", move || {
@@ -416,7 +414,7 @@ fn receive_blocks_despite_pending_interrupt() {
     // Now there is none, and it blocks. One that comes while it is being saved is not lost.
     m.guest(P0, 1, 0, calls([RECEIVE, 1, 0, 0]));
     fake::before("p0 save v1.0", || assert_eq!(m.call(P1, [INJECT, 1, 0, 5]), 0));
-    assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+    assert_eq!(m.call(P0, run(1, 0)), answer::YIELD, "it has something to do, and nobody else says so");
     m.guest(P0, 1, 0, |regs| {
         assert_eq!(regs.x[0], NO_MESSAGE);
         assert!(regs.virtual_interrupt);
@@ -542,7 +540,9 @@ fn a_crash_stops_its_vm_and_is_reported_once() {
     assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
     assert_eq!(
         said(),
-        ["baton: VM 1 was stopped: its vCPU 0 tried to write address 0x40001000, which is not its memory, at pc 0x40100040."]
+        [
+            "baton: VM 1 was stopped: its vCPU 0 tried to write address 0x40001000, which is not its memory, at pc 0x40100040."
+        ]
     );
     assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
     let lines = said();

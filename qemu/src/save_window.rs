@@ -15,8 +15,9 @@
 //! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there
 //! was nothing to wait for.
 //!
-//! The negative control does the same to a hypervisor without the gate: there pCPU 1 gets the vCPU in step 2 and comes to
-//! the same window with it, while pCPU 0 still stands there. Two pCPUs with one vCPU's registers is what the gate is for.
+//! The negative control holds a pCPU in the window of a hypervisor without the gate, while all pCPUs fight for one vCPU:
+//! there another pCPU gets that vCPU and comes to the window with it. Two pCPUs with one vCPU's registers is what the gate
+//! is for. `baton_before_publish` has the address of the vCPU in x0, by which they are known to be the same.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +28,7 @@ use anyhow::{Context, Result, ensure};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSymbol};
 
-use crate::gdb::{Debugger, Door};
+use crate::gdb::{Debugger, Door, Registers};
 use crate::images::{self, Workspace};
 use crate::machine::{Boot, Machine, Running};
 use crate::ramdisk::Format;
@@ -35,9 +36,11 @@ use crate::suite::{Expectation, Kind, Report, Test, judge};
 
 const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
+/// All pCPUs fight for one vCPU.
+const CONTROL: &str = "concurrent_save_restore";
 const CPUS: u32 = 4;
-const HELD: u32 = 0;
-const ASKING: u32 = 1;
+/// The pCPU that turns the others on.
+const FIRST: u32 = 0;
 
 /// What the guest prints while pCPU 0 is held, in this order.
 const STEPS: [&str; 3] = ["[suite] cpu1 waiting", "[suite] cpu1 cancelled by interrupt", "[suite] cpu2 send ok"];
@@ -63,7 +66,7 @@ impl Gate {
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
-    [("save_window_held", Gate::InPlace), ("no_gate_two_pcpus_in_the_save_window", Gate::TakenOut)]
+    [("save_window_held", Gate::InPlace), ("no_gate_two_pcpus_save_one_vcpu", Gate::TakenOut)]
         .map(|(name, gate)| Test {
             name: name.to_owned(),
             cpus: CPUS,
@@ -80,16 +83,20 @@ pub fn run(workspace: &Workspace, test: &Test, gate: Gate) -> Result<Report> {
     let image = workspace.hypervisor(gate.features())?;
     let window = Window::find(&image)?;
     let ramdisk = Some(workspace.ramdisk("suite", Format::OldBinary)?);
-    let boot = Boot::Kernel { image, ramdisk, append: format!("test={CASE}") };
+    let case = match gate {
+        Gate::InPlace => CASE,
+        Gate::TakenOut => CONTROL,
+    };
+    let boot = Boot::Kernel { image, ramdisk, append: format!("test={case}") };
     let mut machine =
         Machine { cpu: "cortex-a57".to_owned(), cpus: CPUS, memory: "128M".to_owned(), boot, extra: Vec::new() };
     let command_line = machine.command_line();
     let door = Door::open()?;
     machine.extra = door.words();
     let running = machine.start(false)?;
-    let result = hold(door, &window).and_then(|debugger| match gate {
-        Gate::InPlace => wait_and_let_go(debugger, &window, &running, test.timeout).map(Some),
-        Gate::TakenOut => see_both(debugger, &window).map(|()| None),
+    let result = hold(door, &window, gate).and_then(|(debugger, held)| match gate {
+        Gate::InPlace => wait_and_let_go(debugger, held, &window, &running, test.timeout).map(Some),
+        Gate::TakenOut => see_both(debugger, held, &window).map(|()| None),
     });
     // The debugger stays connected until the machine has ended: QEMU would stop it otherwise. A machine that was not let
     // go stands still, and there is nothing to wait for.
@@ -103,8 +110,9 @@ pub fn run(workspace: &Workspace, test: &Test, gate: Gate) -> Result<Report> {
     Ok(Report { command_line, outcome, problem })
 }
 
-/// Step 1: pCPU 0 stands in the window, and so does the rest of the machine for now.
-fn hold(door: Door, window: &Window) -> Result<Debugger> {
+/// Step 1: a pCPU stands in the window, and so does the rest of the machine for now. For the negative control it is one
+/// that joined the fight, so that there is somebody to fight with.
+fn hold(door: Door, window: &Window, gate: Gate) -> Result<(Debugger, u32)> {
     let mut debugger = door.accept()?;
     let there = debugger.read(window.address, window.code.len())?;
     ensure!(
@@ -114,32 +122,44 @@ fn hold(door: Door, window: &Window) -> Result<Debugger> {
     );
     debugger.break_at(window.address)?;
     debugger.resume_all()?;
-    let stopped = debugger.wait_stopped()?;
-    ensure!(stopped == HELD, "pCPU {stopped} came to the save window first; the case wants pCPU {HELD} to");
-    Ok(debugger)
+    let mut held = debugger.wait_stopped()?;
+    while gate == Gate::TakenOut && held == FIRST {
+        debugger.step_over(held, window.address)?;
+        debugger.resume_all()?;
+        held = debugger.wait_stopped()?;
+    }
+    Ok((debugger, held))
 }
 
 /// Steps 2 to 4.
-fn wait_and_let_go(mut debugger: Debugger, window: &Window, running: &Running, limit: Duration) -> Result<Debugger> {
+fn wait_and_let_go(
+    mut debugger: Debugger,
+    held: u32,
+    window: &Window,
+    running: &Running,
+    limit: Duration,
+) -> Result<Debugger> {
+    ensure!(held == FIRST, "pCPU {held} came to the save window first; the case wants pCPU {FIRST} to");
     debugger.unbreak(window.address)?;
-    debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
+    debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != held))?;
     for step in STEPS {
         let waited = running.console().wait_for_line(step, limit);
-        waited.with_context(|| format!("with pCPU {HELD} held in its save window"))?;
+        waited.with_context(|| format!("with pCPU {held} held in its save window"))?;
     }
     debugger.interrupt()?;
-    window.holds(&mut debugger, HELD)?;
+    window.vcpu_of(&mut debugger, held)?;
     debugger.resume_all()?;
     Ok(debugger)
 }
 
-/// Step 2 without the gate: pCPU 1 comes to the window too.
-fn see_both(mut debugger: Debugger, window: &Window) -> Result<()> {
-    debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
-    let stopped = debugger.wait_stopped().context("without the gate, another pCPU was to come to the window")?;
-    ensure!(stopped == ASKING, "pCPU {stopped} came to the save window too; the case wants pCPU {ASKING} to");
-    window.holds(&mut debugger, HELD)?;
-    window.holds(&mut debugger, ASKING)
+/// The negative control: another pCPU comes to the window with the same vCPU.
+fn see_both(mut debugger: Debugger, held: u32, window: &Window) -> Result<()> {
+    debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != held))?;
+    let other = debugger.wait_stopped().context("without the gate, another pCPU was to come to the save window")?;
+    let (first, second) = (window.vcpu_of(&mut debugger, held)?, window.vcpu_of(&mut debugger, other)?);
+    ensure!(other != held, "pCPU {held} was not held");
+    ensure!(first == second, "pCPUs {held} and {other} save different vCPUs, at {first:#x} and {second:#x}");
+    Ok(())
 }
 
 /// Where the window is in a running machine, and the code that must be there.
@@ -149,11 +169,11 @@ struct Window {
 }
 
 impl Window {
-    /// Checks that `pcpu` stands in the window.
-    fn holds(&self, debugger: &mut Debugger, pcpu: u32) -> Result<()> {
-        let pc = debugger.program_counter(pcpu)?;
+    /// Checks that `pcpu` stands in the window; returns the address of the vCPU that it saves.
+    fn vcpu_of(&self, debugger: &mut Debugger, pcpu: u32) -> Result<u64> {
+        let Registers { x0, pc } = debugger.registers(pcpu)?;
         ensure!(pc == self.address, "pCPU {pcpu} is at {pc:#x} and not in the save window, {:#x}", self.address);
-        Ok(())
+        Ok(x0)
     }
 
     fn find(image: &Path) -> Result<Window> {

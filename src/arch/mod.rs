@@ -7,7 +7,7 @@
 //! | [`PcpuArch`] | what other pCPUs need to know to kick this one |
 //! | [`this_cpu`] | which pCPU runs this |
 //! | [`interrupt_pending`] | whether a physical interrupt is pending that is the primary's to take |
-//! | [`open`], [`close`], [`is_open`] | from here on, and until here, this pCPU can be kicked |
+//! | [`open`], [`open_asleep`], [`close`], [`is_open`] | from here on, and until here, this pCPU can be kicked |
 //! | [`kick`], [`take_kick`] | makes a pCPU come out of its secondary or its sleep; notices that it was for that |
 //! | [`doze`], [`sleep`], [`send_event`] | WFE, WFI, SEV |
 //! | [`copy_message`] | copies from one mailbox page to another |
@@ -19,7 +19,7 @@ pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
     Cpu, PcpuArch, Regs, StageTwo, before_publish, bring_in, clean_to_memory, close, copy_message, doze,
-    interrupt_pending, is_open, kick, open, send_event, sleep, system_off, system_reset, take_kick, this_cpu,
+    interrupt_pending, is_open, kick, open, open_asleep, send_event, sleep, system_off, system_reset, take_kick, this_cpu,
 };
 
 #[cfg(not(target_os = "none"))]
@@ -27,5 +27,5 @@ pub mod fake;
 #[cfg(not(target_os = "none"))]
 pub use fake::{
     Cpu, PcpuArch, Regs, before_publish, bring_in, close, copy_message, doze, interrupt_pending, is_open, kick, open,
-    send_event, sleep, system_off, system_reset, take_kick, this_cpu,
+    open_asleep, send_event, sleep, system_off, system_reset, take_kick, this_cpu,
 };

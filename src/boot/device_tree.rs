@@ -23,6 +23,8 @@ mod header {
     pub const OFF_STRUCT: usize = 8;
     pub const OFF_STRINGS: usize = 12;
     pub const OFF_RESERVATIONS: usize = 16;
+    pub const SIZE_STRINGS: usize = 32;
+    pub const SIZE_STRUCT: usize = 36;
 }
 
 /// Writes the primary's device tree to `target`, which has [`room_for`] it.
@@ -31,6 +33,9 @@ mod header {
 ///
 /// If `original` is malformed, or has no `/chosen`.
 pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
+    if !is_editable(original) {
+        return Err(Error::DeviceTreeMalformed);
+    }
     let (head, rest) = target.split_at_mut_checked(original.len()).ok_or(Error::NoRoomForDeviceTree)?;
     head.copy_from_slice(original);
     rest.fill(0);
@@ -46,12 +51,33 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
     Ok(())
 }
 
+/// Whether the blocks are in the order of the specification and end as they must. The library takes that for granted when
+/// it edits, and reading the tree does not find it out.
+fn is_editable(tree: &[u8]) -> bool {
+    const END: [u8; 4] = [0, 0, 0, 9];
+    let block = |offset, size| {
+        let start = number(tree, offset)?;
+        tree.get(start..start + number(tree, size)?).map(|block| (start, block))
+    };
+    match (block(header::OFF_STRUCT, header::SIZE_STRUCT), block(header::OFF_STRINGS, header::SIZE_STRINGS)) {
+        (Some((start, structure)), Some((strings_start, strings))) => {
+            start + structure.len() <= strings_start
+                && structure.ends_with(&END)
+                && strings.ends_with(&[0])
+                && core::str::from_utf8(strings).is_ok()
+        }
+        _ => false,
+    }
+}
+
+/// A field of the header, or of what is behind it.
+fn number(tree: &[u8], at: usize) -> Option<usize> {
+    Some(u32::from_be_bytes(tree.get(at..at + 4)?.try_into().ok()?) as usize)
+}
+
 /// Adds an entry to the memory reservation block, moving what is behind it.
 fn reserve(tree: &mut [u8], range: &Range<u64>) -> Option<()> {
     const ENTRY: usize = 16;
-    let number = |tree: &[u8], at: usize| {
-        Some(u32::from_be_bytes(tree.get(at..at + 4)?.try_into().ok()?) as usize)
-    };
     let size = number(tree, header::TOTAL_SIZE)?;
     let mut at = number(tree, header::OFF_RESERVATIONS)?;
     while tree.get(at..at + ENTRY)? != [0; ENTRY] {

@@ -72,14 +72,11 @@ pub fn plan<'a>(
 
     let mut secondaries = Vec::new();
     for (line, entry) in manifest::entries(archive.file("vms.txt").unwrap_or(&[])) {
-        match place(&mut space, archive, entry) {
+        // Looked at first: one that is too many takes no memory.
+        let placed = if secondaries.is_full() { Err(LeftOut::TooMany) } else { place(&mut space, archive, entry) };
+        match placed {
             Ok(secondary) => {
-                if let Err(secondary) = secondaries.push(secondary) {
-                    complain(format_args!(
-                        "line {line} of vms.txt: the VM {} was left out: there can be {MAX_VMS} VMs, the primary included",
-                        secondary.name
-                    ));
-                }
+                let _ = secondaries.push(secondary);
             }
             Err(reason) => complain(format_args!("line {line} of vms.txt: the VM was left out: {reason}")),
         }
@@ -120,6 +117,7 @@ enum LeftOut<'a> {
     EmptyImage { file: &'a str },
     TooLarge { file: &'a str, size: u64, memory: u64 },
     NoMemory { file: &'a str, memory: u64 },
+    TooMany,
 }
 
 impl fmt::Display for LeftOut<'_> {
@@ -134,6 +132,7 @@ impl fmt::Display for LeftOut<'_> {
             Self::NoMemory { file, memory } => {
                 write!(f, "no {memory} bytes of memory in one piece are left for {file}; give the machine more")
             }
+            Self::TooMany => write!(f, "there can be {MAX_VMS} VMs, the primary included"),
         }
     }
 }

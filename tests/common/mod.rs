@@ -232,7 +232,8 @@ pub fn page(vm: u16, page: u64) -> u64 {
 
 /// The affinity of a pCPU: clusters of two, so that it is not its number.
 pub fn mpidr(cpu: CpuId) -> u64 {
-    (cpu.index() as u64 / 2) << 8 | cpu.index() as u64 % 2
+    let (cluster, core) = (cpu.index() as u64 / 2, cpu.index() as u64 % 2);
+    cluster << 8 | core
 }
 
 /// A guest that makes a hypercall.

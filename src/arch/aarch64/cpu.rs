@@ -57,6 +57,10 @@ pub struct Cpu {
     fp_holder: Cell<Option<NonNull<FpRegs>>>,
     /// For each VMID, the vCPU whose translations this pCPU's TLB may hold.
     translations: [Cell<u32>; MAX_VMS + 1],
+    /// The hardware has SME, and with it TPIDR2_EL0.
+    has_tpidr2: bool,
+    /// The hardware has RAS, and with it VDISR_EL2.
+    has_vdisr: bool,
     /// The deadline of the primary's virtual timer, if it is armed, while a secondary is loaded.
     primary_timer: Cell<Option<u64>>,
 }
@@ -80,6 +84,8 @@ impl Cpu {
             pcpu,
             fp_holder: Cell::new(None),
             translations: [const { Cell::new(0) }; MAX_VMS + 1],
+            has_tpidr2: features::has_sme(),
+            has_vdisr: features::has_ras(),
             primary_timer: Cell::new(None),
         }
     }
@@ -93,7 +99,17 @@ impl Cpu {
         VMPIDR_EL2.set(constants.vmpidr);
         MDCR_EL2.set(constants.mdcr);
         // SAFETY: as the table in `regs.rs` says.
-        unsafe { asm!("msr cnthctl_el2, {}", in(reg) constants.cnthctl, options(nostack, preserves_flags)) };
+        unsafe {
+            asm!("msr cnthctl_el2, {}", in(reg) constants.cnthctl, options(nostack, preserves_flags));
+            asm!("msr ich_hcr_el2, {}", in(reg) constants.ich_hcr, options(nostack, preserves_flags));
+            asm!("msr icc_sre_el2, {}", in(reg) constants.icc_sre, options(nostack, preserves_flags));
+            if self.has_tpidr2 {
+                asm!("msr s3_3_c13_c0_5, {}", in(reg) regs.tpidr2, options(nostack, preserves_flags)); // TPIDR2_EL0
+            }
+            if self.has_vdisr {
+                asm!("msr s3_4_c12_c1_1, xzr", options(nostack, preserves_flags)); // VDISR_EL2
+            }
+        }
         let mine = self.fp_holder.get() == Some(NonNull::from(&regs.fp));
         CPTR_EL2.set(if mine { CPTR_FP_FREE } else { CPTR_FP_TRAPS });
 
@@ -112,6 +128,10 @@ impl Cpu {
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
         regs.sys.save();
+        if self.has_tpidr2 {
+            // SAFETY: reads a register that EL2 does not use; there is one.
+            unsafe { asm!("mrs {}, s3_3_c13_c0_5", out(reg) regs.tpidr2, options(nostack, preserves_flags)) };
+        }
         if regs.constants.primary {
             // The primary's FP registers stay: nobody but this pCPU ever runs it.
             const ENABLE_AND_MASK: u64 = 0b11;
@@ -128,12 +148,13 @@ impl Cpu {
     #[inline]
     fn stand_in_for_timer(&self, primary: bool) {
         let control: u64 = match self.primary_timer.get() {
-            Some(deadline) if !primary => {
+            // An interrupt that the primary would not take must not end every run.
+            Some(deadline) if !primary && super::gic::enable_stand_in(self.pcpu) => {
                 // SAFETY: EL2's own timer.
                 unsafe { asm!("msr cnthp_cval_el2, {}", in(reg) deadline, options(nostack, preserves_flags)) };
-                super::gic::enable_stand_in(self.pcpu);
                 1
             }
+            Some(_) if !primary => return,
             Some(_) => {
                 self.primary_timer.set(None);
                 0

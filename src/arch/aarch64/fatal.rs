@@ -6,15 +6,19 @@ use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, MPIDR_EL1, Readable, SPS
 
 use super::firmware;
 use crate::console::last_words;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
-/// Some pCPU is ending the machine.
-static DYING: AtomicBool = AtomicBool::new(false);
+/// The number of the pCPU that is ending the machine, plus 1.
+static DYING: AtomicU32 = AtomicU32::new(0);
 
-/// One pCPU speaks; others that get here wait for the end, which is near.
+/// One pCPU speaks; others that get here wait for the end, which is near. One that gets here again, because its platform
+/// has no failing exit, turns the machine off.
 fn only_one() {
-    if DYING.swap(true, Ordering::SeqCst) {
-        firmware::system_off();
+    let me = super::this_cpu().index() as u32 + 1;
+    match DYING.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(first) if first == me => firmware::system_off(),
+        Err(_) => firmware::halt(),
     }
 }
 

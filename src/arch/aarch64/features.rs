@@ -54,6 +54,8 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
         Access { op0: 2, op1: 0, crn: 0, crm: 2, op2: 2, .. } => mdscr(regs, &access),
         // The other debug registers: no breakpoints in a secondary.
         Access { op0: 2, op1: 0, .. } => read_as_zero(regs, &access),
+        // ICC_*: a secondary's interrupts come by hypercall.
+        Access { op0: 3, op1: 0, .. } if !regs.constants.primary => interrupt_controller(regs, &access),
         _ => false,
     };
     if served {
@@ -65,6 +67,29 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
 fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
     if access.read {
         regs.set_x(access.rt, 0);
+    }
+    true
+}
+
+/// The GIC's CPU interface of a secondary: there, and never anything pending. What sends interrupts is not.
+///
+/// Source: GIC architecture, IHI 0069, section 12.2.
+fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
+    const NOTHING_PENDING: u64 = 1023;
+    const SYSTEM_REGISTERS_ONLY: u64 = 0b111;
+    const IDLE_PRIORITY: u64 = 0xff;
+    let value = match (access.crn, access.crm, access.op2) {
+        // ICC_IAR0/1_EL1, ICC_HPPIR0/1_EL1.
+        (12, 8 | 12, 0 | 2) => NOTHING_PENDING,
+        (12, 12, 5) => SYSTEM_REGISTERS_ONLY,
+        // ICC_RPR_EL1.
+        (12, 11, 3) => IDLE_PRIORITY,
+        // ICC_PMR_EL1; EOIR, BPR and AP registers of both groups; DIR, CTLR, IGRPEN0/1.
+        (4, 6, 0) | (12, 8, 1 | 3..=7) | (12, 9, 0..=3) | (12, 11, 1) | (12, 12, 1 | 3 | 4 | 6 | 7) => 0,
+        _ => return false,
+    };
+    if access.read {
+        regs.set_x(access.rt, value);
     }
     true
 }
@@ -81,6 +106,16 @@ fn mdscr(regs: &mut Regs, access: &Access) -> bool {
         }
     }
     true
+}
+
+/// Whether the hardware has SME (ID_AA64PFR1_EL1).
+pub fn has_sme() -> bool {
+    read_id_register(4, 1) & field(24) != 0
+}
+
+/// Whether the hardware has RAS (ID_AA64PFR0_EL1).
+pub fn has_ras() -> bool {
+    read_id_register(4, 0) & field(28) != 0
 }
 
 /// A 4-bit field of an ID register.

@@ -48,7 +48,8 @@ pub fn fail() -> ! {
     system_off()
 }
 
-fn halt() -> ! {
+/// Stands still.
+pub fn halt() -> ! {
     loop {
         super::sleep();
     }

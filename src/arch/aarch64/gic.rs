@@ -26,6 +26,8 @@ use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering, fence};
 const KICK: u32 = 15;
 /// The private interrupt of the EL2 physical timer.
 const EL2_TIMER: u32 = 26;
+/// That of the EL1 virtual timer.
+const VIRTUAL_TIMER: u32 = 27;
 
 register_structs! {
     Distributor {
@@ -42,7 +44,7 @@ register_structs! {
         (0x00018 => _frame_1),
         (0x10080 => igroupr0: ReadWrite<u32>),
         (0x10084 => _igroupr),
-        (0x10100 => isenabler0: WriteOnly<u32>),
+        (0x10100 => isenabler0: ReadWrite<u32>),
         (0x10104 => _isenabler),
         (0x10180 => icenabler0: WriteOnly<u32>),
         (0x10184 => _icenabler),
@@ -161,6 +163,12 @@ pub fn is_open(pcpu: &Pcpu) -> bool {
     pcpu.arch.open.load(Ordering::Relaxed)
 }
 
+/// As [`open`], for a pCPU that is turned off: whatever the primary's vCPU left the CPU interface like, a kick gets through.
+pub fn open_asleep(pcpu: &Pcpu) {
+    set_up(pcpu);
+    open(pcpu);
+}
+
 /// Until here: afterwards no kick is pending on this pCPU, and none will be.
 #[inline]
 pub fn close(pcpu: &Pcpu) {
@@ -214,11 +222,16 @@ fn clean_up(pcpu: &Pcpu) -> bool {
     kicked
 }
 
-/// Lets the EL2 timer interrupt this pCPU while a secondary runs; the primary may have disabled it when it set its GIC up.
+/// Lets the EL2 timer interrupt this pCPU while a secondary runs, if the primary has its virtual timer's interrupt enabled;
+/// false if not. (It may have disabled that of the EL2 timer when it set its GIC up.)
 #[inline]
-pub fn enable_stand_in(pcpu: &Pcpu) {
-    if let Some(redistributor) = pcpu.arch.redistributor() {
-        enable(redistributor, EL2_TIMER);
+pub fn enable_stand_in(pcpu: &Pcpu) -> bool {
+    match pcpu.arch.redistributor() {
+        Some(redistributor) if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER != 0 => {
+            enable(redistributor, EL2_TIMER);
+            true
+        }
+        _ => false,
     }
 }
 

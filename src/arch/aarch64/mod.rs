@@ -18,7 +18,7 @@ use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 
 pub use cpu::Cpu;
 pub use firmware::{bring_in, system_off, system_reset};
-pub use gic::{PcpuArch, close, is_open, kick, open, take_kick};
+pub use gic::{PcpuArch, close, is_open, kick, open, open_asleep, take_kick};
 pub use memory::{StageTwo, clean_to_memory};
 pub use regs::Regs;
 

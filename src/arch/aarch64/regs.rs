@@ -8,9 +8,11 @@
 //! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware: the primary's; trapped for secondaries | so that the primary's timer preempts a secondary |
 //! | q0–q31, FPSR, FPCR | lazily: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
 //! | HCR_EL2 | constant but for the virtual interrupt bit; written at every entry | routes traps and interrupts |
-//! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
+//! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2, ICH_HCR_EL2, ICC_SRE_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
 //! | VPIDR_EL2, VTCR_EL2, CPTR_EL2 (but TFP), CNTVOFF_EL2, HSTR_EL2 | constant for the machine: written once on each pCPU | the same for all VMs |
-//! | ICC_* of the GIC | stay in the hardware: the primary's; a secondary reads the virtual CPU interface, which is off | the primary owns the GIC |
+//! | ICC_* of the GIC | stay in the hardware: the primary's; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
+//! | TPIDR2_EL0 | switched where the hardware has SME; cannot be trapped | a thread pointer |
+//! | DISR_EL1 | the primary's; a secondary has VDISR_EL2 under that name, which is zeroed | cannot be trapped, means nothing without RAS |
 //! | debug registers but MDSCR_EL1, PMU registers | the primary's; for secondaries debug reads as zero and ignores writes, the PMU faults | no debugging across VMs |
 //! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers and trapped (`features.rs`) | state that Baton does not switch |
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
@@ -80,8 +82,8 @@ switched! {
     csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of";
     cntkctl "cntkctl_el1" "counter and timer access of EL0";
     mdscr "mdscr_el1" "software step and debug enables";
-    cntv_ctl "cntv_ctl_el0" "virtual timer; loaded last, when its deadline is in place";
     cntv_cval "cntv_cval_el0" "virtual timer";
+    cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
 }
 
 /// The FP and SIMD registers, in memory: q0–q31, FPSR, FPCR.
@@ -97,6 +99,8 @@ pub struct Constants {
     pub vmpidr: u64,
     pub mdcr: u64,
     pub cnthctl: u64,
+    pub ich_hcr: u64,
+    pub icc_sre: u64,
     /// VM and vCPU in one number: whose translations a pCPU's TLB holds.
     pub identity: u32,
     pub primary: bool,
@@ -111,6 +115,8 @@ pub struct Regs {
     pub(super) hcr: u64,
     pub(super) constants: Constants,
     pub(super) sys: SysRegs,
+    /// TPIDR2_EL0, where there is one.
+    pub(super) tpidr2: u64,
     pub(super) fp: FpRegs,
 }
 
@@ -166,6 +172,16 @@ mod cnthctl {
     pub const ALL: u64 = EL1PCTEN | EVNTEN | EVNTI;
 }
 
+/// ICC_SRE_EL2 and ICH_HCR_EL2.
+mod gic {
+    pub const SRE: u64 = 1 << 0;
+    /// EL1 may touch ICC_SRE_EL1.
+    pub const ENABLE: u64 = 1 << 3;
+    pub const TC: u64 = 1 << 10;
+    pub const TALL0: u64 = 1 << 11;
+    pub const TALL1: u64 = 1 << 12;
+}
+
 impl Regs {
     /// All zero: of a vCPU that was not set up.
     pub const fn new() -> Self {
@@ -174,8 +190,18 @@ impl Regs {
             pc: 0,
             pstate: 0,
             hcr: 0,
-            constants: Constants { vttbr: 0, vmpidr: 0, mdcr: 0, cnthctl: 0, identity: 0, primary: false },
+            constants: Constants {
+                vttbr: 0,
+                vmpidr: 0,
+                mdcr: 0,
+                cnthctl: 0,
+                ich_hcr: 0,
+                icc_sre: 0,
+                identity: 0,
+                primary: false,
+            },
             sys: SysRegs::new(),
+            tpidr2: 0,
             fp: FpRegs([0; 66]),
         }
     }
@@ -186,6 +212,8 @@ impl Regs {
         self.hcr = hcr::ALL;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN;
         self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
+        self.constants.ich_hcr = 0;
+        self.constants.icc_sre = gic::SRE | gic::ENABLE;
     }
 
     /// Makes these the registers of vCPU `index` of a secondary.
@@ -199,6 +227,8 @@ impl Regs {
             | mdcr::TDOSA
             | mdcr::TDRA;
         self.constants.cnthctl = cnthctl::ALL;
+        self.constants.ich_hcr = gic::TC | gic::TALL0 | gic::TALL1;
+        self.constants.icc_sre = gic::SRE;
     }
 
     fn bind(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64, primary: bool) {
@@ -218,6 +248,7 @@ impl Regs {
         self.pstate = PSTATE_ENTRY;
         self.sys = SysRegs::new();
         self.sys.sctlr = SCTLR_EL1_ENTRY;
+        self.tpidr2 = 0;
         self.fp = FpRegs([0; 66]);
     }
 
@@ -231,7 +262,8 @@ impl Regs {
     #[inline]
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.x[0] = result;
-        self.x[1..18].fill(0);
+        self.x[1..10].copy_from_slice(&[0; 9]);
+        self.x[10..18].copy_from_slice(&[0; 8]);
     }
 
     /// The result of an `smc`, which is skipped.

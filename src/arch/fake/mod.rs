@@ -323,6 +323,11 @@ pub fn open(pcpu: &Pcpu) {
     pcpu.arch.open.store(true, Ordering::Relaxed);
 }
 
+/// As [`open`], for a pCPU that is turned off.
+pub fn open_asleep(pcpu: &Pcpu) {
+    open(pcpu);
+}
+
 /// Whether a kick would reach this pCPU.
 pub fn is_open(pcpu: &Pcpu) -> bool {
     pcpu.arch.open.load(Ordering::Relaxed)

@@ -39,7 +39,7 @@ pub fn init_machine() {
     exception::set_interrupt_handler(handle);
 }
 
-/// Sets up what belongs to this CPU: SGIs and the EL1 physical timer can be taken from here on.
+/// Sets up what belongs to this CPU: SGIs and the EL1 timers can be taken from here on.
 pub fn init_cpu() {
     let frame = redistributor();
     const SLEEP: u32 = 1 << 1;
@@ -50,7 +50,7 @@ pub fn init_cpu() {
     for id in (0..32).step_by(4) {
         write(frame + GICR_IPRIORITYR + id, 0x8080_8080);
     }
-    write(frame + GICR_ISENABLER0, 0xffff | 1 << timer::INTERRUPT);
+    write(frame + GICR_ISENABLER0, 0xffff | 1 << timer::INTERRUPT | 1 << timer::VIRTUAL_INTERRUPT);
     sysreg::write!("s3_0_c12_c12_5", sysreg::read!("s3_0_c12_c12_5") | 1); // ICC_SRE_EL1.SRE
     sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1: let all priorities through
     sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
@@ -81,7 +81,7 @@ pub fn send_sgi(affinity: u64, id: u64) {
     sysreg::write!("s3_0_c12_c11_5", aff3 << 48 | aff2 << 32 | id << 24 | aff1 << 16 | list); // ICC_SGI1R_EL1
 }
 
-/// Takes all interrupts that are pending. The timer is stopped, because its line stays up until then.
+/// Takes all interrupts that are pending. A timer is stopped, because its line stays up until then.
 fn handle() {
     loop {
         let id = sysreg::read!("s3_0_c12_c12_0"); // ICC_IAR1_EL1
@@ -90,6 +90,9 @@ fn handle() {
         }
         if id == timer::INTERRUPT as u64 {
             timer::stop();
+        }
+        if id == timer::VIRTUAL_INTERRUPT as u64 {
+            timer::stop_virtual();
         }
         exception::count_interrupt(id);
         sysreg::write!("s3_0_c12_c12_1", id); // ICC_EOIR1_EL1

@@ -10,7 +10,7 @@ use crate::exception::{self, Fault};
 use crate::fp;
 use crate::mailbox::{MAX_WORDS, Message};
 use crate::state::{General, Leave};
-use crate::{cpu, entry, sysreg};
+use crate::{cpu, entry, sysreg, timer};
 
 /// System registers that the puppet can read and write by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +32,8 @@ pub enum Register {
     IccIar1,
     /// ICC_RPR_EL1
     IccRpr,
-    /// MIDR_EL1
-    Midr,
-    /// MPIDR_EL1
-    Mpidr,
+    /// PMCR_EL0: a secondary has no performance counters
+    Pmcr,
     /// SCR_EL3, which nobody has at EL1
     Scr,
     /// VBAR_EL2, which nobody has at EL1
@@ -53,8 +51,7 @@ const REGISTERS: &[(Register, Read)] = &[
     (Register::IccHppir1, || sysreg::read!("s3_0_c12_c12_2")),
     (Register::IccIar1, || sysreg::read!("s3_0_c12_c12_0")),
     (Register::IccRpr, || sysreg::read!("s3_0_c12_c11_3")),
-    (Register::Midr, || sysreg::read!("midr_el1")),
-    (Register::Mpidr, || sysreg::read!("mpidr_el1")),
+    (Register::Pmcr, || sysreg::read!("s3_3_c9_c12_0")),
     (Register::Scr, || sysreg::read!("s3_6_c1_c1_0")),
     (Register::VbarEl2, || sysreg::read!("s3_4_c12_c0_0")),
 ];
@@ -68,8 +65,6 @@ pub enum Command {
     Smc([u64; 4]),
     /// `smc #1`
     SmcNonZero,
-    /// `hvc #1`
-    HvcNonZero,
     /// `hvc #0` with this x0, so many times. value: how many answered -1.
     HvcStorm(u64, u64),
     /// An empty message to the primary, so many times; those that are refused count as well.
@@ -98,8 +93,8 @@ pub enum Command {
     SpinUntilInterrupts(u64),
     /// Computes for so many rounds, with interrupts kept out.
     Spin(u64),
-    /// Computes for so many rounds, with interrupts let in.
-    SpinOpen(u64),
+    /// Turns the virtual timer off, as one would who wants to run for ever.
+    StopVirtualTimer,
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -124,27 +119,26 @@ impl Command {
             Command::Hvc(args) => (0, args),
             Command::Smc(args) => (1, args),
             Command::SmcNonZero => (2, [0; 4]),
-            Command::HvcNonZero => (3, [0; 4]),
-            Command::HvcStorm(function, times) => (4, [function, times, 0, 0]),
-            Command::SmcStorm(times) => (5, [times, 0, 0, 0]),
-            Command::Read(address) => (6, [address, 0, 0, 0]),
-            Command::Write(address, value) => (7, [address, value, 0, 0]),
-            Command::Execute(address) => (8, [address, 0, 0, 0]),
-            Command::Undefined => (9, [0; 4]),
-            Command::Wfi => (10, [0; 4]),
-            Command::Sysreg(register) => (11, [register as u64, 0, 0, 0]),
-            Command::FpFill(seed) => (12, [seed, 0, 0, 0]),
-            Command::FpCompare(seed) => (13, [seed, 0, 0, 0]),
-            Command::FpNonZero => (14, [0; 4]),
-            Command::SpinUntilInterrupts(count) => (15, [count, 0, 0, 0]),
-            Command::Spin(rounds) => (16, [rounds, 0, 0, 0]),
-            Command::SpinOpen(rounds) => (17, [rounds, 0, 0, 0]),
-            Command::Interrupts(id) => (18, [id, 0, 0, 0]),
-            Command::EntryState => (19, [0; 4]),
-            Command::Image => (20, [0; 4]),
-            Command::Pages => (21, [0; 4]),
-            Command::TakeInterrupts => (22, [0; 4]),
-            Command::PauseStorm(times) => (23, [times, 0, 0, 0]),
+            Command::HvcStorm(function, times) => (3, [function, times, 0, 0]),
+            Command::SmcStorm(times) => (4, [times, 0, 0, 0]),
+            Command::Read(address) => (5, [address, 0, 0, 0]),
+            Command::Write(address, value) => (6, [address, value, 0, 0]),
+            Command::Execute(address) => (7, [address, 0, 0, 0]),
+            Command::Undefined => (8, [0; 4]),
+            Command::Wfi => (9, [0; 4]),
+            Command::Sysreg(register) => (10, [register as u64, 0, 0, 0]),
+            Command::FpFill(seed) => (11, [seed, 0, 0, 0]),
+            Command::FpCompare(seed) => (12, [seed, 0, 0, 0]),
+            Command::FpNonZero => (13, [0; 4]),
+            Command::SpinUntilInterrupts(count) => (14, [count, 0, 0, 0]),
+            Command::Spin(rounds) => (15, [rounds, 0, 0, 0]),
+            Command::StopVirtualTimer => (16, [0; 4]),
+            Command::Interrupts(id) => (17, [id, 0, 0, 0]),
+            Command::EntryState => (18, [0; 4]),
+            Command::Image => (19, [0; 4]),
+            Command::Pages => (20, [0; 4]),
+            Command::TakeInterrupts => (21, [0; 4]),
+            Command::PauseStorm(times) => (22, [times, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -156,27 +150,26 @@ impl Command {
             0 => Command::Hvc([a, b, c, d]),
             1 => Command::Smc([a, b, c, d]),
             2 => Command::SmcNonZero,
-            3 => Command::HvcNonZero,
-            4 => Command::HvcStorm(a, b),
-            5 => Command::SmcStorm(a),
-            6 => Command::Read(a),
-            7 => Command::Write(a, b),
-            8 => Command::Execute(a),
-            9 => Command::Undefined,
-            10 => Command::Wfi,
-            11 => Command::Sysreg(REGISTERS.iter().find(|(r, _)| *r as u64 == a)?.0),
-            12 => Command::FpFill(a),
-            13 => Command::FpCompare(a),
-            14 => Command::FpNonZero,
-            15 => Command::SpinUntilInterrupts(a),
-            16 => Command::Spin(a),
-            17 => Command::SpinOpen(a),
-            18 => Command::Interrupts(a),
-            19 => Command::EntryState,
-            20 => Command::Image,
-            21 => Command::Pages,
-            22 => Command::TakeInterrupts,
-            23 => Command::PauseStorm(a),
+            3 => Command::HvcStorm(a, b),
+            4 => Command::SmcStorm(a),
+            5 => Command::Read(a),
+            6 => Command::Write(a, b),
+            7 => Command::Execute(a),
+            8 => Command::Undefined,
+            9 => Command::Wfi,
+            10 => Command::Sysreg(REGISTERS.iter().find(|(r, _)| *r as u64 == a)?.0),
+            11 => Command::FpFill(a),
+            12 => Command::FpCompare(a),
+            13 => Command::FpNonZero,
+            14 => Command::SpinUntilInterrupts(a),
+            15 => Command::Spin(a),
+            16 => Command::StopVirtualTimer,
+            17 => Command::Interrupts(a),
+            18 => Command::EntryState,
+            19 => Command::Image,
+            20 => Command::Pages,
+            21 => Command::TakeInterrupts,
+            22 => Command::PauseStorm(a),
             _ => return None,
         })
     }
@@ -188,8 +181,6 @@ impl Command {
             Command::Smc(args) => answer.general(Leave::Smc(args)),
             // SAFETY: the calling convention clobbers x0..x17 at most.
             Command::SmcNonZero => unsafe { asm!("smc #1", clobber_abi("C"), options(nostack)) },
-            // SAFETY: as above.
-            Command::HvcNonZero => unsafe { asm!("hvc #1", clobber_abi("C"), options(nostack)) },
             Command::HvcStorm(function, times) => {
                 answer.value = (0..times).filter(|_| call::raw(function, 0, 0, 0) == call::REFUSED).count() as u64;
             }
@@ -232,11 +223,7 @@ impl Command {
                 answer.value = u64::from(cpu::current().all_interrupts());
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
-            Command::SpinOpen(rounds) => {
-                exception::unmask_interrupts();
-                answer.value = compute(rounds);
-                exception::mask_interrupts();
-            }
+            Command::StopVirtualTimer => timer::stop_virtual(),
             Command::Interrupts(id) => {
                 answer.value = u64::from(cpu::current().all_interrupts());
                 answer.a = u64::from(cpu::current().interrupts(id as usize % 64));

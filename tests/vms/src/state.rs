@@ -7,7 +7,6 @@
 
 use core::arch::global_asm;
 
-use crate::call::{REFUSED, function};
 use crate::console::Text;
 use crate::{fp, sysreg};
 
@@ -104,8 +103,8 @@ const FIRST_SYSTEM: u64 = 33;
 const FIRST_Q: u64 = 64;
 const FPCR: u64 = 128;
 const FPSR: u64 = 129;
-/// Not a register: what a hypercall that cannot fail answered.
-const RESULT: u64 = 130;
+/// Not a register: what a hypercall answered.
+pub const RESULT: u64 = 130;
 
 /// A register that came back wrong.
 #[derive(Clone, Copy, Debug)]
@@ -221,9 +220,8 @@ impl Registers {
         missing.map_or(Ok(registers), Err)
     }
 
-    /// Sets every register, leaves, and compares. A hypercall must answer 0; a send may also be refused, because the
-    /// mailbox of the receiver may be full.
-    pub fn round(&self, how: Leave, seed: u64) -> Result<(), Wrong> {
+    /// Sets every register, leaves, and compares. x0 comes back, which is the result if this was a call.
+    pub fn round(&self, how: Leave, seed: u64) -> Result<u64, Wrong> {
         let value = |i: usize| {
             let bits = self.bits[i];
             self.working[i] & !bits | pattern(seed, FIRST_SYSTEM + i as u64) & bits
@@ -245,13 +243,6 @@ impl Registers {
         if let Some(wrong) = general.first_wrong(how) {
             return Err(wrong);
         }
-        if let Leave::Hvc([call, ..]) = how {
-            let result = general.found[0];
-            let allowed = result == 0 || call == function::MAILBOX_SEND && result == REFUSED;
-            if !allowed {
-                return Err(Wrong { register: RESULT, expected: 0, found: result });
-            }
-        }
         for (i, found) in found.iter().enumerate() {
             let (expected, found) = (value(i) & self.bits[i], found & self.bits[i]);
             if found != expected {
@@ -270,6 +261,6 @@ impl Registers {
         if found_fp.fpsr != fp.fpsr {
             return Err(Wrong { register: FPSR, expected: fp.fpsr, found: found_fp.fpsr });
         }
-        Ok(())
+        Ok(general.found[0])
     }
 }

@@ -1,4 +1,5 @@
-//! The EL1 physical timer, which the primary owns: for slices, and for deadlines that only guard against hangs.
+//! The EL1 timers, which the primary owns: the physical one for slices, and for deadlines that only guard against hangs;
+//! the virtual one, which a secondary can write to and must not be able to stop.
 
 use crate::sysreg;
 
@@ -24,6 +25,20 @@ pub fn arm(ticks: u64) {
 /// Stops the timer of this CPU; its interrupt line falls.
 pub fn stop() {
     sysreg::write!("cntp_ctl_el0", 0);
+}
+
+/// Interrupt id of the EL1 virtual timer.
+pub const VIRTUAL_INTERRUPT: usize = 27;
+
+/// Has the virtual timer of this CPU interrupt after this many ticks.
+pub fn arm_virtual(ticks: u64) {
+    sysreg::write!("cntv_cval_el0", sysreg::read!("cntvct_el0") + ticks);
+    sysreg::write!("cntv_ctl_el0", 1);
+}
+
+/// Stops the virtual timer of this CPU.
+pub fn stop_virtual() {
+    sysreg::write!("cntv_ctl_el0", 0);
 }
 
 /// A moment after which a test gives up.

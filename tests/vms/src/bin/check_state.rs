@@ -6,8 +6,8 @@
 #![no_std]
 #![no_main]
 
-use baton_vms::call::function;
-use baton_vms::state::{Leave, Registers};
+use baton_vms::call::{REFUSED, function};
+use baton_vms::state::{Leave, RESULT, Registers, Wrong};
 use baton_vms::wire::{Finding, PRIMARY};
 use baton_vms::{mailbox, vm};
 
@@ -29,7 +29,12 @@ fn main(_: u64) {
             0 => Leave::Hvc([function::ENABLE_INTERRUPT, 0, 0, 0]),
             _ => Leave::Hvc([function::MAILBOX_SEND, PRIMARY, 0, 0]),
         };
-        if let Err(wrong) = registers.round(how, round) {
+        let found = registers.round(how, round).and_then(|result| match result {
+            // A message is refused while the primary has not read the last one.
+            0 | REFUSED => Ok(()),
+            found => Err(Wrong { register: RESULT, expected: 0, found }),
+        });
+        if let Err(wrong) = found {
             mailbox::send_until_taken(PRIMARY, &Finding { round, wrong }.words());
         }
     }

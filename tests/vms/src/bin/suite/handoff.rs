@@ -6,7 +6,7 @@ use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
 use baton_vms::puppet::Command;
-use baton_vms::state::pattern;
+use baton_vms::state::{Leave, Registers, Wrong, pattern};
 use baton_vms::verdict::{Verdict, any_failure};
 use baton_vms::wire::Finding;
 use baton_vms::{ensure, exception, failed, mailbox, timer};
@@ -27,17 +27,17 @@ static SLICE: AtomicU64 = AtomicU64::new(0);
 
 /// One run of check_state; true if it did run. With `slice=<microseconds>` the timer may end it anywhere, not only where
 /// it leaves by itself.
-fn run_once() -> Verdict<bool> {
+fn run_once(run: impl FnOnce() -> Verdict<Exit>) -> Verdict<bool> {
     let slice = SLICE.load(Ordering::Relaxed);
     if slice != 0 {
         timer::arm(timer::ticks_per_ms() * slice / 1000);
     }
-    let exit = call::vcpu_run(vms::CHECK_STATE, 0);
+    let exit = run();
     if slice != 0 {
         timer::stop();
         exception::take_interrupts();
     }
-    match exit {
+    match exit? {
         Exit::Yield => Ok(true),
         // Somebody else has it: it never blocks by itself.
         Exit::WaitForInterrupt => Ok(false),
@@ -52,12 +52,21 @@ fn run_once() -> Verdict<bool> {
     }
 }
 
-/// One CPU, so nothing races: every register survives every kind of exit.
+fn just_run() -> Verdict<Exit> {
+    Ok(call::vcpu_run(vms::CHECK_STATE, 0))
+}
+
+/// One CPU, so nothing races: every register survives, check_state's while the primary runs and the primary's while
+/// check_state runs. Both fill all of theirs, so what one leaves behind the other cannot take for its own.
 pub fn check_state_alone(machine: &Machine) -> Verdict {
     configure()?;
     SLICE.store(machine.number("slice").unwrap_or(0), Ordering::Relaxed);
-    for _ in 0..machine.number("handoffs").unwrap_or(2000) {
-        ensure!(run_once()?, "check_state is blocked or stopped");
+    let wrong = |wrong: Wrong| failed!("the primary found a wrong value in {}", wrong.text());
+    let registers = Registers::probe().map_err(wrong)?;
+    for seed in 0..machine.number("handoffs").unwrap_or(2000) {
+        let how = Leave::Hvc([function::VCPU_RUN, vms::CHECK_STATE, 0, 0]);
+        let ran = run_once(|| registers.round(how, !seed).map(Exit::from_raw).map_err(wrong))?;
+        ensure!(ran, "check_state is blocked or stopped");
     }
     Ok(())
 }
@@ -72,7 +81,7 @@ pub fn concurrent_save_restore(machine: &Machine) -> Verdict {
     // The fight begins when it has left at its usual place: a hypervisor without the save gate restores older registers,
     // and what is to show that is a wrong value, not a VM that begins again from its entry.
     for _ in 0..20 {
-        ensure!(run_once()?, "check_state is blocked or stopped");
+        ensure!(run_once(just_run)?, "check_state is blocked or stopped");
     }
     SLICE.store(machine.number("slice").unwrap_or(0), Ordering::Relaxed);
     for cpu in 1..cpus {
@@ -99,7 +108,7 @@ pub fn concurrent_save_restore(machine: &Machine) -> Verdict {
 }
 
 fn fight(cpu: usize) -> Verdict {
-    if run_once()? {
+    if run_once(just_run)? {
         RUNS[cpu].fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

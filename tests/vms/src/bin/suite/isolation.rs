@@ -130,7 +130,7 @@ pub fn primary_isolation(machine: &Machine) -> Verdict {
 
 /// A VM that does what no VM may (`kind=`) is stopped; what is its own affair reaches its own vector.
 pub fn crash(machine: &Machine) -> Verdict {
-    use baton_vms::puppet::Register::{Scr, VbarEl2};
+    use baton_vms::puppet::Register::{Pmcr, Scr, VbarEl2};
     let puppet = Puppet::start(vms::PUPPET)?;
     match machine.word("kind") {
         Some("undefined") => {
@@ -142,10 +142,15 @@ pub fn crash(machine: &Machine) -> Verdict {
             return others_run_on();
         }
         Some("smc") => puppet.tell(&[Command::SmcNonZero])?,
+        Some("register") => puppet.tell(&[Command::Sysreg(Pmcr)])?,
         Some("abort") => puppet.tell(&[Command::Read(8)])?,
         other => return Err(failed!("kind={other:?} is unknown")),
     }
-    let reason = if machine.word("kind") == Some("smc") { Stop::IllegalCall } else { Stop::Abort };
+    let reason = match machine.word("kind") {
+        Some("smc") => Stop::IllegalCall,
+        Some("register") => Stop::Undefined,
+        _ => Stop::Abort,
+    };
     stopped(puppet.vm, reason)?;
     let sent = mailbox::send(puppet.vm, &[1]);
     if call::exists(function::VCPU_RUN_EXT) {

@@ -19,6 +19,7 @@ mod power;
 mod run_ext;
 mod runs;
 mod save_window;
+mod timers;
 
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
@@ -55,6 +56,7 @@ static CASES: &[(&str, Case)] = cases! {
     injected: injected_interrupts running_target_not_kicked;
     run_ext: run_ext_codes run_ext_waits run_ext_by_secondary busy_taken_for_blocked preempted_taken_for_yield
         cancelled_request_keeps_claim two_waiters_one_slot;
+    timers: virtual_timer_preempts virtual_timer_is_not_a_secondarys;
     save_window: save_window;
 };
 

@@ -1,0 +1,131 @@
+//! The primary's device tree (`src/boot/device_tree.rs`): read back with a library that did not write it.
+
+#[path = "common/tree.rs"]
+mod tree;
+
+use std::ops::Range;
+
+use baton::boot::Error;
+use baton::boot::device_tree::{room_for, write};
+use baton::boot::platform::Platform;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::memreserve::MemoryReservation;
+use dtoolkit::model::DeviceTree;
+use dtoolkit::{Node, Property};
+use proptest::prelude::*;
+use tree::{at, machine, set};
+
+const INITRD: Range<u64> = 0x1_2345_6000..0x1_2345_6014;
+
+/// Writes into the room that there is to be, with something else in it before. As much of it as the tree says it is.
+fn written(original: &[u8], reserved: &[Range<u64>]) -> Result<Vec<u8>, Error> {
+    let mut target = vec![0xa5; room_for(&(0..original.len() as u64)) as usize];
+    write(original, &mut target, INITRD, reserved)?;
+    let size = u32::from_be_bytes(target[4..8].try_into().expect("four bytes"));
+    target.truncate(size as usize);
+    assert_eq!(target.len(), size as usize, "it says that it is larger than its room");
+    Ok(target)
+}
+
+fn reservations(bytes: &[u8]) -> Vec<(u64, u64)> {
+    let tree = Fdt::new(bytes).expect("it is a device tree");
+    tree.memory_reservations().map(|entry| (entry.address(), entry.size())).collect()
+}
+
+/// Everything in `before` is in `after`, but for the addresses of the RAM disk.
+fn assert_same(before: &[u8], after: &[u8]) {
+    let strip = |bytes: &[u8]| {
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(bytes).expect("it is a device tree"));
+        tree.memory_reservations.clear();
+        for name in ["linux,initrd-start", "linux,initrd-end"] {
+            at(&mut tree, "/chosen").remove_property(name);
+        }
+        tree
+    };
+    assert_eq!(strip(before), strip(after));
+}
+
+fn assert_initrd(bytes: &[u8]) {
+    let tree = Fdt::new(bytes).expect("it is a device tree");
+    let chosen = tree.find_node("/chosen").expect("it has a /chosen");
+    for (name, address) in [("linux,initrd-start", INITRD.start), ("linux,initrd-end", INITRD.end)] {
+        let mut properties = chosen.properties().filter(|property| property.name() == name);
+        assert_eq!(properties.next().map(|property| property.value().to_vec()), Some(address.to_be_bytes().to_vec()));
+        assert_eq!(properties.count(), 0, "{name} is there once");
+    }
+}
+
+#[test]
+fn the_ram_disk_is_the_primarys() {
+    for wide in [false, true] {
+        let mut tree = machine();
+        if wide {
+            set(at(&mut tree, "/chosen"), "linux,initrd-start", 5u64);
+            set(at(&mut tree, "/chosen"), "linux,initrd-end", 6u64);
+        }
+        let original = tree.to_dtb();
+        let bytes = written(&original, &[]).expect("there is room");
+        assert_initrd(&bytes);
+        assert_same(&original, &bytes);
+        assert_eq!(reservations(&bytes), []);
+    }
+}
+
+#[test]
+fn foreign_memory_is_reserved() {
+    let mut tree = machine();
+    let before = [MemoryReservation::new(0x4000_0000, 0x1000), MemoryReservation::new(0x4001_0000, 0x2000)];
+    for already_there in 0..=2 {
+        tree.memory_reservations = before[..already_there].to_vec();
+        let original = tree.to_dtb();
+        for count in 0..=16u64 {
+            let reserved: Vec<Range<u64>> = (0..count).map(|n| n << 32..(n << 32) + 0x1000 * (n + 1)).collect();
+            let bytes = written(&original, &reserved).expect("there is room for all VMs that there may be");
+            let mut expected: Vec<(u64, u64)> =
+                tree.memory_reservations.iter().map(|r| (r.address(), r.size())).collect();
+            expected.extend(reserved.iter().map(|range| (range.start, range.end - range.start)));
+            // A reservation at address 0 that is not empty does not end the list.
+            assert_eq!(reservations(&bytes), expected);
+            assert_initrd(&bytes);
+            assert_same(&original, &bytes);
+        }
+    }
+}
+
+#[test]
+fn a_tree_without_chosen() {
+    let mut tree = machine();
+    tree.root.remove_child("chosen");
+    assert_eq!(written(&tree.to_dtb(), &[]).expect_err("it has no place for the RAM disk"), Error::NoRamDisk);
+}
+
+#[test]
+fn too_little_room() {
+    let original = machine().to_dtb();
+    let mut target = vec![0; original.len() - 1];
+    assert_eq!(write(&original, &mut target, INITRD, &[]).expect_err("not even a copy"), Error::NoRoomForDeviceTree);
+    for room in original.len()..original.len() + 16 {
+        let mut target = vec![0; room];
+        assert!(write(&original, &mut target, INITRD, &[0..1, 2..3]).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn damage_never_panics(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        reserved in proptest::collection::vec(0..u64::MAX / 2, 0..3),
+    ) {
+        let mut original = machine().to_dtb();
+        for (at, value) in damage {
+            let at = at.index(original.len());
+            original[at] = value;
+        }
+        let reserved: Vec<Range<u64>> = reserved.into_iter().map(|start| start..start + 4096).collect();
+        // The hypervisor has read it before it writes the primary's.
+        if Platform::parse(&original, 0, 0..0).is_ok() {
+            let _ = written(&original, &reserved);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What the device tree says about the machine (`src/boot/platform.rs`).
+#![allow(clippy::single_range_in_vec_init)] // lists of one range are what is meant
+
+#[path = "common/tree.rs"]
+mod tree;
+
+use std::ops::Range;
+
+use baton::boot::Error;
+use baton::boot::platform::Platform;
+use baton::ids::MAX_CPUS;
+use dtoolkit::model::DeviceTree;
+use proptest::prelude::*;
+use tree::{INITRD, add, at, machine, set};
+
+const IMAGE: Range<u64> = 0x4020_0000..0x4040_0000;
+
+fn parse(tree: &DeviceTree) -> Result<Platform, Error> {
+    Platform::parse(&tree.to_dtb(), 0x4800_0000, IMAGE)
+}
+
+#[test]
+fn a_machine() {
+    let tree = machine();
+    let platform = parse(&tree).expect("it is a machine");
+    assert_eq!(platform.ram.as_slice(), [0x4000_0000..0x4800_0000]);
+    assert_eq!(platform.cpus.as_slice(), [0, 1]);
+    assert_eq!(platform.distributor, 0x0800_0000);
+    assert_eq!(platform.redistributors.as_slice(), [0x080a_0000..0x0900_0000]);
+    assert_eq!(platform.ram_disk, INITRD);
+    assert_eq!(platform.device_tree, 0x4800_0000..0x4800_0000 + tree.to_dtb().len() as u64);
+    assert_eq!(platform.image, IMAGE);
+    for device in [0x0900_0000, 0x0800_0000, 0x080a_0000] {
+        assert!(platform.devices.iter().any(|range| range.contains(&device)), "{device:#x}");
+    }
+}
+
+#[test]
+fn addresses_of_the_ram_disk_have_one_or_two_cells() {
+    for (start_is_wide, end_is_wide) in [(true, true), (true, false), (false, true)] {
+        let mut tree = machine();
+        let chosen = at(&mut tree, "/chosen");
+        if start_is_wide {
+            set(chosen, "linux,initrd-start", INITRD.start);
+        }
+        if end_is_wide {
+            set(chosen, "linux,initrd-end", INITRD.end);
+        }
+        assert_eq!(parse(&tree).expect("it is a machine").ram_disk, INITRD);
+    }
+}
+
+#[test]
+fn banks_of_memory() {
+    let mut tree = machine();
+    // Two nodes, one with two banks and an empty one; not in order.
+    set(
+        at(&mut tree, "/memory@40000000"),
+        "reg",
+        [
+            1u32,
+            0,
+            0,
+            0x1000, // above 4 GiB
+            0,
+            0x4000_0000,
+            0,
+            0x0800_0000, //
+            0,
+            0x6000_0000,
+            0,
+            0, // empty
+        ],
+    );
+    set(add(&mut tree.root, "memory@20000000"), "reg", [0u32, 0x2000_0000, 0, 0x10_0000]);
+    let platform = parse(&tree).expect("it is a machine");
+    assert_eq!(
+        platform.ram.as_slice(),
+        [0x2000_0000..0x2010_0000, 0x4000_0000..0x4800_0000, 0x1_0000_0000..0x1_0000_1000]
+    );
+}
+
+#[test]
+fn narrow_cells() {
+    let mut tree = machine();
+    set(&mut tree.root, "#address-cells", 1u32);
+    set(&mut tree.root, "#size-cells", 1u32);
+    set(at(&mut tree, "/memory@40000000"), "reg", [0x4000_0000u32, 0x0800_0000]);
+    set(at(&mut tree, "/intc@8000000"), "reg", [0x0800_0000u32, 0x1_0000, 0x080a_0000, 0xf6_0000]);
+    assert_eq!(parse(&tree).expect("it is a machine").ram.as_slice(), [0x4000_0000..0x4800_0000]);
+}
+
+#[test]
+fn cpus_in_clusters() {
+    let mut tree = machine();
+    let cpus = at(&mut tree, "/cpus");
+    set(cpus, "#address-cells", 2u32);
+    add(cpus, "cpu-map"); // no CPU
+    set(add(cpus, "cpu@100"), "reg", [0u32, 0x100]);
+    set(add(cpus, "cpu@100000000"), "reg", [1u32, 0]);
+    assert_eq!(parse(&tree).expect("it is a machine").cpus.as_slice(), [0, 1, 0x100, 1 << 32]);
+}
+
+#[test]
+fn more_cpus_than_there_may_be() {
+    let mut tree = machine();
+    let cpus = at(&mut tree, "/cpus");
+    for affinity in 2..40u32 {
+        set(add(cpus, &format!("cpu@{affinity:x}")), "reg", affinity);
+    }
+    assert_eq!(parse(&tree).expect("it is a machine").cpus.as_slice(), (0..MAX_CPUS as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn regions_of_redistributors() {
+    let mut tree = machine();
+    let gic = at(&mut tree, "/intc@8000000");
+    let frames =
+        [0u32, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0x4_0000, 1, 0, 0, 0x4_0000, 0, 0x0700_0000, 0, 0x2000];
+    set(gic, "reg", frames);
+    set(gic, "#redistributor-regions", 2u32);
+    let platform = parse(&tree).expect("it is a machine");
+    // The CPU interface that follows is no redistributor.
+    assert_eq!(platform.redistributors.as_slice(), [0x080a_0000..0x080e_0000, 1 << 32..(1 << 32) + 0x4_0000]);
+}
+
+#[test]
+fn what_is_missing() {
+    type Edit = fn(&mut DeviceTree);
+    let rows: [(&str, Edit, Error); 14] = [
+        ("no memory", |t| drop(t.root.remove_child("memory@40000000")), Error::NoMemory),
+        ("no reg", |t| drop(at(t, "/memory@40000000").remove_property("reg")), Error::NoMemory),
+        ("empty memory", |t| set(at(t, "/memory@40000000"), "reg", [0u32, 0x4000_0000, 0, 0]), Error::NoMemory),
+        ("memory past the end", |t| set(at(t, "/memory@40000000"), "reg", [u32::MAX, u32::MAX, 0, 2]), Error::NoMemory),
+        ("no cpus", |t| drop(t.root.remove_child("cpus")), Error::NoCpus),
+        (
+            "no cpu",
+            |t| {
+                for cpu in ["cpu@0", "cpu@1"] {
+                    at(t, "/cpus").remove_child(cpu);
+                }
+            },
+            Error::NoCpus,
+        ),
+        ("no controller", |t| drop(t.root.remove_child("intc@8000000")), Error::NoInterruptController),
+        ("GICv2", |t| set(at(t, "/intc@8000000"), "compatible", "arm,cortex-a15-gic"), Error::NoInterruptController),
+        (
+            "no redistributor",
+            |t| set(at(t, "/intc@8000000"), "reg", [0u32, 0x0800_0000, 0, 0x1_0000]),
+            Error::NoInterruptController,
+        ),
+        ("no chosen", |t| drop(t.root.remove_child("chosen")), Error::NoRamDisk),
+        ("no end", |t| drop(at(t, "/chosen").remove_property("linux,initrd-end")), Error::NoRamDisk),
+        ("empty RAM disk", |t| set(at(t, "/chosen"), "linux,initrd-end", INITRD.start), Error::NoRamDisk),
+        ("backwards", |t| set(at(t, "/chosen"), "linux,initrd-end", INITRD.start - 1), Error::NoRamDisk),
+        (
+            "outside",
+            |t| set(at(t, "/chosen"), "linux,initrd-end", 0x4800_0001u64),
+            Error::RamDiskOutsideMemory { range: INITRD.start..0x4800_0001 },
+        ),
+    ];
+    for (what, edit, error) in rows {
+        let mut tree = machine();
+        edit(&mut tree);
+        assert_eq!(parse(&tree).expect_err(what), error, "{what}");
+        assert!(error.to_string().len() > 20, "{error}");
+    }
+}
+
+#[test]
+fn no_device_tree() {
+    let good = machine().to_dtb();
+    for size in (0..good.len()).step_by(3) {
+        assert_eq!(Platform::parse(&good[..size], 0, IMAGE).expect_err("it is cut off"), Error::DeviceTreeMalformed);
+    }
+    assert_eq!(Platform::parse(&[0xff; 4096], 0, IMAGE).expect_err("it is none"), Error::DeviceTreeMalformed);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn damage_never_panics(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..10),
+    ) {
+        let mut bytes = machine().to_dtb();
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let _ = Platform::parse(&bytes, 0x4800_0000, IMAGE);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes: Vec<u8>) {
+        let _ = Platform::parse(&bytes, 0x4800_0000, IMAGE);
+    }
+}

@@ -1,0 +1,55 @@
+//! The primary's virtual timer: a secondary can write to its registers, for no hardware of ours traps that, and yet it
+//! preempts every secondary in time, and is the primary's again afterwards.
+
+use baton_vms::call::{self, Exit};
+use baton_vms::devicetree::Machine;
+use baton_vms::puppet::Command;
+use baton_vms::verdict::Verdict;
+use baton_vms::{cpu, ensure, exception, sysreg, timer};
+
+use crate::harness::{self, Puppet, equal, vms};
+
+/// Runs a vCPU that computes until the virtual timer ends the slice, which the primary armed.
+fn slice(vm: u64) -> Verdict {
+    let deadline = harness::patience();
+    let before = cpu::current().interrupts(timer::VIRTUAL_INTERRUPT);
+    timer::arm_virtual(timer::ticks_per_ms() / 4);
+    loop {
+        match call::vcpu_run(vm, 0) {
+            Exit::Yield => break,
+            Exit::Message { size } => drop(harness::take_message(size)?),
+            other => ensure!(false, "vcpu_run of a VM that computes said {other:?}"),
+        }
+        ensure!(!deadline.has_passed(), "the virtual timer of the primary never ended the run");
+    }
+    exception::take_interrupts();
+    let taken = cpu::current().interrupts(timer::VIRTUAL_INTERRUPT) - before;
+    equal("virtual timer interrupts that the primary took after a slice", taken, 1)
+}
+
+/// Slices of a VM that computes and does not know about timers.
+pub fn virtual_timer_preempts(_: &Machine) -> Verdict {
+    harness::configure()?;
+    for _ in 0..200 {
+        slice(vms::HOG)?;
+    }
+    Ok(())
+}
+
+/// A VM that turns the virtual timer off does so for itself: it is preempted all the same, and the primary finds its
+/// own deadline where it was.
+pub fn virtual_timer_is_not_a_secondarys(_: &Machine) -> Verdict {
+    const LONG: u64 = 1_000_000_000_000;
+    let puppet = Puppet::start(vms::PUPPET)?;
+    let far = sysreg::read!("cntvct_el0") + LONG;
+    sysreg::write!("cntv_cval_el0", far);
+    sysreg::write!("cntv_ctl_el0", 1);
+    puppet.ask(&[Command::StopVirtualTimer])?;
+    equal("the primary's deadline after a secondary's", sysreg::read!("cntv_cval_el0"), far)?;
+    equal("the primary's timer control after a secondary's", sysreg::read!("cntv_ctl_el0"), 1)?;
+    puppet.tell(&[Command::StopVirtualTimer, Command::Spin(u64::MAX)])?;
+    for _ in 0..50 {
+        slice(vms::PUPPET)?;
+    }
+    Ok(())
+}
