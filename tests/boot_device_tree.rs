@@ -99,6 +99,36 @@ fn a_tree_without_chosen() {
     assert_eq!(written(&tree.to_dtb(), &[]).expect_err("it has no place for the RAM disk"), Error::NoRamDisk);
 }
 
+/// Headers that a reader does not mind, and that would lead an editor astray.
+#[test]
+fn blocks_that_are_not_where_they_should_be() {
+    let good = machine().to_dtb();
+    let field = |at: usize| u32::from_be_bytes(good[at..at + 4].try_into().expect("four bytes"));
+    let (strings, strings_size, struct_size) = (field(12) as usize, field(32), field(36));
+    let header = |at: usize, value: u32| {
+        let mut bytes = good.clone();
+        bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        bytes
+    };
+    let string = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[strings + at] = byte;
+        bytes
+    };
+    for (what, bytes) in [
+        ("the structure is cut off", header(36, struct_size - 8)),
+        ("the structure has no end", header(36, 0)),
+        ("the structure reaches into the strings", header(36, struct_size + 4)),
+        ("the structure is larger than the tree", header(36, u32::MAX)),
+        ("the strings are larger than the tree", header(32, strings_size + 1)),
+        ("the last string has no end", header(32, strings_size - 1)),
+        ("the last string has no end either", string(strings_size as usize - 1, b'x')),
+        ("the strings are no text", string(0, 0xff)),
+    ] {
+        assert_eq!(written(&bytes, &[0..4096]).expect_err(what), Error::DeviceTreeMalformed, "{what}");
+    }
+}
+
 #[test]
 fn too_little_room() {
     let original = machine().to_dtb();

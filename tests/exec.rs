@@ -153,6 +153,29 @@ fn wake_of_this_pcpu_forgotten() {
     assert_eq!(trace(), ["p0 sleep"]);
 }
 
+/// The same for a pCPU that is about to doze.
+#[test]
+fn wake_of_this_pcpu_forgotten_in_a_wait() {
+    let (pcpus, [local, _]) = executors();
+    let polls = Cell::new(0);
+    let main = poll_fn(|cx| {
+        polls.set(polls.get() + 1);
+        let Poll::Pending = pin!(local.interrupt()).poll(cx) else { panic!("there is no interrupt") };
+        if polls.get() < 3 {
+            cx.waker().wake_by_ref();
+        }
+        Poll::<Never>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
+    wake(&pcpus[0], Task::Main);
+    for n in 1..=3 {
+        assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+        assert_eq!(polls.get(), n);
+    }
+    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    assert_eq!(trace(), ["p0 doze"]);
+}
+
 /// A wake that comes while a guest runs is not forgotten either.
 #[test]
 fn wake_while_a_guest_runs() {
@@ -267,6 +290,48 @@ fn an_interrupt_between_check_and_doze_is_seen() {
         round(&local, main.as_mut(), reporter.as_mut());
     }
     assert!(seen.get());
+}
+
+/// A pCPU does not doze when it can know that there is no reason to: the interrupt comes while the reporter prints.
+#[test]
+fn an_interrupt_before_the_check_is_not_dozed_over() {
+    let (pcpus, [local, _]) = executors();
+    let main = async {
+        local.interrupt().await;
+        pending::<Never>().await
+    };
+    let reporter = poll_fn(|_| {
+        fake::set_interrupt(P0, true);
+        Poll::<Never>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(reporter));
+    wake(&pcpus[0], Task::Main);
+    wake(&pcpus[0], Task::Reporter);
+    round(&local, main.as_mut(), reporter.as_mut());
+    assert_eq!(trace(), [""; 0]);
+}
+
+/// Once nobody waits for an interrupt any more, a pCPU that has nothing to do sleeps: there may be hours of it.
+#[test]
+fn a_wait_that_is_given_up_is_not_dozed_for() {
+    let (pcpus, [local, _]) = executors();
+    let main = async {
+        let mut polls = 0;
+        let other = poll_fn(|_| {
+            polls += 1;
+            if polls == 2 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        // In this order: the wait for an interrupt is not polled again before it is given up.
+        futures_util::future::select(other, local.interrupt()).await;
+        pending::<Never>().await
+    };
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
+    for _ in 0..2 {
+        fake::run_on(P1);
+        wake(&pcpus[0], Task::Main);
+        round(&local, main.as_mut(), reporter.as_mut());
+    }
+    assert_eq!(trace(), ["p1 event", "p0 doze", "p1 event", "p0 sleep"]);
 }
 
 /// What a task says just before it enters a guest is printed before the guest runs.

@@ -7,7 +7,7 @@ use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
 use baton::handoff::Patience;
 use baton::hypercall::{Answer, serve};
 use baton::ids::{CpuId, Pa, VcpuId, VmId};
-use baton::mailbox::NO_MESSAGE;
+use baton::mailbox::{Message, NO_MESSAGE};
 use baton::report::Stop;
 use common::{Bench, P0, P1, PAGES_OF_A_VM, page, trace};
 
@@ -87,9 +87,13 @@ fn nothing_is_sent_without_mailboxes() {
 #[test]
 fn nothing_is_sent_to_a_vm_that_was_stopped() {
     let m = bench();
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), Answer::Block);
     m.vm(1).stop(Stop::Abort);
     assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
     assert_eq!(call(m, 2, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
+    // One that is on its way past this check wakes nobody.
+    let late = Message { from: VmId(2), size: 1 };
+    assert_eq!(m.vm(1).mailbox.lock().deliver(late, || {}), Ok(None));
 }
 
 #[test]

@@ -69,6 +69,20 @@ fn affinity_info() {
     assert_eq!(call(m, [AFFINITY_INFO[1], 1 << 40, 0, 0]), INVALID_PARAMETERS);
 }
 
+/// The pCPUs that Baton could drive and the machine does not have are no CPUs, whatever their numbers are.
+#[test]
+fn a_machine_without_cpu_0() {
+    let m = Bench::turned_off(1, &[]);
+    m.pcpu(P0).set_present(5);
+    for function in AFFINITY_INFO {
+        assert_eq!(call(m, [function, 5, 0, 0]), 1);
+        assert_eq!(call(m, [function, 0, 0, 0]), INVALID_PARAMETERS);
+    }
+    for function in CPU_ON {
+        assert_eq!(call(m, [function, 0, 0, 0]), INVALID_PARAMETERS);
+    }
+}
+
 #[test]
 fn cpu_on() {
     for function in CPU_ON {
@@ -106,6 +120,7 @@ fn a_pcpu_that_the_firmware_does_not_start_stays_off() {
     // One may try again.
     fake::set_firmware_works(true);
     assert_eq!(call(m, [CPU_ON[0], mpidr(P1), 0, 0]), 0);
+    assert!(trace().contains(&"p0 bring in p1".to_owned()), "nobody has asked the firmware again");
 }
 
 #[test]

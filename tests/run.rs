@@ -325,9 +325,16 @@ fn a_blocked_receive_gets_its_value_at_the_next_run() {
         assert_eq!(regs.x[0], 4 << 32);
         assert_eq!(regs.x[1..18], [0; 17]);
         assert_eq!(regs.x[18..], [7; 13]);
+        regs.x[0] = 99;
         Exit::Wfi
     });
     assert_eq!(m.call(P1, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+    // It gets it once, and runs like any other from there.
+    m.guest(P1, 1, 0, |regs| {
+        assert_eq!(regs.x[0], 99);
+        Exit::Wfe
+    });
+    assert_eq!(m.call(P1, run(1, 0)), answer::YIELD);
 }
 
 /// The sender changes nothing of the receiver's: not its registers, not what it waits for.

@@ -4,7 +4,7 @@
 //! QEMU connects to us, not we to it: so there is no moment at which the other side is not there
 //! yet. A thread of this protocol is a pCPU, numbered from 1.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread;
@@ -127,6 +127,21 @@ impl Debugger {
     pub fn wait_stopped(&mut self) -> Result<u32> {
         let packet = self.receive()?;
         stopped_by(&packet).with_context(|| format!("the machine did not stop, but says `{packet}`"))
+    }
+
+    /// Whether the machine stops within `limit`; then [`Debugger::wait_stopped`] tells who stopped it.
+    pub fn stops_within(&mut self, limit: Duration) -> Result<bool> {
+        if !self.packets.0.buffer().is_empty() {
+            return Ok(true);
+        }
+        self.stream.set_read_timeout(Some(limit))?;
+        let stops = match self.stream.peek(&mut [0]) {
+            Ok(_) => true,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(error) => return Err(error).context("could not read from QEMU's debugger stub"),
+        };
+        self.stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stops)
     }
 
     fn expect_ok(&mut self, packet: &str) -> Result<()> {

@@ -15,6 +15,7 @@ const GICR_TYPER: usize = 0x0008;
 const GICR_WAKER: usize = 0x0014;
 const GICR_IGROUPR0: usize = SGI_FRAME + 0x0080;
 const GICR_ISENABLER0: usize = SGI_FRAME + 0x0100;
+const GICR_ICENABLER0: usize = SGI_FRAME + 0x0180;
 const GICR_IPRIORITYR: usize = SGI_FRAME + 0x0400;
 
 /// No interrupt is pending.
@@ -54,6 +55,18 @@ pub fn init_cpu() {
     sysreg::write!("s3_0_c12_c12_5", sysreg::read!("s3_0_c12_c12_5") | 1); // ICC_SRE_EL1.SRE
     sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1: let all priorities through
     sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+}
+
+/// Lets private interrupt `id` of this CPU come, or not.
+pub fn enable_private(id: usize, on: bool) {
+    let register = if on { GICR_ISENABLER0 } else { GICR_ICENABLER0 };
+    write(redistributor() + register, 1 << id);
+}
+
+/// Lets no interrupt at all through to this CPU, until [`init_cpu`].
+pub fn close_cpu() {
+    sysreg::write!("s3_0_c4_c6_0", 0); // ICC_PMR_EL1
+    sysreg::write!("s3_0_c12_c12_7", 0); // ICC_IGRPEN1_EL1
 }
 
 /// The redistributor of this CPU: the one whose affinity is this CPU's.

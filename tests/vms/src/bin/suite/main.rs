@@ -49,14 +49,14 @@ static CASES: &[(&str, Case)] = cases! {
         interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive interrupt_ends_wfi
         virtual_icc_registers;
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
-        psci_unknown psci_by_secondary cpu_off_on_race system_off system_reset;
+        psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf system_off system_reset;
     isolation: isolation own_memory primary_isolation crash;
     fp: fp_isolation fp_migration;
     handoff: concurrent_save_restore check_state_alone owed_consumed_too_early cross_spin_deadlock;
     injected: injected_interrupts running_target_not_kicked;
     run_ext: run_ext_codes run_ext_waits run_ext_by_secondary busy_taken_for_blocked preempted_taken_for_yield
         cancelled_request_keeps_claim two_waiters_one_slot;
-    timers: virtual_timer_preempts virtual_timer_is_not_a_secondarys;
+    timers: virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked;
     save_window: save_window;
 };
 

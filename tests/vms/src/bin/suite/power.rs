@@ -195,6 +195,32 @@ pub fn cpu_off_on_race(machine: &Machine) -> Verdict {
     equal("runs of cpu1", RAN.load(Ordering::Acquire), rounds)
 }
 
+/// A CPU that lets no interrupt through when it turns itself off can be turned on again: how Baton wakes it is not the
+/// primary's business.
+pub fn cpu_off_deaf(machine: &Machine) -> Verdict {
+    const ROUNDS: u64 = 20;
+    for round in 1..=ROUNDS {
+        let deadline = patience();
+        cpu::prepare(1, |_| {
+            baton_vms::gic::close_cpu();
+            RAN.fetch_add(1, Ordering::AcqRel);
+        });
+        while psci::cpu_on(machine.cpus[1], cpu::entry_address(), 1) == ALREADY_ON {
+            ensure!(!deadline.has_passed(), "cpu1 stays `already on` although it turned itself off");
+        }
+        while RAN.load(Ordering::Acquire) < round {
+            ensure!(!deadline.has_passed(), "cpu1 was turned on for the {round}th time and does not run");
+        }
+        // Until it is off, and asleep.
+        while psci::affinity_info(machine.cpus[1]) != 1 {
+            ensure!(!deadline.has_passed(), "cpu1 did not turn itself off");
+        }
+        let asleep = timer::now() + timer::ticks_per_ms();
+        while timer::now() < asleep {}
+    }
+    Ok(())
+}
+
 /// The machine goes off, by SMC (the other cases end by HVC).
 pub fn system_off(_: &Machine) -> Verdict {
     baton_vms::verdict::announce(Ok(()));

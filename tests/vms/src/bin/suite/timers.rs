@@ -5,7 +5,7 @@ use baton_vms::call::{self, Exit};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::Command;
 use baton_vms::verdict::Verdict;
-use baton_vms::{cpu, ensure, exception, sysreg, timer};
+use baton_vms::{cpu, ensure, exception, gic, sysreg, timer};
 
 use crate::harness::{self, Puppet, equal, vms};
 
@@ -52,4 +52,23 @@ pub fn virtual_timer_is_not_a_secondarys(_: &Machine) -> Verdict {
         slice(vms::PUPPET)?;
     }
     Ok(())
+}
+
+/// A virtual timer that has expired, but whose interrupt the primary does not let come, does not keep a secondary from
+/// running.
+pub fn virtual_timer_that_is_masked(_: &Machine) -> Verdict {
+    harness::configure()?;
+    gic::enable_private(timer::VIRTUAL_INTERRUPT, false);
+    timer::arm_virtual(0);
+    let deadline = harness::patience();
+    loop {
+        timer::arm(timer::ticks_per_ms());
+        match call::vcpu_run(vms::HOG, 0) {
+            Exit::Yield => exception::take_interrupts(),
+            Exit::Message { .. } => break,
+            other => ensure!(false, "vcpu_run of a VM that computes said {other:?}"),
+        }
+        ensure!(!deadline.has_passed(), "the hog made no progress");
+    }
+    equal("virtual timer interrupts that the primary took", cpu::current().interrupts(timer::VIRTUAL_INTERRUPT), 0)
 }
