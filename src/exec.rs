@@ -8,8 +8,8 @@
 //!    }
 //! ```
 //!
-//! There are two tasks, polled in this order: the *reporter*, which prints what the other one has to say (so that no
-//! formatting is near the hot path), and the *main* task, the life of this pCPU ([`crate::run`]). Both are pinned on the
+//! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
+//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path). Both are pinned on the
 //! pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function whose states are
 //! plain code addresses and registers.
 //!

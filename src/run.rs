@@ -127,7 +127,8 @@ async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, target: Target, s
 }
 
 /// Step 5, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
-/// else will say that it has something to do (**No Wake Is Lost**).
+/// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
+/// injects then is the primary, or answers that it woke it.
 fn wake_that_crossed(target: Target, outcome: Outcome) -> Outcome {
     if outcome == Outcome::WaitForInterrupt {
         target.vcpu.interrupts.look_again();

@@ -323,7 +323,7 @@ impl LoadedVcpu<'_> {
     #[inline]
     pub fn step_aside(&mut self) {
         let local = self.local;
-        local.arch().save(&mut self.owned().regs);
+        local.arch().set_aside(&mut self.owned().regs);
         crate::arch::open(local.pcpu());
     }
 

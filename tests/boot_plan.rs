@@ -262,6 +262,7 @@ proptest! {
     #[test]
     fn nothing_overlaps(
         size in 16..256u64,
+        odd_end in 0..PAGE_SIZE,
         start in 0..64u64,
         image in 1..40u64,
         disk in 8..14u64,
@@ -270,7 +271,7 @@ proptest! {
         vms in proptest::collection::vec((1..20 * MIB, 1..9usize), 0..20),
     ) {
         let start = RAM + start * MIB;
-        let mut platform = machine(&[start..start + size * MIB], 300 * KIB);
+        let mut platform = machine(&[start..start + size * MIB + odd_end], 300 * KIB);
         platform.image = start + 512 * KIB..start + 512 * KIB + image * 64 * KIB;
         platform.ram_disk = start + disk * MIB + 1..start + disk * MIB + 300 * KIB;
         let tree = start + tree.0 * PAGE_SIZE..start + tree.0 * PAGE_SIZE + tree.1 * KIB;

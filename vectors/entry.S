@@ -20,6 +20,8 @@ baton_image:
 // In: x0 = device tree. MMU and caches off, EL2h, interrupts masked.
 baton_entry:
     mov     x19, x0
+    msr     tpidr_el2, xzr              // pCPU 0, until it is known better
+    bl      baton_reset_hcr
 
     // 1. Relocate: every entry of .rela.dyn is (offset, R_AARCH64_RELATIVE, addend).
     adrp    x20, baton_image
@@ -65,12 +67,14 @@ baton_entry:
 .global baton_secondary_entry
 baton_secondary_entry:
     and     x19, x0, #0xff
+    msr     tpidr_el2, x19
     lsr     x0, x0, #8
     adrp    x1, baton_stacks
     add     x1, x1, :lo12:baton_stacks
     mov     x2, #{STACK_STRIDE}
     madd    x1, x0, x2, x1
     add     sp, x1, x2
+    bl      baton_reset_hcr
     bl      baton_set_vectors
     // Written by the boot pCPU and cleaned to memory before this one was started.
     adrp    x0, baton_ttbr
@@ -78,6 +82,13 @@ baton_secondary_entry:
     bl      baton_mmu_on
     mov     x0, x19
     b       baton_secondary_main
+
+// Unknown at reset: no host extensions, EL1 is AArch64, nothing trapped yet.
+baton_reset_hcr:
+    mov     x9, #1 << 31
+    msr     hcr_el2, x9
+    isb
+    ret
 
 baton_set_vectors:
     adrp    x9, baton_vectors

@@ -4,7 +4,7 @@
 //! QEMU connects to us, not we to it: so there is no moment at which the other side is not there
 //! yet. A thread of this protocol is a pCPU, numbered from 1.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread;
@@ -15,20 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 /// How long an answer may take before the machine counts as hung.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Some of a pCPU's registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registers {
-    pub x0: u64,
-    pub pc: u64,
-}
-
-impl Registers {
-    /// Picks them out of all registers as QEMU lists them: x0 to x30, SP, PC, then others.
-    fn pick(all: &[u8]) -> Option<Registers> {
-        let register = |number: usize| Some(u64::from_le_bytes(all.get(8 * number..8 * number + 8)?.try_into().ok()?));
-        Some(Registers { x0: register(0)?, pc: register(32)? })
-    }
-}
+/// Where the program counter is among the bytes of all registers: behind x0 to x30 and SP.
+const PC: std::ops::Range<usize> = 32 * 8..33 * 8;
 
 /// A place that QEMU connects to.
 pub struct Door {
@@ -91,11 +79,14 @@ impl Debugger {
         from_hex(&digits).with_context(|| format!("could not read memory at {address:#x}: `{digits}`"))
     }
 
-    pub fn registers(&mut self, pcpu: u32) -> Result<Registers> {
+    /// Where `pcpu` is.
+    pub fn program_counter(&mut self, pcpu: u32) -> Result<u64> {
         self.expect_ok(&format!("Hg{:x}", pcpu + 1))?;
         let digits = self.ask("g")?;
-        let registers = from_hex(&digits).and_then(|bytes| Registers::pick(&bytes));
-        registers.with_context(|| format!("these are no registers: `{digits}`"))
+        let bytes = from_hex(&digits).and_then(|registers| registers.get(PC)?.try_into().ok());
+        bytes
+            .map(u64::from_le_bytes)
+            .with_context(|| format!("there is no program counter in the registers `{digits}`"))
     }
 
     /// Lets these pCPUs run, and no other.
@@ -109,14 +100,6 @@ impl Debugger {
         self.send("vCont;c")
     }
 
-    /// Takes `pcpu`, and no other, over the breakpoint at which it stands.
-    pub fn step_over(&mut self, pcpu: u32, address: u64) -> Result<()> {
-        self.unbreak(address)?;
-        self.send(&format!("vCont;s:{:x}", pcpu + 1))?;
-        self.wait_stopped()?;
-        self.break_at(address)
-    }
-
     /// Stops the whole machine.
     pub fn interrupt(&mut self) -> Result<()> {
         self.stream.write_all(&[3]).context("could not interrupt the machine")?;
@@ -127,21 +110,6 @@ impl Debugger {
     pub fn wait_stopped(&mut self) -> Result<u32> {
         let packet = self.receive()?;
         stopped_by(&packet).with_context(|| format!("the machine did not stop, but says `{packet}`"))
-    }
-
-    /// Whether the machine stops within `limit`; then [`Debugger::wait_stopped`] tells who stopped it.
-    pub fn stops_within(&mut self, limit: Duration) -> Result<bool> {
-        if !self.packets.0.buffer().is_empty() {
-            return Ok(true);
-        }
-        self.stream.set_read_timeout(Some(limit))?;
-        let stops = match self.stream.peek(&mut [0]) {
-            Ok(_) => true,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
-            Err(error) => return Err(error).context("could not read from QEMU's debugger stub"),
-        };
-        self.stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stops)
     }
 
     fn expect_ok(&mut self, packet: &str) -> Result<()> {
@@ -241,13 +209,6 @@ mod tests {
         assert_eq!(stopped_by("T05thread:01;"), Some(0));
         assert_eq!(stopped_by("T02thread:p01.0a;"), Some(9));
         assert_eq!(stopped_by("W00"), None);
-    }
-
-    #[test]
-    fn registers_are_picked_by_their_numbers() {
-        let all: Vec<u8> = (0..34u64).flat_map(|number| (100 + number).to_le_bytes()).collect();
-        assert_eq!(Registers::pick(&all), Some(Registers { x0: 100, pc: 132 }));
-        assert_eq!(Registers::pick(&all[..200]), None);
     }
 
     #[test]

@@ -17,7 +17,6 @@ use crate::host_tests::{self, Tally};
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
-use crate::save_window::Gate;
 use crate::table::{self, Entry};
 use crate::{inputs, save_window};
 
@@ -53,7 +52,7 @@ pub enum Kind {
     /// A RAM disk or a device tree that is made for the test.
     Input(inputs::Input),
     /// The save window, held open by the debugger.
-    SaveWindow(Gate),
+    SaveWindow,
 }
 
 impl Kind {
@@ -62,7 +61,7 @@ impl Kind {
         match self {
             Kind::Case(entry) => &entry.features,
             Kind::Input(_) => &[],
-            Kind::SaveWindow(gate) => gate.features(),
+            Kind::SaveWindow => save_window::features(),
         }
     }
 
@@ -70,7 +69,7 @@ impl Kind {
     fn ramdisk(&self) -> &str {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
-            Kind::Input(_) | Kind::SaveWindow(_) => "suite",
+            Kind::Input(_) | Kind::SaveWindow => "suite",
         }
     }
 }
@@ -298,7 +297,7 @@ impl Runner<'_> {
         match &test.kind {
             Kind::Case(entry) => self.case(entry, test.timeout),
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
-            Kind::SaveWindow(gate) => save_window::run(self.workspace, test, *gate),
+            Kind::SaveWindow => save_window::run(self.workspace, test),
         }
     }
 

@@ -27,6 +27,9 @@ pub struct Platform {
     pub image: Range<u64>,
 }
 
+/// The end of EL2's address space: 39 bits.
+const LIMIT: u64 = 1 << 39;
+
 /// The page of the UART.
 const UART: Range<u64> = 0x0900_0000..0x0900_1000;
 
@@ -71,8 +74,10 @@ fn memory(tree: Fdt<'_>) -> Result<Regions, Error> {
     let mut banks = Regions::new();
     for node in tree.root().children().filter(|node| node.name_without_address() == "memory") {
         for bank in ranges(node) {
-            // More banks than fit are left to lie unused.
-            let _ = banks.push(bank);
+            // What EL2 cannot map, or more banks than fit, is left to lie unused.
+            if bank.start < LIMIT {
+                let _ = banks.push(bank.start..bank.end.min(LIMIT));
+            }
         }
     }
     banks.sort_unstable_by_key(|bank| bank.start);

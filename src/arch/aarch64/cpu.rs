@@ -30,11 +30,10 @@ unsafe extern "C" {
     fn baton_fp_load(from: *const FpRegs);
 }
 
-/// CPTR_EL2 without VHE: RES1 bits; SVE and trace trap; FP traps or not.
-const CPTR: u64 = 0x33ff | 1 << 20;
+/// CPTR_EL2 without VHE: trace (bit 20) and activity monitors (bit 30) trap. Of the bits that are RES1, 8 and 12 are the
+/// traps of SVE and SME where there is such a thing.
+const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 const CPTR_TFP: u64 = 1 << 10;
-/// RES1 unless the hardware has SVE, where it is the trap that we want.
-const _TZ: u64 = 1 << 8;
 const CPTR_FP_TRAPS: u64 = CPTR | CPTR_TFP;
 const CPTR_FP_FREE: u64 = CPTR & !CPTR_TFP;
 
@@ -124,23 +123,34 @@ impl Cpu {
         self.stand_in_for_timer(constants.primary);
     }
 
-    /// Hardware to memory, all but what an exit did itself.
+    /// Hardware to memory, all but what an exit did itself: this vCPU may run elsewhere next.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
+        self.set_aside(regs);
+        if self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
+            // SAFETY: the FP registers are this vCPU's, and its memory is ours: Single Owner.
+            unsafe { baton_fp_save(&raw mut regs.fp) };
+            self.fp_holder.set(None);
+        }
+    }
+
+    /// As [`Self::save`], but this vCPU comes back to this pCPU: its FP registers stay until somebody else uses them.
+    #[inline]
+    pub fn set_aside(&self, regs: &mut Regs) {
         regs.sys.save();
         if self.has_tpidr2 {
             // SAFETY: reads a register that EL2 does not use; there is one.
             unsafe { asm!("mrs {}, s3_3_c13_c0_5", out(reg) regs.tpidr2, options(nostack, preserves_flags)) };
         }
+        const ENABLE: u64 = 1 << 0;
+        const MASK: u64 = 1 << 1;
+        const EXPIRED: u64 = 1 << 2;
         if regs.constants.primary {
-            // The primary's FP registers stay: nobody but this pCPU ever runs it.
-            const ENABLE_AND_MASK: u64 = 0b11;
-            let armed = regs.sys.cntv_ctl & ENABLE_AND_MASK == 0b01;
+            let armed = regs.sys.cntv_ctl & (ENABLE | MASK) == ENABLE;
             self.primary_timer.set(armed.then_some(regs.sys.cntv_cval));
-        } else if self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
-            // SAFETY: the FP registers are this vCPU's, and its memory is ours: Single Owner.
-            unsafe { baton_fp_save(&raw mut regs.fp) };
-            self.fp_holder.set(None);
+        } else if regs.sys.cntv_ctl & (ENABLE | MASK | EXPIRED) == ENABLE | EXPIRED {
+            // It would interrupt the primary at every entry, and the vCPU would never get on.
+            regs.sys.cntv_ctl |= MASK;
         }
     }
 
@@ -194,7 +204,15 @@ impl Cpu {
                     None
                 }
                 0x18 if features::serve(regs, syndrome) => None,
-                class => Some(Exit::Fault(fault(regs, class, syndrome))),
+                class => {
+                    let fault = fault(regs, class, syndrome);
+                    if fault.cause == Cause::Undefined && regs.is_at_el0() {
+                        // What a process may not do is its kernel's business.
+                        regs.raise(fault);
+                        return None;
+                    }
+                    Some(Exit::Fault(fault))
+                }
             },
             SYSTEM_ERROR => Some(Exit::Fault(Fault {
                 cause: Cause::SystemError,

@@ -102,7 +102,10 @@ fn mdscr(regs: &mut Regs, access: &Access) -> bool {
             asm!("mrs {}, mdscr_el1", out(reg) value, options(nostack, preserves_flags));
             regs.set_x(access.rt, value);
         } else {
-            asm!("msr mdscr_el1, {}", in(reg) regs.x(access.rt), options(nostack, preserves_flags));
+            // Breakpoints are the primary's: they must not fire in a secondary.
+            const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
+            let value = regs.x(access.rt) & !MDE_AND_KDE;
+            asm!("msr mdscr_el1, {}", in(reg) value, options(nostack, preserves_flags));
         }
     }
     true
@@ -116,6 +119,11 @@ pub fn has_sme() -> bool {
 /// Whether the hardware has RAS (ID_AA64PFR0_EL1).
 pub fn has_ras() -> bool {
     read_id_register(4, 0) & field(28) != 0
+}
+
+/// Whether the hardware has PAN (ID_AA64MMFR1_EL1).
+pub fn has_pan() -> bool {
+    read_id_register(7, 1) & field(20) != 0
 }
 
 /// A 4-bit field of an ID register.

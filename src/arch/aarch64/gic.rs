@@ -166,6 +166,16 @@ pub fn is_open(pcpu: &Pcpu) -> bool {
 /// As [`open`], for a pCPU that is turned off: whatever the primary's vCPU left the CPU interface like, a kick gets through.
 pub fn open_asleep(pcpu: &Pcpu) {
     set_up(pcpu);
+    // SAFETY: state of a vCPU that is off: no interrupt is active any more, and no timer keeps this pCPU awake.
+    unsafe {
+        asm!(
+            "msr icc_ap1r0_el1, xzr",
+            "msr cntp_ctl_el0, xzr",
+            "msr cntv_ctl_el0, xzr",
+            "isb",
+            options(nostack, preserves_flags)
+        );
+    }
     open(pcpu);
 }
 
@@ -190,7 +200,7 @@ pub fn kick(pcpu: &Pcpu) {
         pcpu.arch.kicked.store(was_kicked, Ordering::Relaxed);
         return;
     }
-    enable(redistributor, KICK);
+    enable(redistributor, KICK, Manner { group_1: true, priority: 0 });
     // Affinity routing: which pCPU of which cluster.
     let mpidr = pcpu.mpidr();
     let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
@@ -222,26 +232,38 @@ fn clean_up(pcpu: &Pcpu) -> bool {
     kicked
 }
 
-/// Lets the EL2 timer interrupt this pCPU while a secondary runs, if the primary has its virtual timer's interrupt enabled;
-/// false if not. (It may have disabled that of the EL2 timer when it set its GIC up.)
+/// Lets the EL2 timer interrupt this pCPU while a secondary runs, in the manner in which the primary has set its virtual
+/// timer's interrupt up; false if the primary would not be interrupted.
 #[inline]
 pub fn enable_stand_in(pcpu: &Pcpu) -> bool {
-    match pcpu.arch.redistributor() {
-        Some(redistributor) if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER != 0 => {
-            enable(redistributor, EL2_TIMER);
-            true
-        }
-        _ => false,
+    let Some(redistributor) = pcpu.arch.redistributor() else { return false };
+    if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER == 0 {
+        return false;
     }
+    let manner = Manner {
+        group_1: redistributor.igroupr0.get() & 1 << VIRTUAL_TIMER != 0,
+        priority: redistributor.ipriorityr[VIRTUAL_TIMER as usize].get(),
+    };
+    // A kicker writes the same registers.
+    let _one_at_a_time = pcpu.arch.gate.lock();
+    enable(redistributor, EL2_TIMER, manner);
+    true
 }
 
-/// Enables a private interrupt in group 1 with the highest priority. The primary's own bits stay as they are.
-fn enable(redistributor: &Redistributor, id: u32) {
+/// How an interrupt is signalled.
+struct Manner {
+    group_1: bool,
+    priority: u8,
+}
+
+/// Enables a private interrupt. The primary's own bits stay as they are. With the gate held.
+fn enable(redistributor: &Redistributor, id: u32, manner: Manner) {
     let bit = 1 << id;
     let groups = redistributor.igroupr0.get();
-    if groups & bit == 0 {
-        redistributor.igroupr0.set(groups | bit);
+    let wanted = if manner.group_1 { groups | bit } else { groups & !bit };
+    if groups != wanted {
+        redistributor.igroupr0.set(wanted);
     }
-    redistributor.ipriorityr[id as usize].set(0);
+    redistributor.ipriorityr[id as usize].set(manner.priority);
     redistributor.isenabler0.set(bit);
 }

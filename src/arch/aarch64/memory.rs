@@ -42,7 +42,7 @@ pub const SCTLR_M_C: u64 = 1 << 0 | 1 << 2;
 pub const SCTLR: u64 = SCTLR_M_C | 1 << 3 | 1 << 12 | 0x30c5_0830;
 
 /// Pages for tables: EL2 needs some 12, a secondary up to 8, the primary some 24.
-const POOL_PAGES: usize = 160;
+const POOL_PAGES: usize = 192;
 
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE as usize]);
@@ -174,9 +174,8 @@ pub fn turn_on(platform: &Platform) {
     let valid = El23Attributes::VALID | El23Attributes::ACCESSED;
     let writable = valid | NORMAL | El23Attributes::XN;
     let mut tables = Tables(RootTable::new(FromPool, EL2_ROOT_LEVEL, El2));
-    let limit = tables.0.size() as u64;
     for ram in &platform.ram {
-        tables.map(ram.start.min(limit)..ram.end.min(limit), writable);
+        tables.map(ram.clone(), writable);
     }
     for device in &platform.devices {
         tables.map(device.clone(), valid | DEVICE | El23Attributes::XN);
@@ -267,9 +266,9 @@ impl StageTwo {
     /// All there is, but the hypervisor's memory and the secondaries': RAM as RAM, everything else as devices.
     pub fn of_primary(platform: &Platform, holes: impl Iterator<Item = Range<u64>>) -> Self {
         Self::build(VmId::PRIMARY, |tables, limit| {
-            tables.map(0..limit, device_memory() | Stage2Attributes::empty());
+            tables.map(0..limit, device_memory());
             for ram in &platform.ram {
-                tables.map(ram.start.min(limit)..ram.end.min(limit), normal_memory());
+                tables.map(ram.clone(), normal_memory());
             }
             for hole in holes {
                 tables.map(hole, Stage2Attributes::empty());

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry (`vectors/switch.S`) | EL2 uses them itself |
 //! | SP_EL0 … MDSCR_EL1: the table `switched!` below | saved and loaded when another vCPU takes the pCPU | a guest reads and writes them at will |
-//! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as those; EL2's own timer stands in for the primary's while a secondary runs | cannot be trapped |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as those; EL2's own timer stands in for the primary's while a secondary runs; a secondary's is masked once it has expired | cannot be trapped |
 //! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware: the primary's; trapped for secondaries | so that the primary's timer preempts a secondary |
 //! | q0–q31, FPSR, FPCR | lazily: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
 //! | HCR_EL2 | constant but for the virtual interrupt bit; written at every entry | routes traps and interrupts |
@@ -18,6 +18,8 @@
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
 
 use core::arch::asm;
+
+use aarch64_cpu::registers::{ESR_EL2, Readable};
 
 use super::memory::StageTwo;
 use crate::exit::{Cause, Fault};
@@ -156,6 +158,8 @@ mod mdcr {
     pub const HPMN: u64 = 0x1f;
     pub const TPMCR: u64 = 1 << 5;
     pub const TPM: u64 = 1 << 6;
+    pub const TPMS: u64 = 1 << 14;
+    pub const TTRF: u64 = 1 << 19;
     pub const TDA: u64 = 1 << 9;
     pub const TDOSA: u64 = 1 << 10;
     pub const TDRA: u64 = 1 << 11;
@@ -210,7 +214,7 @@ impl Regs {
     pub fn bind_primary(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64) {
         self.bind(stage_two, index, mpidr, true);
         self.hcr = hcr::ALL;
-        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN;
+        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN | mdcr::TPMS | mdcr::TTRF;
         self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
         self.constants.ich_hcr = 0;
         self.constants.icc_sre = gic::SRE | gic::ENABLE;
@@ -221,6 +225,8 @@ impl Regs {
         self.bind(stage_two, index, index as u64, false);
         self.hcr = hcr::SECONDARY;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
+            | mdcr::TPMS
+            | mdcr::TTRF
             | mdcr::TPM
             | mdcr::TPMCR
             | mdcr::TDA
@@ -272,8 +278,21 @@ impl Regs {
         self.skip_instruction();
     }
 
+    /// Goes on behind the instruction that the last exit on this pCPU was about.
     pub fn skip_instruction(&mut self) {
-        self.pc += 4;
+        /// ESR_EL2.IL: 32 bits; else 16, which only AArch32 has.
+        const IL: u64 = 1 << 25;
+        const AARCH32: u64 = 1 << 4;
+        const BTYPE: u64 = 0b11 << 10;
+        const SS: u64 = 1 << 21;
+        self.pc += if ESR_EL2.get() & IL != 0 { 4 } else { 2 };
+        // As if it had been executed: a software step is done, and a branch target has been reached.
+        self.pstate &= if self.pstate & AARCH32 == 0 { !(SS | BTYPE) } else { !SS };
+    }
+
+    /// Whether the guest was in a process.
+    pub(super) fn is_at_el0(&self) -> bool {
+        self.pstate & 0b1111 == 0
     }
 
     pub fn pc(&self) -> u64 {
@@ -310,7 +329,10 @@ impl Regs {
         const DATA_ABORT: u64 = 0x24;
         const SAME_EL: u64 = 1;
 
-        let from_el1 = self.pstate & 0b1100 != 0;
+        const PAN: u64 = 1 << 22;
+        const SCTLR_SPAN: u64 = 1 << 23;
+
+        let from_el1 = !self.is_at_el0();
         let class = |class| (class | if from_el1 { SAME_EL } else { 0 }) << 26;
         let esr = match fault.cause {
             Cause::Read { .. } | Cause::SystemError => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
@@ -324,7 +346,7 @@ impl Regs {
             0b0000 => 0x400,
             _ => 0x600, // EL0 in AArch32
         };
-        let vbar: u64;
+        let (vbar, sctlr): (u64, u64);
         // SAFETY: registers of the loaded vCPU, which EL2 does not use.
         unsafe {
             asm!("msr esr_el1, {}", in(reg) esr, options(nostack, preserves_flags));
@@ -332,9 +354,11 @@ impl Regs {
             asm!("msr elr_el1, {}", in(reg) self.pc, options(nostack, preserves_flags));
             asm!("msr spsr_el1, {}", in(reg) self.pstate, options(nostack, preserves_flags));
             asm!("mrs {}, vbar_el1", out(reg) vbar, options(nostack, preserves_flags));
+            asm!("mrs {}, sctlr_el1", out(reg) sctlr, options(nostack, preserves_flags));
         }
-        self.pc = vbar + vector;
-        self.pstate = PSTATE_ENTRY;
+        let pan = if sctlr & SCTLR_SPAN == 0 && super::features::has_pan() { PAN } else { self.pstate & PAN };
+        self.pc = vbar.wrapping_add(vector);
+        self.pstate = PSTATE_ENTRY | pan;
     }
 }
 

@@ -244,6 +244,11 @@ impl Cpu {
         regs.sys = self.take_loaded(regs.name, "saved");
     }
 
+    /// As [`Self::save`]; there are no FP registers here that could stay.
+    pub fn set_aside(&self, regs: &mut Regs) {
+        self.save(regs);
+    }
+
     /// Enters the loaded vCPU, and returns at its next exit.
     ///
     /// # Panics
