@@ -18,18 +18,45 @@ pub const NO_INTERRUPT: u64 = 0xffff_ffff;
 /// A hypercall with its arguments, not yet checked against anything but its own form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
-    VcpuRun { vm: u64, vcpu: u64, style: Style },
+    VcpuRun {
+        vm: u64,
+        vcpu: u64,
+        style: Style,
+    },
     VmGetCount,
-    VcpuGetCount { vm: u64 },
-    VmConfigure { send: u64, recv: u64 },
-    MailboxSend { vm: u64, size: u64 },
-    MailboxReceive { block: bool },
+    VcpuGetCount {
+        vm: u64,
+    },
+    VmConfigure {
+        send: u64,
+        recv: u64,
+    },
+    MailboxSend {
+        vm: u64,
+        size: u64,
+    },
+    MailboxReceive {
+        block: bool,
+    },
     MailboxClear,
-    EnableInterrupt { id: u64, enable: bool },
+    EnableInterrupt {
+        id: u64,
+        enable: bool,
+    },
     GetAndAcknowledgeInterrupt,
-    InjectInterrupt { vm: u64, vcpu: u64, id: u64 },
-    CallExists { function: u64 },
-    VcpuCounter { vm: u64, vcpu: u64, counter: u64 },
+    InjectInterrupt {
+        vm: u64,
+        vcpu: u64,
+        id: u64,
+    },
+    CallExists {
+        function: u64,
+    },
+    VcpuCounter {
+        vm: u64,
+        vcpu: u64,
+        counter: u64,
+    },
     /// No function has this number, or it does not take these arguments.
     Unknown,
 }
@@ -71,7 +98,9 @@ impl Call {
             0xff09 => Self::InjectInterrupt { vm: x1, vcpu: x2, id: x3 },
             0xff80 => match x3 {
                 0 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Extended { patience: Patience::WhileSaving } },
-                FLAG_WAIT => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Extended { patience: Patience::WhileLoaded } },
+                FLAG_WAIT => {
+                    Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Extended { patience: Patience::WhileLoaded } }
+                }
                 _ => Self::Unknown,
             },
             0xff81 => Self::CallExists { function: x1 },
@@ -94,11 +123,19 @@ pub enum Outcome {
     Preempted,
     WaitForInterrupt,
     /// It was about to wait when an interrupt was injected from another pCPU: it has something to do.
-    Rewoken { vm: VmId, vcpu: VcpuId },
+    Rewoken {
+        vm: VmId,
+        vcpu: VcpuId,
+    },
     /// Another vCPU has something to do now; none of them, if it was not waiting.
-    WakeUp { vm: VmId, vcpu: Option<VcpuId> },
+    WakeUp {
+        vm: VmId,
+        vcpu: Option<VcpuId>,
+    },
     /// The primary has a message of this size.
-    Message { size: u32 },
+    Message {
+        size: u32,
+    },
     /// It is claimed or runs elsewhere.
     Busy,
     Stopped(Stop),

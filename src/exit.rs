@@ -37,13 +37,21 @@ pub struct Fault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
     /// Stage 2 has nothing at this intermediate physical address.
-    Read { ipa: u64 },
-    Write { ipa: u64 },
-    Execute { ipa: u64 },
+    Read {
+        ipa: u64,
+    },
+    Write {
+        ipa: u64,
+    },
+    Execute {
+        ipa: u64,
+    },
     /// A system register or an instruction that this VM does not have.
     Undefined,
     /// `smc` with an immediate, which the calling convention reserves.
-    IllegalSmc { immediate: u16 },
+    IllegalSmc {
+        immediate: u16,
+    },
     /// The hardware reports an error in what it did for the guest.
     SystemError,
 }

@@ -225,4 +225,3 @@ fn stop(local: &Local, target: Target, fault: Fault) -> Served {
     local.pcpu().reports.send(Report::Stopped { vm: target.vm.id, vcpu: target.id, fault });
     Served::Leave(Outcome::Stopped(fault.reason()))
 }
-

@@ -42,7 +42,10 @@ impl Vm {
     /// Whether `page` is the address of a page of this VM's RAM.
     pub fn owns_page(&self, page: u64) -> bool {
         page.is_multiple_of(PAGE_SIZE)
-            && self.memory.iter().any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
+            && self
+                .memory
+                .iter()
+                .any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
     }
 
     /// The mailbox pages, once configured.

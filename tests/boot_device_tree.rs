@@ -99,31 +99,79 @@ fn a_tree_without_chosen() {
     assert_eq!(written(&tree.to_dtb(), &[]).expect_err("it has no place for the RAM disk"), Error::NoRamDisk);
 }
 
-/// Headers that a reader does not mind, and that would lead an editor astray.
-#[test]
-fn blocks_that_are_not_where_they_should_be() {
-    let good = machine().to_dtb();
-    let field = |at: usize| u32::from_be_bytes(good[at..at + 4].try_into().expect("four bytes"));
-    let (strings, strings_size, struct_size) = (field(12) as usize, field(32), field(36));
-    let header = |at: usize, value: u32| {
-        let mut bytes = good.clone();
-        bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+/// A device tree in its parts, so that one can be wrong.
+#[derive(Clone)]
+struct Parts {
+    reservations: Vec<u8>,
+    structure: Vec<u8>,
+    strings: Vec<u8>,
+    strings_first: bool,
+}
+
+impl Parts {
+    /// Those of a tree whose `/chosen` has no addresses yet: an editor looks at all strings before it adds one.
+    fn new() -> Self {
+        let mut tree = machine();
+        for name in ["linux,initrd-start", "linux,initrd-end"] {
+            at(&mut tree, "/chosen").remove_property(name);
+        }
+        let bytes = tree.to_dtb();
+        let field = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (structure, strings, reservations) = (field(8), field(12), field(16));
+        Self {
+            reservations: bytes[reservations..structure].to_vec(),
+            structure: bytes[structure..strings].to_vec(),
+            strings: bytes[strings..].to_vec(),
+            strings_first: false,
+        }
+    }
+
+    fn tree(&self) -> Vec<u8> {
+        const HEADER: usize = 40;
+        let (first, second) =
+            if self.strings_first { (&self.strings, &self.structure) } else { (&self.structure, &self.strings) };
+        let first_at = HEADER + self.reservations.len();
+        let second_at = (first_at + first.len()).next_multiple_of(4);
+        let size = second_at + second.len();
+        let (structure_at, strings_at) = if self.strings_first { (second_at, first_at) } else { (first_at, second_at) };
+        let fields =
+            [0xd00d_feed, size, structure_at, strings_at, HEADER, 17, 16, 0, self.strings.len(), self.structure.len()];
+        let mut bytes: Vec<u8> = fields.iter().flat_map(|&field| (field as u32).to_be_bytes()).collect();
+        bytes.extend(&self.reservations);
+        bytes.extend(first);
+        bytes.resize(second_at, 0);
+        bytes.extend(second);
         bytes
+    }
+}
+
+/// What a reader does not mind, and what would lead an editor astray.
+#[test]
+fn blocks_that_are_not_as_they_should_be() {
+    let good = Parts::new();
+    let bytes = written(&good.tree(), &[0..4096]).expect("the parts make a device tree");
+    assert_initrd(&bytes);
+    assert_eq!(reservations(&bytes), [(0, 4096)]);
+
+    let edit = |edit: fn(&mut Parts)| {
+        let mut parts = good.clone();
+        edit(&mut parts);
+        parts.tree()
     };
-    let string = |at: usize, byte: u8| {
-        let mut bytes = good.clone();
-        bytes[strings + at] = byte;
+    let says_that_its_structure_has = |size: u32| {
+        let mut bytes = good.tree();
+        bytes[36..40].copy_from_slice(&size.to_be_bytes());
         bytes
     };
     for (what, bytes) in [
-        ("the structure is cut off", header(36, struct_size - 8)),
-        ("the structure has no end", header(36, 0)),
-        ("the structure reaches into the strings", header(36, struct_size + 4)),
-        ("the structure is larger than the tree", header(36, u32::MAX)),
-        ("the strings are larger than the tree", header(32, strings_size + 1)),
-        ("the last string has no end", header(32, strings_size - 1)),
-        ("the last string has no end either", string(strings_size as usize - 1, b'x')),
-        ("the strings are no text", string(0, 0xff)),
+        ("the strings come first", edit(|parts| parts.strings_first = true)),
+        ("a string that nobody uses has no end", edit(|parts| parts.strings.extend(b"unused"))),
+        ("a string that nobody uses is no text", edit(|parts| parts.strings.extend(b"\xff\xff\0"))),
+        ("there are no strings", edit(|parts| parts.strings.clear())),
+        ("the structure is cut off", edit(|parts| parts.structure.truncate(parts.structure.len() - 8))),
+        ("the structure is said to be empty", says_that_its_structure_has(0)),
+        ("the structure is said to be smaller", says_that_its_structure_has(good.structure.len() as u32 - 8)),
+        ("the structure is said to be larger than all", says_that_its_structure_has(u32::MAX)),
     ] {
         assert_eq!(written(&bytes, &[0..4096]).expect_err(what), Error::DeviceTreeMalformed, "{what}");
     }

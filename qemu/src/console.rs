@@ -11,6 +11,9 @@ use anyhow::{Result, bail};
 /// What the hypervisor's lines start with.
 pub const HYPERVISOR_PREFIX: &str = "baton: ";
 
+/// What its line contains before it says why it cannot boot.
+pub const REFUSAL: &str = "cannot boot: ";
+
 /// What the line of a hypervisor that found a bug in itself contains.
 const PANIC: &str = "baton: PANIC";
 
@@ -89,6 +92,11 @@ pub fn lines(text: &str) -> impl Iterator<Item = &str> {
 /// The line in which the hypervisor reports a bug of its own, whether it was finished or not.
 pub fn panic_line(text: &str) -> Option<&str> {
     text.lines().find(|line| line.contains(PANIC))
+}
+
+/// The line in which the hypervisor says that it cannot boot what it was given.
+pub fn refusal_line(text: &str) -> Option<&str> {
+    lines(text).find(|line| line.starts_with(HYPERVISOR_PREFIX) && line.contains(REFUSAL))
 }
 
 /// The last `count` lines.

@@ -18,6 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Where the program counter is among the bytes of all registers: behind x0 to x30 and SP.
 const PC: std::ops::Range<usize> = 32 * 8..33 * 8;
 
+/// A register, by its number in the protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Register {
+    Sp = 31,
+    Pc = 32,
+}
+
 /// A place that QEMU connects to.
 pub struct Door {
     listener: TcpListener,
@@ -87,6 +94,18 @@ impl Debugger {
         bytes
             .map(u64::from_le_bytes)
             .with_context(|| format!("there is no program counter in the registers `{digits}`"))
+    }
+
+    /// Changes a register of `pcpu`.
+    pub fn set(&mut self, pcpu: u32, register: Register, value: u64) -> Result<()> {
+        const DIGITS: usize = 16;
+        self.expect_ok(&format!("Hg{:x}", pcpu + 1))?;
+        let mut all = self.ask("g")?;
+        let at = register as usize * DIGITS;
+        ensure!(all.is_ascii() && all.len() >= at + DIGITS, "there is no {register:?} in the registers `{all}`");
+        // Numbers in the protocol are as they lie in memory.
+        all.replace_range(at..at + DIGITS, &format!("{:016x}", value.swap_bytes()));
+        self.expect_ok(&format!("G{all}"))
     }
 
     /// Lets these pCPUs run, and no other.

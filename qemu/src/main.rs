@@ -8,6 +8,7 @@
 
 mod console;
 mod device_tree;
+mod el2_faults;
 mod gdb;
 mod host_tests;
 mod images;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
-use crate::console::{lines, panic_line};
+use crate::console::{lines, panic_line, refusal_line};
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine};
 use crate::ramdisk::Format;
@@ -149,11 +150,11 @@ fn run(options: &Run) -> Result<bool> {
         );
     }
     let outcome = machine.run(options.timeout.map(Duration::from_secs), true)?;
-    let problem = match (outcome.status, panic_line(&outcome.console)) {
+    let problem = match (outcome.status, panic_line(&outcome.console).or(refusal_line(&outcome.console))) {
         (None, _) => {
             Some(format!("the machine did not end by itself within {} s", options.timeout.unwrap_or_default()))
         }
-        (_, Some(line)) => Some(format!("the hypervisor panicked: {line}")),
+        (_, Some(line)) => Some(format!("the hypervisor ended the machine: {line}")),
         (Some(status), None) if !status.success() => Some(format!("QEMU failed: {status}")),
         _ if options.vms.is_none() && !lines(&outcome.console).any(|line| line == "[main] PASS") => {
             Some("the main job ended without `[main] PASS`".to_owned())

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::console::{self, lines, panic_line, tail};
+use crate::el2_faults::El2Fault;
 use crate::host_tests::{self, Tally};
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
-use crate::{inputs, save_window};
+use crate::{el2_faults, inputs, save_window};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,8 @@ pub enum Kind {
     Case(Entry),
     /// A RAM disk or a device tree that is made for the test.
     Input(inputs::Input),
+    /// A fault of the hypervisor itself.
+    El2Fault(El2Fault),
     /// The save window, held open by the debugger.
     SaveWindow,
 }
@@ -60,7 +63,7 @@ impl Kind {
     fn features(&self) -> &[String] {
         match self {
             Kind::Case(entry) => &entry.features,
-            Kind::Input(_) => &[],
+            Kind::Input(_) | Kind::El2Fault(_) => &[],
             Kind::SaveWindow => save_window::features(),
         }
     }
@@ -69,7 +72,7 @@ impl Kind {
     fn ramdisk(&self) -> &str {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
-            Kind::Input(_) | Kind::SaveWindow => "suite",
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
         }
     }
 }
@@ -156,6 +159,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
         })
         .collect();
     tests.extend(inputs::tests());
+    tests.extend(el2_faults::tests());
     tests.extend(save_window::tests());
     Ok(tests)
 }
@@ -297,6 +301,7 @@ impl Runner<'_> {
         match &test.kind {
             Kind::Case(entry) => self.case(entry, test.timeout),
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
+            Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::SaveWindow => save_window::run(self.workspace, test),
         }
     }

@@ -19,7 +19,8 @@ pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
     Cpu, PcpuArch, Regs, StageTwo, before_publish, bring_in, clean_to_memory, close, copy_message, doze,
-    interrupt_pending, is_open, kick, open, open_asleep, send_event, sleep, system_off, system_reset, take_kick, this_cpu,
+    interrupt_pending, is_open, kick, open, open_asleep, send_event, sleep, system_off, system_reset, take_kick,
+    this_cpu,
 };
 
 #[cfg(not(target_os = "none"))]

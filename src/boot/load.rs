@@ -67,10 +67,16 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
     let plan = plan(platform, archive, &mut |sentence| say!("{sentence}."))?;
 
     // SAFETY (here and below): the plan put these where nothing else is.
-    unsafe { place_image(plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64, plan.primary_image) };
+    unsafe {
+        place_image(plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64, plan.primary_image)
+    };
     let reserved = foreign_memory(platform, &plan);
     let initrd = plan.initrd.as_ptr().addr() as u64;
-    let initrd = if plan.initrd.is_empty() { platform.ram_disk.start..platform.ram_disk.start } else { initrd..initrd + plan.initrd.len() as u64 };
+    let initrd = if plan.initrd.is_empty() {
+        platform.ram_disk.start..platform.ram_disk.start
+    } else {
+        initrd..initrd + plan.initrd.len() as u64
+    };
     // SAFETY: as above.
     let tree = unsafe { bytes_mut(&plan.device_tree) };
     device_tree::write(original, tree, initrd, &reserved)?;
@@ -104,7 +110,13 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
         let mut memory = Regions::new();
         let _ = memory.push(secondary.memory.clone());
         add(&mut vms, vcpus, memory);
-        say!("{id} is {}: {} KiB at {:#x}, {} vCPU(s).", secondary.name, (secondary.memory.end - secondary.memory.start) >> 10, secondary.memory.start, secondary.vcpus);
+        say!(
+            "{id} is {}: {} KiB at {:#x}, {} vCPU(s).",
+            secondary.name,
+            (secondary.memory.end - secondary.memory.start) >> 10,
+            secondary.memory.start,
+            secondary.vcpus
+        );
     }
     let machine = Machine { pcpus: local.pcpus(), vms };
     Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))

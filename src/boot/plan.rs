@@ -63,9 +63,7 @@ pub fn plan<'a>(
 
     let primary_image = archive.file("vmlinuz").ok_or(Error::NoPrimary)?;
     let (size, align, offset) = extent(primary_image)?;
-    let primary = space
-        .lowest(platform.image.end, size, align, offset)
-        .ok_or(Error::NoRoomForPrimary { size })?;
+    let primary = space.lowest(platform.image.end, size, align, offset).ok_or(Error::NoRoomForPrimary { size })?;
 
     let tree_size = device_tree::room_for(&platform.device_tree).next_multiple_of(PAGE_SIZE);
     let device_tree = space.highest(tree_size).ok_or(Error::NoRoomForDeviceTree)?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dtoolkit::model::DeviceTree;
 
+use crate::console::REFUSAL;
 use crate::device_tree::{self, Width};
 use crate::images::{self, Workspace};
 use crate::machine::{self, Boot, Machine, Outcome};
@@ -73,8 +74,6 @@ enum Answer {
     Boots(u32),
 }
 
-/// What the hypervisor's line contains before it says why it cannot go on.
-const REFUSAL: &str = "cannot boot: ";
 /// What its line contains when it leaves a VM out.
 const OMISSION: &str = "left out";
 
@@ -138,7 +137,11 @@ impl Input {
             Boot::Files { files, entry: ENTRY }
         };
         let (cpu, memory) = (self.cpu.to_owned(), self.memory.to_owned());
-        let machine = Machine { cpu, cpus: test.cpus, memory, boot, extra: Vec::new() };
+        let extra = match self.answer {
+            Answer::Refuses(_) => machine::failing_exit(),
+            Answer::LeavesOut(..) | Answer::Boots(_) => Vec::new(),
+        };
+        let machine = Machine { cpu, cpus: test.cpus, memory, boot, extra };
         let outcome = machine.run(Some(test.timeout), false)?;
         let problem = self.answer.judge(&outcome).err();
         Ok(Report { command_line: machine.command_line(), outcome, problem })

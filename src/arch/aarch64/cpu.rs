@@ -13,8 +13,8 @@ use core::cell::Cell;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
-    CNTVOFF_EL2, CPTR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, MDCR_EL2, ReadWriteable, Readable, SCTLR_EL2, VMPIDR_EL2, VTTBR_EL2,
-    Writeable,
+    CNTVOFF_EL2, CPTR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, MDCR_EL2, ReadWriteable, Readable, SCTLR_EL2, VMPIDR_EL2,
+    VTTBR_EL2, Writeable,
 };
 
 use super::features;
@@ -74,7 +74,7 @@ impl Cpu {
             asm!("msr vpidr_el2, {}", in(reg) midr, options(nostack, preserves_flags));
             asm!("msr hstr_el2, xzr", options(nostack, preserves_flags));
         }
-            // The final address space is on: from now on what is writable is not executable, whatever its tables say.
+        // The final address space is on: from now on what is writable is not executable, whatever its tables say.
         SCTLR_EL2.modify(SCTLR_EL2::WXN::Enable);
         CNTVOFF_EL2.set(0);
         CPTR_EL2.set(CPTR_FP_TRAPS);
@@ -214,12 +214,9 @@ impl Cpu {
                     Some(Exit::Fault(fault))
                 }
             },
-            SYSTEM_ERROR => Some(Exit::Fault(Fault {
-                cause: Cause::SystemError,
-                pc: regs.pc,
-                syndrome,
-                address: FAR_EL2.get(),
-            })),
+            SYSTEM_ERROR => {
+                Some(Exit::Fault(Fault { cause: Cause::SystemError, pc: regs.pc, syndrome, address: FAR_EL2.get() }))
+            }
             _ => Some(Exit::Interrupt),
         }
     }

@@ -17,7 +17,10 @@ pub fn bring_in(pcpu: &Pcpu) -> bool {
     match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | super::start::stack_of(pcpu.id) << 8) {
         Ok(()) => true,
         Err(error) => {
-            crate::console::say!("the firmware would not start {}: {error}; the primary is told that it failed.", pcpu.id);
+            crate::console::say!(
+                "the firmware would not start {}: {error}; the primary is told that it failed.",
+                pcpu.id
+            );
             false
         }
     }

@@ -16,8 +16,8 @@
 use core::arch::asm;
 
 use tock_registers::interfaces::{Readable, Writeable};
-use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 use tock_registers::register_structs;
+use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering, fence};

@@ -11,9 +11,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, Readable, VTCR_EL2, Writeable};
-use aarch64_paging::descriptor::{
-    El23Attributes, PagingAttributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
-};
+use aarch64_paging::descriptor::{El23Attributes, PagingAttributes, PhysicalAddress, Stage2Attributes, VirtualAddress};
 use aarch64_paging::paging::{
     Constraints, El2, MemoryRegion, PageTable, RootTable, Stage2, Translation, TranslationRegime,
 };
@@ -181,9 +179,7 @@ pub fn turn_on(platform: &Platform) {
         tables.map(device.clone(), valid | DEVICE | El23Attributes::XN);
     }
     // SAFETY: symbols of the linker script; only their addresses are used.
-    let (text, rodata) = unsafe {
-        (image().start..address(&__text_end), address(&__text_end)..address(&__rodata_end))
-    };
+    let (text, rodata) = unsafe { (image().start..address(&__text_end), address(&__text_end)..address(&__rodata_end)) };
     let read_only = valid | NORMAL | El23Attributes::READ_ONLY;
     tables.map(text, read_only);
     tables.map(rodata, read_only | El23Attributes::XN);
@@ -237,7 +233,8 @@ pub fn set_stage_two_format() {
     let format = format();
     let start_level = if format.root_level == 0 { 2 } else { 1 };
     let output_size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(0b101);
-    VTCR_EL2.set((64 - format.bits) | start_level << 6 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | output_size << 16 | 1 << 31);
+    VTCR_EL2
+        .set((64 - format.bits) | start_level << 6 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | output_size << 16 | 1 << 31);
 }
 
 /// Stage 2 of a VM: complete, and never changed.

@@ -1,0 +1,189 @@
+//! Faults of the hypervisor itself: each is reported with a register dump that names the pCPU, and ends the machine with
+//! a failing exit code.
+//!
+//! The hypervisor has no way to fault on demand, and should not have one. The debugger makes it: it stops pCPU 0 where it
+//! is about to enter the primary, changes one register, and lets it go. What that hits shows, too, that EL2's address
+//! space is as it should be: nothing under a stack, no code that can be written, no data that can be executed.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object, ObjectSymbol};
+
+use crate::console::lines;
+use crate::gdb::{Debugger, Door, Register};
+use crate::images::{self, Workspace};
+use crate::machine::{self, Boot, Machine, Outcome};
+use crate::ramdisk::Format;
+use crate::suite::{Kind, Report, Test};
+
+/// A way to make EL2 fault.
+#[derive(Clone, Copy, Debug)]
+pub struct El2Fault {
+    name: &'static str,
+    /// The register that is changed, and to what.
+    register: Register,
+    value: fn(&Layout) -> u64,
+    /// The exception class that the report must have.
+    class: u64,
+    /// Whether the fault is one of permission, where the class tells.
+    permission: bool,
+    /// Whether QEMU gives the hypervisor its failing exit.
+    failing_exit: bool,
+}
+
+const UNDEFINED: u64 = 0x00;
+const INSTRUCTION_ABORT: u64 = 0x21;
+const DATA_ABORT: u64 = 0x25;
+
+/// Where things are in the running hypervisor.
+struct Layout {
+    start: u64,
+    enter: u64,
+    stacks: u64,
+}
+
+const PAGE: u64 = 4096;
+
+const FAULTS: [El2Fault; 5] = [
+    El2Fault {
+        name: "el2_undefined_instruction",
+        register: Register::Pc,
+        // The second word of the image's header is 0, which is an undefined instruction.
+        value: |layout| layout.start + 4,
+        class: UNDEFINED,
+        permission: false,
+        failing_exit: true,
+    },
+    El2Fault {
+        name: "el2_undefined_instruction_without_failing_exit",
+        register: Register::Pc,
+        value: |layout| layout.start + 4,
+        class: UNDEFINED,
+        permission: false,
+        failing_exit: false,
+    },
+    El2Fault {
+        name: "el2_stack_overflow",
+        register: Register::Sp,
+        // What is pushed next goes to the page under the stack.
+        value: |layout| layout.stacks + PAGE,
+        class: DATA_ABORT,
+        permission: false,
+        failing_exit: true,
+    },
+    El2Fault {
+        name: "el2_code_is_not_writable",
+        register: Register::Sp,
+        value: |layout| layout.start + PAGE,
+        class: DATA_ABORT,
+        permission: true,
+        failing_exit: true,
+    },
+    El2Fault {
+        name: "el2_data_is_not_executable",
+        register: Register::Pc,
+        value: |layout| layout.stacks + PAGE,
+        class: INSTRUCTION_ABORT,
+        permission: true,
+        failing_exit: true,
+    },
+];
+
+/// The tests of this kind.
+pub fn tests() -> Vec<Test> {
+    FAULTS
+        .iter()
+        .map(|fault| Test {
+            name: fault.name.to_owned(),
+            cpus: 1,
+            long: false,
+            beyond_reference: true,
+            timeout: Duration::from_secs(60),
+            kind: Kind::El2Fault(*fault),
+        })
+        .collect()
+}
+
+impl El2Fault {
+    /// Boots, makes it fault, and judges the report.
+    pub fn run(&self, workspace: &Workspace, test: &Test, image: &Path) -> Result<Report> {
+        let layout = Layout::find(image)?;
+        let boot = Boot::Kernel {
+            image: image.to_owned(),
+            ramdisk: Some(workspace.ramdisk("suite", Format::OldBinary)?),
+            append: "test=vm_get_count".to_owned(),
+        };
+        let extra = if self.failing_exit { machine::failing_exit() } else { Vec::new() };
+        let mut machine =
+            Machine { cpu: "cortex-a57".to_owned(), cpus: test.cpus, memory: "128M".to_owned(), boot, extra };
+        let command_line = machine.command_line();
+        let door = Door::open()?;
+        machine.extra.extend(door.words());
+        let running = machine.start(false)?;
+        let made = self.make(door, &layout);
+        let limit = if made.is_ok() { test.timeout } else { Duration::ZERO };
+        let outcome = running.finish(Some(limit))?;
+        let problem = match made {
+            Ok(_debugger) => self.judge(&outcome).err().map(|error| format!("{error:#}")),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        Ok(Report { command_line, outcome, problem })
+    }
+
+    /// Stops pCPU 0 where it enters the primary, changes the register, and lets it go.
+    fn make(&self, door: Door, layout: &Layout) -> Result<Debugger> {
+        let mut debugger = door.accept()?;
+        debugger.break_at(layout.enter)?;
+        debugger.resume_all()?;
+        debugger.wait_stopped()?;
+        debugger.unbreak(layout.enter)?;
+        debugger.set(0, self.register, (self.value)(layout))?;
+        debugger.resume_all()?;
+        Ok(debugger)
+    }
+
+    fn judge(&self, outcome: &Outcome) -> Result<()> {
+        const PERMISSION: u64 = 0b00_1100;
+        const KIND: u64 = 0b11_1100;
+        ensure!(outcome.status.is_some(), "the machine did not end by itself");
+        let said = |part: &str| lines(&outcome.console).find(|line| line.contains(part));
+        said("baton: PANIC on pCPU 0").context("the hypervisor did not name the pCPU that faulted")?;
+        for register in ["x0 ", "x30 ", "sp ", "elr "] {
+            said(register).with_context(|| format!("the register dump lacks {register}"))?;
+        }
+        let syndrome = said("esr 0x").and_then(|line| line.split("esr 0x").nth(1)?.split_whitespace().next());
+        let syndrome = syndrome.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let syndrome = syndrome.context("the report has no esr")?;
+        let class = syndrome >> 26;
+        ensure!(class == self.class, "the report has exception class {class:#x}, not {:#x}", self.class);
+        if self.class != UNDEFINED {
+            let permission = syndrome & KIND == PERMISSION;
+            ensure!(permission == self.permission, "the wrong kind of abort: esr {syndrome:#x}");
+        }
+        let code = if self.failing_exit { 1 } else { 0 };
+        ensure!(outcome.code() == Some(code), "QEMU's exit code is {:?}, not {code}", outcome.code());
+        Ok(())
+    }
+}
+
+impl Layout {
+    fn find(image: &Path) -> Result<Layout> {
+        let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
+        let elf = image.with_extension("elf");
+        let data = fs::read(&elf).with_context(|| format!("could not read {}", elf.display()))?;
+        let file =
+            ElfFile64::<Endianness>::parse(&*data).with_context(|| format!("could not read {}", elf.display()))?;
+        let start = images::load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
+        let link = images::link_address(&data)?;
+        let address = |name: &str| -> Result<u64> {
+            let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
+            let symbol = symbol.with_context(|| format!("{} has no symbol {name}", elf.display()))?;
+            Ok(start + symbol.address() - link)
+        };
+        Ok(Layout { start, enter: address("baton_enter")?, stacks: address("baton_stacks")? })
+    }
+}
