@@ -149,7 +149,7 @@ impl Parts {
 #[test]
 fn blocks_that_are_not_as_they_should_be() {
     let good = Parts::new();
-    let bytes = written(&good.tree(), &[0..4096]).expect("the parts make a device tree");
+    let bytes = written(&good.tree(), core::slice::from_ref(&(0..4096))).expect("the parts make a device tree");
     assert_initrd(&bytes);
     assert_eq!(reservations(&bytes), [(0, 4096)]);
 
@@ -173,7 +173,11 @@ fn blocks_that_are_not_as_they_should_be() {
         ("the structure is said to be smaller", says_that_its_structure_has(good.structure.len() as u32 - 8)),
         ("the structure is said to be larger than all", says_that_its_structure_has(u32::MAX)),
     ] {
-        assert_eq!(written(&bytes, &[0..4096]).expect_err(what), Error::DeviceTreeMalformed, "{what}");
+        assert_eq!(
+            written(&bytes, core::slice::from_ref(&(0..4096))).expect_err(what),
+            Error::DeviceTreeMalformed,
+            "{what}"
+        );
     }
 }
 

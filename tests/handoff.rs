@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use baton::handoff::{Handoff, Next, Patience, Phase, Request, State};
@@ -130,10 +131,8 @@ fn every_state_and_every_edge() {
             for me in CPUS {
                 assert_eq!(word.is_granted(me), to.phase == Phase::Claimed && to.owner == Some(me));
             }
-            if !seen.contains_key(&format!("{to:?}")) {
-                let mut path = path.clone();
-                path.push((edge, me));
-                seen.insert(format!("{to:?}"), path);
+            if let Entry::Vacant(new) = seen.entry(format!("{to:?}")) {
+                new.insert([path.as_slice(), &[(edge, me)]].concat());
                 to_do.push_back(to);
             }
         }

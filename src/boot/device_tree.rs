@@ -51,23 +51,17 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
     Ok(())
 }
 
-/// Whether the blocks are in the order of the specification and end as they must. The library takes that for granted when
-/// it edits, and reading the tree does not find it out.
+/// Whether structure and strings end as they must. The library takes that for granted when it edits, and reading the tree
+/// does not find it out.
 fn is_editable(tree: &[u8]) -> bool {
     const END: [u8; 4] = [0, 0, 0, 9];
     let block = |offset, size| {
         let start = number(tree, offset)?;
-        tree.get(start..start + number(tree, size)?).map(|block| (start, block))
+        tree.get(start..start + number(tree, size)?)
     };
-    match (block(header::OFF_STRUCT, header::SIZE_STRUCT), block(header::OFF_STRINGS, header::SIZE_STRINGS)) {
-        (Some((start, structure)), Some((strings_start, strings))) => {
-            start + structure.len() <= strings_start
-                && structure.ends_with(&END)
-                && strings.ends_with(&[0])
-                && core::str::from_utf8(strings).is_ok()
-        }
-        _ => false,
-    }
+    block(header::OFF_STRUCT, header::SIZE_STRUCT).is_some_and(|structure| structure.ends_with(&END))
+        && block(header::OFF_STRINGS, header::SIZE_STRINGS)
+            .is_some_and(|strings| strings.ends_with(&[0]) && core::str::from_utf8(strings).is_ok())
 }
 
 /// A field of the header, or of what is behind it.

@@ -66,18 +66,18 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
     let archive = Archive::new(ram_disk)?;
     let plan = plan(platform, archive, &mut |sentence| say!("{sentence}."))?;
 
-    // SAFETY (here and below): the plan put these where nothing else is.
-    unsafe {
-        place_image(plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64, plan.primary_image)
-    };
+    let primary = plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64;
+    // SAFETY: the plan put this where nothing else is.
+    unsafe { place_image(primary, plan.primary_image) };
     let reserved = foreign_memory(platform, &plan);
-    let initrd = plan.initrd.as_ptr().addr() as u64;
-    let initrd = if plan.initrd.is_empty() {
-        platform.ram_disk.start..platform.ram_disk.start
-    } else {
-        initrd..initrd + plan.initrd.len() as u64
+    let initrd = match plan.initrd {
+        [] => platform.ram_disk.start..platform.ram_disk.start,
+        bytes => {
+            let start = bytes.as_ptr().addr() as u64;
+            start..start + bytes.len() as u64
+        }
     };
-    // SAFETY: as above.
+    // SAFETY: the plan put this where nothing else is.
     let tree = unsafe { bytes_mut(&plan.device_tree) };
     device_tree::write(original, tree, initrd, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
@@ -93,7 +93,7 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
 
     for secondary in &plan.secondaries {
         let id = VmId(vms.len() as u16);
-        // SAFETY: as above.
+        // SAFETY: the plan put this where nothing else is.
         unsafe { place_image(secondary.memory.clone(), secondary.image) };
         let stage_two = StageTwo::of_secondary(id, secondary.memory.clone());
         let (vcpus, rest) = of_secondaries.split_at(secondary.vcpus);

@@ -157,8 +157,8 @@ impl Bench {
     /// One round of a pCPU's executor, unless it sleeps.
     pub fn step(&self, cpu: CpuId) -> Turn {
         let seat = &self.seats[cpu.index()];
-        let before = fake::run_on(cpu);
-        let turn = if fake::wake_up(cpu) {
+        let _until_the_end = On::pcpu(cpu);
+        if fake::wake_up(cpu) {
             let mut tasks = seat.tasks.borrow_mut();
             let Tasks { main, reporter, woken_by_exit } = &mut *tasks;
             let round = seat.local.round(Pin::new(main), Pin::new(reporter), *woken_by_exit);
@@ -166,9 +166,7 @@ impl Bench {
             if *woken_by_exit { Turn::Entered } else { Turn::Slept }
         } else {
             Turn::Asleep
-        };
-        fake::run_on(before);
-        turn
+        }
     }
 
     /// Rounds of a pCPU until something is so.
@@ -219,6 +217,21 @@ impl Bench {
         let call = calls(args);
         called.script_first(Name { vm: 0, vcpu: cpu.index() as u16 }, call);
         self.answer(cpu)
+    }
+}
+
+/// This thread is some pCPU for as long as this lives, also when a test fails meanwhile.
+pub struct On(CpuId);
+
+impl On {
+    pub fn pcpu(cpu: CpuId) -> Self {
+        Self(fake::run_on(cpu))
+    }
+}
+
+impl Drop for On {
+    fn drop(&mut self) {
+        fake::run_on(self.0);
     }
 }
 

@@ -85,6 +85,12 @@ impl PcpuArch {
     }
 }
 
+impl Default for PcpuArch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Where the device tree says that the GIC is.
 pub struct Frames<'a> {
     pub distributor: u64,

@@ -160,7 +160,7 @@ extern "C" fn baton_early(device_tree: u64, image: u64) -> u64 {
         for address in [image, device_tree, device_tree + (2 << 20)] {
             let gib = (address / GIB) as usize % 512;
             if gib != 0 {
-                (*table).0[gib] = gib as u64 * GIB | BLOCK | ACCESSED | INNER | INDEX_NORMAL;
+                (*table).0[gib] = (gib as u64 * GIB) | BLOCK | ACCESSED | INNER | INDEX_NORMAL;
             }
         }
     }

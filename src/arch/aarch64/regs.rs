@@ -241,7 +241,7 @@ impl Regs {
         const RES1: u64 = 1 << 31;
         self.constants.vttbr = stage_two.vttbr();
         self.constants.vmpidr = RES1 | mpidr;
-        self.constants.identity = (stage_two.vmid() as u32) << 16 | index as u32 + 1;
+        self.constants.identity = u32::from(stage_two.vmid()) << 16 | (index as u32 + 1);
         self.constants.primary = primary;
     }
 

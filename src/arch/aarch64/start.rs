@@ -4,6 +4,7 @@ use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
 use super::{PCPUS, cpu, gic, memory, uart};
 use crate::boot;
+use crate::console::say;
 use crate::exec::Local;
 use crate::ids::CpuId;
 use crate::run;
@@ -28,6 +29,14 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     super::set_this_cpu(CpuId::new(0));
     uart::set_up_console();
     cpu::note_reset_values();
+    if cfg!(feature = "no-gate") {
+        say!(
+            "THE SAVE GATE IS TAKEN OUT (feature no-gate): vCPUs run with wrong registers. For the negative control only."
+        );
+    }
+    if cfg!(feature = "save-window") {
+        say!("a debugger can hold saves open (feature save-window). For tests only.");
+    }
 
     // SAFETY: the boot protocol says that x0 is the address of the device tree.
     let platform = unsafe { boot::read_platform(device_tree, memory::image()) }.unwrap_or_else(|e| give_up(&e));
@@ -69,6 +78,6 @@ extern "C" fn baton_secondary_main(index: usize) -> ! {
 
 /// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.
 fn give_up(reason: &dyn core::fmt::Display) -> ! {
-    crate::console::say!("cannot boot: {reason}.");
+    say!("cannot boot: {reason}.");
     super::firmware::fail()
 }

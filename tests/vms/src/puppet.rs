@@ -56,6 +56,38 @@ const REGISTERS: &[(Register, Read)] = &[
     (Register::VbarEl2, || sysreg::read!("s3_4_c12_c0_0")),
 ];
 
+/// A register that a VM can write, and that another one must not find written.
+struct Marked {
+    leave: fn(),
+    find: fn() -> bool,
+}
+
+macro_rules! marked {
+    ($($name:literal = $mark:literal,)*) => {
+        &[$(Marked {
+            leave: || sysreg::write!($name, $mark),
+            find: || {
+                let mut value: u64 = 0;
+                // SAFETY: changes no memory; where there is no such register, the handler skips it and 0 stays.
+                unsafe { asm!(concat!("mrs {}, ", $name), inout(reg) value, options(nostack, preserves_flags)) };
+                value == $mark
+            },
+        }),*]
+    };
+}
+
+/// ICC_PMR_EL1, ICC_IGRPEN1_EL1, ICC_BPR1_EL1, ICC_AP1R0_EL1, ICC_AP0R0_EL1; DISR_EL1, where there is RAS; TPIDR2_EL0, where
+/// there is SME.
+const MARKED: &[Marked] = marked! {
+    "s3_0_c4_c6_0" = 0xa8,
+    "s3_0_c12_c12_7" = 1,
+    "s3_0_c12_c12_3" = 6,
+    "s3_0_c12_c9_0" = 0x1230,
+    "s3_0_c12_c8_4" = 0x1230,
+    "s3_0_c12_c1_1" = 0x2a,
+    "s3_3_c13_c0_5" = 0x5eed,
+};
+
 /// What the puppet can be told to do, and what it answers (an [`Answer`] is `value`, `a`, `b`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -93,6 +125,10 @@ pub enum Command {
     SpinUntilInterrupts(u64),
     /// Computes for so many rounds, with interrupts kept out.
     Spin(u64),
+    /// Leaves marks in registers that a VM could take for its own.
+    LeaveMarks,
+    /// value: how many of them have the marks.
+    FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
@@ -139,6 +175,8 @@ impl Command {
             Command::Pages => (20, [0; 4]),
             Command::TakeInterrupts => (21, [0; 4]),
             Command::PauseStorm(times) => (22, [times, 0, 0, 0]),
+            Command::LeaveMarks => (23, [0; 4]),
+            Command::FindMarks => (24, [0; 4]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -170,6 +208,8 @@ impl Command {
             20 => Command::Pages,
             21 => Command::TakeInterrupts,
             22 => Command::PauseStorm(a),
+            23 => Command::LeaveMarks,
+            24 => Command::FindMarks,
             _ => return None,
         })
     }
@@ -224,6 +264,9 @@ impl Command {
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
             Command::StopVirtualTimer => timer::stop_virtual(),
+            // What the CPU does not have faults, and is skipped.
+            Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),
+            Command::FindMarks => answer.value = MARKED.iter().filter(|register| (register.find)()).count() as u64,
             Command::Interrupts(id) => {
                 answer.value = u64::from(cpu::current().all_interrupts());
                 answer.a = u64::from(cpu::current().interrupts(id as usize % 64));

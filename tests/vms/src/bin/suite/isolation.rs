@@ -15,6 +15,17 @@ use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_t
 const CANARY: u64 = 0x6361_6e61_7279_2121;
 static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
 
+/// What one VM leaves in registers that nobody traps is not found by another one on the same CPU.
+pub fn marks_left_behind(_: &Machine) -> Verdict {
+    let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
+    for _ in 0..3 {
+        one.ask_one(Command::LeaveMarks)?;
+        let found = other.ask_one(Command::FindMarks)?;
+        equal("marks of another VM that were found", found.value, 0)?;
+    }
+    Ok(())
+}
+
 /// Where the hypervisor is: the reserved range below the primary.
 fn hypervisor(machine: &Machine) -> Verdict<u64> {
     let (start, _) = entry::image_range();
