@@ -1,4 +1,5 @@
 //! The primary's device tree (`src/boot/device_tree.rs`): read back with a library that did not write it.
+#![allow(clippy::single_range_in_vec_init)] // a list of one reservation is what is meant
 
 #[path = "common/tree.rs"]
 mod tree;

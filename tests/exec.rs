@@ -14,7 +14,7 @@ use baton::exit::Exit;
 use baton::ids::{CpuId, MAX_CPUS, VcpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::report::Report;
-use common::{P0, P1, Turn, refuses, said, trace};
+use common::{On, P0, P1, Turn, refuses, said, trace};
 
 /// Two pCPUs with executors and nothing on them.
 fn executors() -> (&'static [Pcpu], [Local; 2]) {
@@ -37,16 +37,14 @@ fn round<M: Future<Output = Never>, R: Future<Output = Never>>(
     main: Pin<&mut M>,
     reporter: Pin<&mut R>,
 ) -> Turn {
-    let before = fake::run_on(local.pcpu().id);
-    let turn = match fake::wake_up(local.pcpu().id) {
+    let _until_the_end = On::pcpu(local.pcpu().id);
+    match fake::wake_up(local.pcpu().id) {
         false => Turn::Asleep,
         true => match local.round(main, reporter, false) {
             Round::Entered => Turn::Entered,
             Round::Slept => Turn::Slept,
         },
-    };
-    fake::run_on(before);
-    turn
+    }
 }
 
 #[test]

@@ -164,9 +164,8 @@ fn cpu_off_on_race() {
         let on = Rc::new(Cell::new(0));
         let answer = on.clone();
         fake::before(event, move || {
-            let before = fake::run_on(P0);
+            let _until_the_end = On::pcpu(P0);
             answer.set(call(m, [CPU_ON[1], mpidr(P1), 0x4000_0000, 5]));
-            fake::run_on(before);
         });
         m.step(P1);
         assert_eq!(m.step(P1), Turn::Slept);

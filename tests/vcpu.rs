@@ -13,15 +13,13 @@ use baton::handoff::Patience;
 use baton::ids::CpuId;
 use baton::sync::Ordering;
 use baton::vcpu::{Busy, Claim, LoadedVcpu, ParkedRegs, Vcpu};
-use common::{Bench, P0, P1, P2, trace};
+use common::{Bench, On, P0, P1, P2, trace};
 use futures_util::FutureExt;
 
 /// Polls a claim once, on its pCPU.
 fn poll<'a>(cpu: CpuId, claim: Pin<&mut Claim<'a>>) -> Poll<Result<ParkedRegs<'a>, Busy>> {
-    let before = fake::run_on(cpu);
-    let answer = claim.poll(&mut Context::from_waker(Waker::noop()));
-    fake::run_on(before);
-    answer
+    let _until_the_end = On::pcpu(cpu);
+    claim.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// The claim of a vCPU that nobody has.
@@ -41,17 +39,14 @@ fn bench() -> (&'static Bench, &'static Vcpu) {
 
 /// Loads on that pCPU.
 fn load(m: &'static Bench, vcpu: &'static Vcpu, cpu: CpuId) -> LoadedVcpu<'static> {
-    let before = fake::run_on(cpu);
-    let loaded = claim(vcpu, m.local(cpu)).load();
-    fake::run_on(before);
-    loaded
+    let _until_the_end = On::pcpu(cpu);
+    claim(vcpu, m.local(cpu)).load()
 }
 
 /// Lets go of it on that pCPU.
 fn park(cpu: CpuId, loaded: LoadedVcpu<'static>) {
-    let before = fake::run_on(cpu);
+    let _until_the_end = On::pcpu(cpu);
     loaded.park();
-    fake::run_on(before);
 }
 
 #[test]

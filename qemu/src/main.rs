@@ -13,6 +13,7 @@ mod gdb;
 mod host_tests;
 mod images;
 mod inputs;
+mod linux;
 mod machine;
 mod ramdisk;
 mod save_window;

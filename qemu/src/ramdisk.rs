@@ -61,7 +61,8 @@ fn append(archive: &mut Vec<u8>, format: Format, name: &str, data: &[u8]) -> Res
         .with_context(|| format!("{name} has {} bytes, too many for a RAM disk", data.len()))?;
     let name_size =
         u16::try_from(name.len() + 1).with_context(|| format!("the name {name} is too long for a RAM disk"))?;
-    const REGULAR_FILE: u16 = 0o100644;
+    /// Executable, for what a Linux primary gets as its own.
+    const REGULAR_FILE: u16 = 0o100755;
     const LINKS: u16 = 1;
     let align = match format {
         Format::OldBinary => {

@@ -19,7 +19,7 @@ use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
-use crate::{el2_faults, inputs, save_window};
+use crate::{el2_faults, inputs, linux, save_window};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +54,8 @@ pub enum Kind {
     Input(inputs::Input),
     /// A fault of the hypervisor itself.
     El2Fault(El2Fault),
+    /// Linux as the primary, on this CPU.
+    Linux(&'static str),
     /// The save window, held open by the debugger.
     SaveWindow,
 }
@@ -63,7 +65,7 @@ impl Kind {
     fn features(&self) -> &[String] {
         match self {
             Kind::Case(entry) => &entry.features,
-            Kind::Input(_) | Kind::El2Fault(_) => &[],
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) => &[],
             Kind::SaveWindow => save_window::features(),
         }
     }
@@ -72,6 +74,7 @@ impl Kind {
     fn ramdisk(&self) -> &str {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
+            Kind::Linux(_) => "main",
             Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
         }
     }
@@ -160,6 +163,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
         .collect();
     tests.extend(inputs::tests());
     tests.extend(el2_faults::tests());
+    tests.extend(linux::tests());
     tests.extend(save_window::tests());
     Ok(tests)
 }
@@ -301,6 +305,7 @@ impl Runner<'_> {
         match &test.kind {
             Kind::Case(entry) => self.case(entry, test.timeout),
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
+            Kind::Linux(cpu) => linux::run(self.workspace, test, cpu, &self.hypervisor(&[])?),
             Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::SaveWindow => save_window::run(self.workspace, test),
         }

@@ -1,0 +1,149 @@
+//! A kernel that others wrote as the primary: Debian's arm64 Linux, with a static busybox for its first process, and a
+//! secondary beside it that nobody runs.
+//!
+//! The packages come through `apt-get`, into a folder of ours and without touching what is installed; so the test is for
+//! Debian machines, and only part of the long run. What it shows: an image with the arm64 header is placed as it asks, its
+//! device tree is true for it, all its CPUs come up through PSCI, its interrupts and timers are its own, and it turns the
+//! machine off.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::console::lines;
+use crate::images::{self, Workspace};
+use crate::machine::{Boot, Machine, Outcome};
+use crate::ramdisk::{self, File, Format};
+use crate::suite::{Kind, Report, Test};
+
+const CPUS: u32 = 4;
+/// The package that depends on the newest kernel.
+const KERNEL: &str = "linux-image-arm64";
+const BUSYBOX: &str = "busybox-static";
+
+/// What the first process does.
+const INIT: &str = "#!/busybox sh
+/busybox mkdir /proc
+/busybox mount -t proc proc /proc
+echo \"up: $(/busybox grep -c ^processor /proc/cpuinfo) CPUs, $(/busybox grep -c arch_timer /proc/interrupts) timer\"
+/busybox poweroff -f
+";
+
+/// The tests of this kind.
+pub fn tests() -> Vec<Test> {
+    ["cortex-a57", "max"]
+        .into_iter()
+        .map(|cpu| Test {
+            name: format!("linux_primary_{}", cpu.replace('-', "_")),
+            cpus: CPUS,
+            long: true,
+            beyond_reference: cpu == "max",
+            timeout: Duration::from_secs(300),
+            kind: Kind::Linux(cpu),
+        })
+        .collect()
+}
+
+/// Boots it and judges what it says.
+pub fn run(workspace: &Workspace, test: &Test, cpu: &str, image: &Path) -> Result<Report> {
+    let folder = workspace.product("linux");
+    let (kernel, busybox) = fetch(&folder)?;
+    let initrd = ramdisk::pack(Format::Newc, &[File::new("busybox", busybox), File::new("init", INIT)])?;
+    let hog = workspace.files("main")?.into_iter().find(|file| file.name == "hog");
+    let files = [
+        File::new("vmlinuz", kernel),
+        File::new("initrd.img", initrd),
+        File::new("vms.txt", "1048576 1 hog\n"),
+        hog.context("the main job has no hog")?,
+    ];
+    let disk = folder.join("linux.cpio");
+    images::write(&disk, &ramdisk::pack(Format::Newc, &files)?)?;
+    let machine = Machine {
+        cpu: if cpu == "max" { "max,pauth-impdef=on".to_owned() } else { cpu.to_owned() },
+        cpus: test.cpus,
+        memory: "1G".to_owned(),
+        boot: Boot::Kernel {
+            image: image.to_owned(),
+            ramdisk: Some(disk),
+            append: "console=ttyAMA0 rdinit=/init panic=-1".to_owned(),
+        },
+        extra: Vec::new(),
+    };
+    let outcome = machine.run(Some(test.timeout), false)?;
+    let problem = judge(&outcome).err().map(|error| format!("{error:#}"));
+    Ok(Report { command_line: machine.command_line(), outcome, problem })
+}
+
+fn judge(outcome: &Outcome) -> Result<()> {
+    ensure!(outcome.status.is_some(), "it hung");
+    let said = |part: &str| lines(&outcome.console).any(|line| line.contains(part));
+    ensure!(said(&format!("up: {CPUS} CPUs, 1 timer")), "Linux did not come up with {CPUS} CPUs and its timer");
+    ensure!(said("reboot: Power down"), "Linux did not turn the machine off");
+    ensure!(!said("Unexpected interrupt"), "Linux got an interrupt that is not its own");
+    ensure!(outcome.code() == Some(0), "QEMU's exit code is {:?}", outcome.code());
+    Ok(())
+}
+
+/// The kernel and busybox, from their packages; fetched once.
+fn fetch(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+    let root = folder.join("root");
+    if find(&root).is_err() {
+        eprintln!("fetching {KERNEL} and {BUSYBOX} for arm64 from Debian's packages, for this test only");
+        let kernel = prepare_apt(folder)?;
+        apt(folder, "apt-get", &["download", &kernel, BUSYBOX])?;
+        for package in fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())) {
+            let package = package?;
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                let unpacked = Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root).status();
+                ensure!(unpacked.is_ok_and(|status| status.success()), "could not unpack {}", package.display());
+            }
+        }
+    }
+    let (kernel, busybox) = find(&root)?;
+    Ok((fs::read(kernel)?, fs::read(busybox)?))
+}
+
+fn find(root: &Path) -> Result<(PathBuf, PathBuf)> {
+    let kernel = fs::read_dir(root.join("boot"))
+        .context("the kernel's package has no folder boot")?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .context("the kernel's package has no boot/vmlinuz-*")?;
+    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| root.join(path)).into_iter().find(|path| path.exists());
+    Ok((kernel, busybox.with_context(|| format!("{BUSYBOX} has no busybox"))?))
+}
+
+/// Gives apt lists of its own, for arm64; returns the name of the newest kernel's package.
+fn prepare_apt(folder: &Path) -> Result<String> {
+    for name in ["state/lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    images::write(&folder.join("status"), b"")?;
+    let at = folder.display();
+    let settings = format!(
+        "APT::Architecture \"arm64\";\nAPT::Architectures {{ \"arm64\"; }};\nDir::State \"{at}/state\";\n\
+         Dir::Cache \"{at}/cache\";\nDir::State::status \"{at}/status\";\nAPT::Sandbox::User \"root\";\n"
+    );
+    images::write(&folder.join("apt.conf"), settings.as_bytes())?;
+    apt(folder, "apt-get", &["update"])?;
+    let depends = apt(folder, "apt-cache", &["depends", KERNEL])?;
+    let newest = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    Ok(format!("linux-image-{}", newest.with_context(|| format!("{KERNEL} depends on no kernel"))?))
+}
+
+fn apt(folder: &Path, program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .arg("-c")
+        .arg(folder.join("apt.conf"))
+        .args(words)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("could not run {program}; this test needs a Debian machine"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{program} {}` failed: {}", words.join(" "), errors.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
