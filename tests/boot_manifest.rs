@@ -41,6 +41,7 @@ fn what_is_wrong_with_a_line() {
         assert_eq!(all(text.as_bytes()), [(1, Err(error))], "{text:?}");
     }
     assert_eq!(all(b"4096 1 \xff"), [(1, Err(Error::NotText))]);
+    assert_eq!(all(b"4096 1 \x1b[2J"), [(1, Err(Error::NotText))]);
     assert_eq!(MAX_VCPUS, 8, "the row above with 9");
 }
 

@@ -85,7 +85,7 @@ fn reserve(tree: &mut [u8], range: &Range<u64>) -> Option<()> {
     tree[at + 8..at + ENTRY].copy_from_slice(&(range.end - range.start).to_be_bytes());
     for field in [header::TOTAL_SIZE, header::OFF_STRUCT, header::OFF_STRINGS] {
         let value = number(tree, field)?;
-        if field == header::TOTAL_SIZE || value > at {
+        if value > at {
             tree[field..field + 4].copy_from_slice(&((value + ENTRY) as u32).to_be_bytes());
         }
     }

@@ -27,7 +27,7 @@ pub enum Error<'a> {
 impl fmt::Display for Error<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotText => write!(f, "it is not UTF-8 text"),
+            Self::NotText => write!(f, "it is not UTF-8 text without control characters"),
             Self::Fields => write!(f, "it does not have the form `<bytes> <vcpus> <file>`"),
             Self::Memory { text } => {
                 write!(f, "\"{text}\" is no number of bytes of memory; it must be a decimal number above 0")
@@ -54,6 +54,9 @@ fn entry(line: &[u8]) -> Result<Entry<'_>, Error<'_>> {
     else {
         return Err(Error::Fields);
     };
+    if [memory, vcpus, file].iter().any(|field| field.contains(char::is_control)) {
+        return Err(Error::NotText); // it would go to the console
+    }
     Ok(Entry {
         memory: memory.parse().ok().filter(|&bytes| bytes > 0).ok_or(Error::Memory { text: memory })?,
         vcpus: vcpus.parse().ok().filter(|n| (1..=MAX_VCPUS).contains(n)).ok_or(Error::Vcpus { text: vcpus })?,

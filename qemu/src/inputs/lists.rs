@@ -21,7 +21,7 @@ const BAD_LINES: [(&str, &[u8], &str); 18] = [
     ("without_file", b"1048576 1", "<bytes> <vcpus> <file>"),
     ("with_one_word_more", b"1048576 1 echo puppet", "<bytes> <vcpus> <file>"),
     ("unknown_file", b"1048576 1 nobody", "no file nobody"),
-    ("of_control_characters", b"1048576 1 \x01\x02", "no file"),
+    ("of_control_characters", b"1048576 1 \x01\x02", "control characters"),
     ("not_utf8", b"1048576 1 \xff\xfe", "not UTF-8"),
 ];
 
