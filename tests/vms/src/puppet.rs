@@ -125,6 +125,8 @@ pub enum Command {
     SpinUntilInterrupts(u64),
     /// Computes for so many rounds, with interrupts kept out.
     Spin(u64),
+    /// Sets the vectors to an address where there are none, and takes an exception; 0: where there is not even memory.
+    LoseVectors(u64),
     /// Leaves marks in registers that a VM could take for its own.
     LeaveMarks,
     /// value: how many of them have the marks.
@@ -176,6 +178,7 @@ impl Command {
             Command::TakeInterrupts => (21, [0; 4]),
             Command::PauseStorm(times) => (22, [times, 0, 0, 0]),
             Command::LeaveMarks => (23, [0; 4]),
+            Command::LoseVectors(address) => (25, [address, 0, 0, 0]),
             Command::FindMarks => (24, [0; 4]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
@@ -209,6 +212,7 @@ impl Command {
             21 => Command::TakeInterrupts,
             22 => Command::PauseStorm(a),
             23 => Command::LeaveMarks,
+            25 => Command::LoseVectors(a),
             24 => Command::FindMarks,
             _ => return None,
         })
@@ -264,6 +268,11 @@ impl Command {
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
             Command::StopVirtualTimer => timer::stop_virtual(),
+            Command::LoseVectors(address) => {
+                sysreg::write!("vbar_el1", address);
+                // SAFETY: there is no way back, which is the point.
+                unsafe { asm!("udf #0", options(nostack)) };
+            }
             // What the CPU does not have faults, and is skipped.
             Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),
             Command::FindMarks => answer.value = MARKED.iter().filter(|register| (register.find)()).count() as u64,

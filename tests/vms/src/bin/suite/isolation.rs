@@ -154,6 +154,7 @@ pub fn crash(machine: &Machine) -> Verdict {
         }
         Some("smc") => puppet.tell(&[Command::SmcNonZero])?,
         Some("register") => puppet.tell(&[Command::Sysreg(Pmcr)])?,
+        Some("vectors") => puppet.tell(&[Command::LoseVectors(0)])?,
         Some("abort") => puppet.tell(&[Command::Read(8)])?,
         other => return Err(failed!("kind={other:?} is unknown")),
     }

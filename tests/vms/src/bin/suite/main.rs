@@ -42,7 +42,7 @@ static CASES: &[(&str, Case)] = cases! {
     calls: hvc_registers function_number unknown_call vm_get_count vm_count vcpu_get_count vm_configure
         call_exists vcpu_counter;
     runs: vcpu_run_nothing_to_run vcpu_run_by_secondary vcpu_run_wait_for_interrupt vcpu_run_message
-        vcpu_run_wake_up vcpu_run_preempted vcpu_run_interrupted_by_sgi trap_storm;
+        vcpu_run_wake_up vcpu_run_preempted vcpu_run_interrupted_by_sgi endless_exceptions trap_storm;
     mailboxes: mailbox_send mailbox_send_by_secondary mailbox_sizes mailbox_relay mailbox_client mailbox_receive
         mailbox_receive_blocked mailbox_clear double_clear message_to_primary_is_read;
     interrupts: enable_interrupt get_and_acknowledge_interrupt inject_interrupt inject_interrupt_by_secondary

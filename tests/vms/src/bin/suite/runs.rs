@@ -107,6 +107,24 @@ pub fn vcpu_run_preempted(_: &Machine) -> Verdict {
     Ok(())
 }
 
+/// A VM whose exception vector takes the next exception, for ever, without a trap that the hypervisor could see, is
+/// preempted like any other.
+pub fn endless_exceptions(_: &Machine) -> Verdict {
+    const SLICES: u32 = 50;
+    let puppet = Puppet::start(vms::PUPPET)?;
+    // The mailbox page is zero where no message has been: instructions that are undefined.
+    let vectors = puppet.ask_one(Command::Pages)?.a + 2048;
+    puppet.tell(&[Command::LoseVectors(vectors)])?;
+    for _ in 0..SLICES {
+        let before = cpu::current().interrupts(timer::INTERRUPT);
+        timer::arm(timer::ticks_per_ms() / 4);
+        puppet.run("a VM that takes exceptions for ever", Exit::Yield)?;
+        exception::take_interrupts();
+        equal("timer interrupts", cpu::current().interrupts(timer::INTERRUPT) - before, 1)?;
+    }
+    run_until_blocked(vms::PUPPET2)
+}
+
 const SGI: u64 = 5;
 
 /// An SGI from another CPU ends a run too.
