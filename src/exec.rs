@@ -61,6 +61,15 @@ impl Wakeups {
         // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
         self.woken.swap(0, Ordering::Acquire)
     }
+
+    /// Takes the bit of one task.
+    fn take_task(&self, task: Task) -> u32 {
+        let bit = 1 << task as u32;
+        if self.woken.load(Ordering::Relaxed) & bit == 0 {
+            return 0;
+        }
+        self.woken.fetch_and(!bit, Ordering::Acquire) & bit
+    }
 }
 
 impl Default for Wakeups {
@@ -247,17 +256,6 @@ impl Local {
             }
             arch::close(self.pcpu);
         }
-    }
-}
-
-impl Wakeups {
-    /// Takes the bit of one task.
-    fn take_task(&self, task: Task) -> u32 {
-        let bit = 1 << task as u32;
-        if self.woken.load(Ordering::Relaxed) & bit == 0 {
-            return 0;
-        }
-        self.woken.fetch_and(!bit, Ordering::Acquire) & bit
     }
 }
 

@@ -95,6 +95,16 @@ impl Power {
     fn is_on(&self) -> bool {
         self.state.load(Ordering::Relaxed) == State::On as u8
     }
+
+    /// Whether the machine has this pCPU.
+    pub fn is_present(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != State::Absent as u8
+    }
+
+    /// The boot pCPU is in EL2 already and starts the primary here.
+    pub fn boot(&self, start: Start) {
+        let _ = self.turn_on(start, || true);
+    }
 }
 
 impl Default for Power {
@@ -174,17 +184,5 @@ fn affinity_info(machine: &Machine, mpidr: u64, level: u64) -> u64 {
     match machine.pcpus.iter().find(|p| p.power.is_present() && p.mpidr() == mpidr) {
         None => INVALID_PARAMETERS,
         Some(pcpu) => (!pcpu.power.is_on()).into(),
-    }
-}
-
-impl Power {
-    /// Whether the machine has this pCPU.
-    pub fn is_present(&self) -> bool {
-        self.state.load(Ordering::Relaxed) != State::Absent as u8
-    }
-
-    /// The boot pCPU is in EL2 already and starts the primary here.
-    pub fn boot(&self, start: Start) {
-        let _ = self.turn_on(start, || true);
     }
 }
