@@ -105,6 +105,20 @@ pub fn init_interrupts() {
     gic::init_cpu();
 }
 
+/// The hypervisor's own interrupts, between its pCPUs and of its timer, are nothing that a primary ever sees. Every case
+/// ends with this.
+pub fn only_own_interrupts(machine: &Machine) -> Verdict {
+    const KICK: usize = 15;
+    const EL2_TIMER: usize = 26;
+    for number in 0..machine.cpus.len() {
+        for id in [KICK, EL2_TIMER] {
+            let taken = cpu::get(number).interrupts(id);
+            equal(format_args!("interrupts {id} that cpu{number} of the primary took"), taken, 0)?;
+        }
+    }
+    Ok(())
+}
+
 /// Configures the primary's own mailbox, unless that is done.
 pub fn configure() -> Verdict {
     static DONE: AtomicBool = AtomicBool::new(false);

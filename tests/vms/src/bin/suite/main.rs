@@ -76,5 +76,5 @@ fn main(device_tree: u64) {
     gic::init_machine();
     gic::init_cpu();
     harness::set_machine(&machine);
-    verdict::conclude(case(&machine));
+    verdict::conclude(case(&machine).and_then(|()| harness::only_own_interrupts(&machine)));
 }
