@@ -5,20 +5,18 @@
 //! is about to enter the primary, changes one register, and lets it go. What that hits shows, too, that EL2's address
 //! space is as it should be: nothing under a stack, no code that can be written, no data that can be executed.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use object::read::elf::ElfFile64;
-use object::{Endianness, Object, ObjectSymbol};
 
 use crate::console::lines;
 use crate::gdb::{Debugger, Door, Register};
-use crate::images::{self, Workspace};
+use crate::images::Workspace;
 use crate::machine::{self, Boot, Machine, Outcome};
 use crate::ramdisk::Format;
 use crate::suite::{Kind, Report, Test};
+use crate::symbols::Symbols;
 
 /// A way to make EL2 fault.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +109,12 @@ pub fn tests() -> Vec<Test> {
 impl El2Fault {
     /// Boots, makes it fault, and judges the report.
     pub fn run(&self, workspace: &Workspace, test: &Test, image: &Path) -> Result<Report> {
-        let layout = Layout::find(image)?;
+        let symbols = Symbols::read(image)?;
+        let layout = Layout {
+            start: symbols.start,
+            enter: symbols.address("baton_enter")?,
+            stacks: symbols.address("baton_stacks")?,
+        };
         let boot = Boot::Kernel {
             image: image.to_owned(),
             ramdisk: Some(workspace.ramdisk("suite", Format::OldBinary)?),
@@ -167,23 +170,5 @@ impl El2Fault {
         let code = if self.failing_exit { 1 } else { 0 };
         ensure!(outcome.code() == Some(code), "QEMU's exit code is {:?}, not {code}", outcome.code());
         Ok(())
-    }
-}
-
-impl Layout {
-    fn find(image: &Path) -> Result<Layout> {
-        let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
-        let elf = image.with_extension("elf");
-        let data = fs::read(&elf).with_context(|| format!("could not read {}", elf.display()))?;
-        let file =
-            ElfFile64::<Endianness>::parse(&*data).with_context(|| format!("could not read {}", elf.display()))?;
-        let start = images::load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
-        let link = images::link_address(&data)?;
-        let address = |name: &str| -> Result<u64> {
-            let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
-            let symbol = symbol.with_context(|| format!("{} has no symbol {name}", elf.display()))?;
-            Ok(start + symbol.address() - link)
-        };
-        Ok(Layout { start, enter: address("baton_enter")?, stacks: address("baton_stacks")? })
     }
 }

@@ -19,6 +19,7 @@ mod ramdisk;
 mod save_window;
 mod setup;
 mod suite;
+mod symbols;
 mod table;
 
 use std::path::PathBuf;

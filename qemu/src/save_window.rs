@@ -15,20 +15,17 @@
 //! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there
 //! was nothing to wait for.
 
-use std::fs;
-use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use object::read::elf::ElfFile64;
-use object::{Endianness, Object, ObjectSymbol};
 
 use crate::gdb::{Debugger, Door};
-use crate::images::{self, Workspace};
+use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Running};
 use crate::ramdisk::Format;
 use crate::suite::{Expectation, Kind, Report, Test, judge};
+use crate::symbols::Symbols;
 
 const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
@@ -59,7 +56,7 @@ pub fn tests() -> Vec<Test> {
 /// Boots, holds, lets go and judges.
 pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
     let image = workspace.hypervisor(features())?;
-    let window = Window::find(&image)?;
+    let symbols = Symbols::read(&image)?;
     let ramdisk = Some(workspace.ramdisk("suite", Format::OldBinary)?);
     let boot = Boot::Kernel { image, ramdisk, append: format!("test={CASE}") };
     let mut machine =
@@ -68,7 +65,7 @@ pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
     let door = Door::open()?;
     machine.extra = door.words();
     let running = machine.start(false)?;
-    let held = hold(door, &window, &running, test.timeout);
+    let held = hold(door, &symbols, &running, test.timeout);
     // If the choreography went wrong the machine may stand still, and waiting for it would only say that it hung.
     let limit = if held.is_ok() { test.timeout } else { Duration::ZERO };
     let outcome = running.finish(Some(limit))?;
@@ -80,19 +77,19 @@ pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
 }
 
 /// Steps 1 to 4. The debugger stays connected until the machine has ended: QEMU would stop it otherwise.
-fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Result<Debugger> {
+fn hold(door: Door, symbols: &Symbols, running: &Running, limit: Duration) -> Result<Debugger> {
     let mut debugger = door.accept()?;
-    let there = debugger.read(window.address, window.code.len())?;
+    let window = symbols.address(SYMBOL)?;
+    let code = symbols.instruction(window)?;
     ensure!(
-        there == window.code,
-        "the hypervisor does not lie where it was expected: {SYMBOL} is not at {:#x}",
-        window.address
+        debugger.read(window, code.len())? == code,
+        "the hypervisor does not lie where it was expected: {SYMBOL} is not at {window:#x}"
     );
-    debugger.break_at(window.address)?;
+    debugger.break_at(window)?;
     debugger.resume_all()?;
     let stopped = debugger.wait_stopped()?;
     ensure!(stopped == HELD, "pCPU {stopped} came to the save window first; the case wants pCPU {HELD} to");
-    debugger.unbreak(window.address)?;
+    debugger.unbreak(window)?;
     debugger.resume_only((0..CPUS).filter(|pcpu| *pcpu != HELD))?;
     for step in STEPS {
         let waited = running.console().wait_for_line(step, limit);
@@ -100,32 +97,7 @@ fn hold(door: Door, window: &Window, running: &Running, limit: Duration) -> Resu
     }
     debugger.interrupt()?;
     let pc = debugger.program_counter(HELD)?;
-    ensure!(pc == window.address, "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}", window.address);
+    ensure!(pc == window, "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}", window);
     debugger.resume_all()?;
     Ok(debugger)
-}
-
-/// Where the window is in a running machine, and the code that must be there.
-struct Window {
-    address: u64,
-    code: Vec<u8>,
-}
-
-impl Window {
-    fn find(image: &Path) -> Result<Window> {
-        const INSTRUCTION: usize = 4;
-        let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
-        let elf = image.with_extension("elf");
-        let data = fs::read(&elf).with_context(|| format!("could not read {}", elf.display()))?;
-        let file =
-            ElfFile64::<Endianness>::parse(&*data).with_context(|| format!("could not read {}", elf.display()))?;
-        let symbol = file.symbols().find(|symbol| symbol.name() == Ok(SYMBOL));
-        let symbol = symbol.with_context(|| format!("{} has no symbol {SYMBOL}", elf.display()))?;
-        // The image is linked at the address of its first byte, which QEMU puts at `load_address`.
-        let offset = symbol.address() - images::link_address(&data)?;
-        let start = images::load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
-        let code = flat.get(offset as usize..offset as usize + INSTRUCTION);
-        let code = code.with_context(|| format!("{SYMBOL} lies outside of {}", image.display()))?;
-        Ok(Window { address: start + offset, code: code.to_vec() })
-    }
 }
