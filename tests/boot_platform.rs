@@ -16,7 +16,7 @@ use tree::{INITRD, add, at, machine, set};
 const IMAGE: Range<u64> = 0x4020_0000..0x4040_0000;
 
 fn parse(tree: &DeviceTree) -> Result<Platform, Error> {
-    Platform::parse(&tree.to_dtb(), 0x4800_0000, IMAGE)
+    Platform::parse(&tree.to_dtb(), 0x4700_0000, IMAGE)
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_machine() {
     assert_eq!(platform.distributor, 0x0800_0000);
     assert_eq!(platform.redistributors.as_slice(), [0x080a_0000..0x0900_0000]);
     assert_eq!(platform.ram_disk, INITRD);
-    assert_eq!(platform.device_tree, 0x4800_0000..0x4800_0000 + tree.to_dtb().len() as u64);
+    assert_eq!(platform.device_tree, 0x4700_0000..0x4700_0000 + tree.to_dtb().len() as u64);
     assert_eq!(platform.image, IMAGE);
     for device in [0x0900_0000, 0x0800_0000, 0x080a_0000] {
         assert!(platform.devices.iter().any(|range| range.contains(&device)), "{device:#x}");
@@ -156,7 +156,7 @@ fn what_is_missing() {
         (
             "outside",
             |t| set(at(t, "/chosen"), "linux,initrd-end", 0x4800_0001u64),
-            Error::RamDiskOutsideMemory { range: INITRD.start..0x4800_0001 },
+            Error::OutsideMemory { what: "RAM disk", range: INITRD.start..0x4800_0001 },
         ),
     ];
     for (what, edit, error) in rows {
@@ -165,6 +165,18 @@ fn what_is_missing() {
         assert_eq!(parse(&tree).expect_err(what), error, "{what}");
         assert!(error.to_string().len() > 20, "{error}");
     }
+}
+
+#[test]
+fn what_boots_is_in_memory() {
+    let tree = machine().to_dtb();
+    for outside in [0x3ff0_0000..0x4010_0000, 0x4790_0000..0x4800_0001, 0..4096] {
+        let error = Platform::parse(&tree, 0x4700_0000, outside.clone()).expect_err("it is not in memory");
+        assert_eq!(error, Error::OutsideMemory { what: "hypervisor", range: outside });
+    }
+    let range = 0x4800_0000..0x4800_0000 + tree.len() as u64;
+    let error = Platform::parse(&tree, range.start, IMAGE).expect_err("it is not in memory");
+    assert_eq!(error, Error::OutsideMemory { what: "device tree", range });
 }
 
 #[test]
@@ -187,11 +199,11 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        let _ = Platform::parse(&bytes, 0x4800_0000, IMAGE);
+        let _ = Platform::parse(&bytes, 0x4700_0000, IMAGE);
     }
 
     #[test]
     fn random_bytes_never_panic(bytes: Vec<u8>) {
-        let _ = Platform::parse(&bytes, 0x4800_0000, IMAGE);
+        let _ = Platform::parse(&bytes, 0x4700_0000, IMAGE);
     }
 }

@@ -34,7 +34,7 @@ pub enum Error {
     NoCpus,
     NoInterruptController,
     NoRamDisk,
-    RamDiskOutsideMemory { range: Range<u64> },
+    OutsideMemory { what: &'static str, range: Range<u64> },
     Archive(archive::Error),
     NoPrimary,
     EmptyPrimary,
@@ -64,8 +64,8 @@ impl fmt::Display for Error {
                 f,
                 "the device tree's /chosen has no linux,initrd-start and -end, so there is no RAM disk with VMs; on QEMU say -initrd FILE"
             ),
-            Self::RamDiskOutsideMemory { range } => {
-                write!(f, "the RAM disk at {:#x} to {:#x} is not in the machine's memory", range.start, range.end)
+            Self::OutsideMemory { what, range } => {
+                write!(f, "the {what} at {:#x} to {:#x} is not in the machine's memory", range.start, range.end)
             }
             Self::Archive(error) => write!(f, "the RAM disk {error}"),
             Self::NoPrimary => write!(f, "the RAM disk has no file vmlinuz, which would be the primary VM"),

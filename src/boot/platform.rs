@@ -53,9 +53,13 @@ impl Platform {
             device_tree: address..address + bytes.len() as u64,
             image,
         };
-        let disk = &platform.ram_disk;
-        if !platform.ram.iter().any(|ram| ram.start <= disk.start && disk.end <= ram.end) {
-            return Err(Error::RamDiskOutsideMemory { range: disk.clone() });
+        // What EL2 uses of memory must be what it maps.
+        let parts =
+            [("hypervisor", &platform.image), ("device tree", &platform.device_tree), ("RAM disk", &platform.ram_disk)];
+        for (what, range) in parts {
+            if !platform.ram.iter().any(|ram| ram.start <= range.start && range.end <= ram.end) {
+                return Err(Error::OutsideMemory { what, range: range.clone() });
+            }
         }
         Ok(platform)
     }
