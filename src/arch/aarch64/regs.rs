@@ -13,7 +13,7 @@
 //! | ICC_* of the GIC | stay in the hardware: the primary's; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
 //! | TPIDR2_EL0 | switched where the hardware has SME; cannot be trapped | a thread pointer |
 //! | DISR_EL1 | the primary's; a secondary has VDISR_EL2 under that name, which is zeroed | cannot be trapped, means nothing without RAS |
-//! | debug registers but MDSCR_EL1, PMU registers | the primary's; for secondaries debug reads as zero and ignores writes, the PMU faults | no debugging across VMs |
+//! | debug registers but MDSCR_EL1, PMU registers | the primary's; for secondaries debug reads as zero and ignores writes (in MDSCR_EL1: MDE and KDE), the PMU faults | no debugging across VMs |
 //! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers and trapped (`features.rs`) | state that Baton does not switch |
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
 
@@ -340,10 +340,10 @@ impl Regs {
             Cause::Execute { .. } => class(INSTRUCTION_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
             Cause::Undefined | Cause::IllegalSmc { .. } => UNKNOWN << 26 | IL,
         };
-        let vector = match self.pstate & 0b1111 {
-            0b0101 => 0x200,
-            0b0100 => 0x000,
-            0b0000 => 0x400,
+        let vector = match self.pstate & 0b1_1111 {
+            0b0_0101 => 0x200,
+            0b0_0100 => 0x000,
+            0b0_0000 => 0x400,
             _ => 0x600, // EL0 in AArch32
         };
         let (vbar, sctlr): (u64, u64);
