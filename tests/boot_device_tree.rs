@@ -7,7 +7,7 @@ mod tree;
 use std::ops::Range;
 
 use baton::boot::Error;
-use baton::boot::device_tree::{room_for, write};
+use baton::boot::device_tree::{room_for, used, write};
 use baton::boot::platform::Platform;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::memreserve::MemoryReservation;
@@ -210,5 +210,21 @@ proptest! {
         if Platform::parse(&original, 0, 0..0).is_ok() {
             let _ = written(&original, &reserved);
         }
+    }
+}
+
+#[test]
+fn padding_is_left_out() {
+    let good = machine().to_dtb();
+    assert_eq!(used(&good), Some(good.len()));
+    let mut padded = good.clone();
+    padded.resize(1 << 20, 0);
+    padded[4..8].copy_from_slice(&(1u32 << 20).to_be_bytes());
+    assert_eq!(used(&padded), Some(good.len()));
+    // The padding makes no difference to what the primary gets.
+    let reserved = [0x4020_0000..0x4030_0000];
+    assert_eq!(written(&padded[..good.len()], &reserved), written(&good, &reserved));
+    for cut in 0..good.len() {
+        assert_eq!(used(&good[..cut]), None, "{cut}");
     }
 }

@@ -27,17 +27,27 @@ mod header {
     pub const SIZE_STRUCT: usize = 36;
 }
 
+/// How many bytes of a device tree are in use. QEMU's says that it has 1 MiB, of which all but some 8 KiB are padding.
+pub fn used(tree: &[u8]) -> Option<usize> {
+    let end = |offset, size| number(tree, offset)?.checked_add(number(tree, size)?);
+    let reservations = end_of_reservations(tree)? + ENTRY;
+    let blocks = [end(header::OFF_STRUCT, header::SIZE_STRUCT)?, end(header::OFF_STRINGS, header::SIZE_STRINGS)?];
+    let end = blocks.into_iter().fold(reservations, usize::max);
+    (end <= tree.len()).then_some(end)
+}
+
 /// Writes the primary's device tree to `target`, which has [`room_for`] it.
 ///
 /// # Errors
 ///
-/// If `original` is malformed, or has no `/chosen`.
+/// If `original`, of which what is [`used`] is enough, is malformed, or has no `/chosen`.
 pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
     if !is_editable(original) {
         return Err(Error::DeviceTreeMalformed);
     }
     let (head, rest) = target.split_at_mut_checked(original.len()).ok_or(Error::NoRoomForDeviceTree)?;
     head.copy_from_slice(original);
+    head[header::TOTAL_SIZE..header::TOTAL_SIZE + 4].copy_from_slice(&(original.len() as u32).to_be_bytes());
     rest.fill(0);
     for range in reserved {
         reserve(target, range).ok_or(Error::DeviceTreeMalformed)?;
@@ -69,14 +79,22 @@ fn number(tree: &[u8], at: usize) -> Option<usize> {
     Some(u32::from_be_bytes(tree.get(at..at + 4)?.try_into().ok()?) as usize)
 }
 
-/// Adds an entry to the memory reservation block, moving what is behind it.
-fn reserve(tree: &mut [u8], range: &Range<u64>) -> Option<()> {
-    const ENTRY: usize = 16;
-    let size = number(tree, header::TOTAL_SIZE)?;
+/// An entry of the memory reservation block: address and size.
+const ENTRY: usize = 16;
+
+/// Where the memory reservation block has its last entry, which is zero.
+fn end_of_reservations(tree: &[u8]) -> Option<usize> {
     let mut at = number(tree, header::OFF_RESERVATIONS)?;
-    while tree.get(at..at + ENTRY)? != [0; ENTRY] {
+    while tree.get(at..at.checked_add(ENTRY)?)? != [0; ENTRY] {
         at += ENTRY;
     }
+    Some(at)
+}
+
+/// Adds an entry to the memory reservation block, moving what is behind it.
+fn reserve(tree: &mut [u8], range: &Range<u64>) -> Option<()> {
+    let size = number(tree, header::TOTAL_SIZE)?;
+    let at = end_of_reservations(tree)?;
     if size + ENTRY > tree.len() || at > size {
         return None;
     }

@@ -6,7 +6,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 use heapless::Vec;
 
-use super::Error;
+use super::{Error, device_tree};
 use crate::ids::MAX_CPUS;
 use crate::vm::Regions;
 
@@ -22,6 +22,7 @@ pub struct Platform {
     pub distributor: u64,
     pub redistributors: Vec<Range<u64>, 4>,
     pub ram_disk: Range<u64>,
+    /// What of it is in use, without padding.
     pub device_tree: Range<u64>,
     /// The hypervisor itself.
     pub image: Range<u64>,
@@ -41,6 +42,7 @@ impl Platform {
     /// Says what it lacks.
     pub fn parse(bytes: &[u8], address: u64, image: Range<u64>) -> Result<Self, Error> {
         let tree = Fdt::new(bytes).map_err(|_| Error::DeviceTreeMalformed)?;
+        let used = device_tree::used(bytes).ok_or(Error::DeviceTreeMalformed)?;
         let (distributor, redistributors, mut devices) = interrupt_controller(tree)?;
         let _ = devices.push(UART);
         let platform = Self {
@@ -50,7 +52,7 @@ impl Platform {
             distributor,
             redistributors,
             ram_disk: ram_disk(tree)?,
-            device_tree: address..address + bytes.len() as u64,
+            device_tree: address..address + used as u64,
             image,
         };
         // What EL2 uses of memory must be what it maps.
