@@ -6,7 +6,8 @@
 //!
 //! **No Wake Is Lost**, against an injector: the injector first makes the interrupt pending and then looks where the vCPU
 //! is; a pCPU first says `Loaded` and then looks what is pending. A fence stands between the two steps on both sides (store
-//! buffering), so either the pCPU sees the interrupt, or the injector sees `Loaded` and kicks it.
+//! buffering), so either the pCPU sees the interrupt, or the injector sees `Loaded` and kicks it. The same holds when the
+//! vCPU enables an id, and when it stops being `Loaded` because it wants to wait.
 
 use core::future::Future;
 use core::pin::Pin;

@@ -60,7 +60,7 @@ pub enum Life {
 pub struct Counters {
     /// Runs: loads by `vcpu_run`.
     pub runs: AtomicU32,
-    /// Run requests that had to wait for a save, and were granted.
+    /// Run requests that had to wait, and were granted: for a save, or, those that are willing to, for a run elsewhere.
     pub waits: AtomicU32,
     /// Loads on another pCPU than the last one.
     pub migrations: AtomicU32,

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use baton::boot::Error;
 use baton::boot::archive::Archive;
-use baton::boot::plan::{Plan, plan};
+use baton::boot::plan::{Plan, plan, without};
 use baton::boot::platform::Platform;
 use baton::ids::{MAX_VMS, PAGE_SIZE};
 use baton::vm::Regions;
@@ -65,6 +65,14 @@ fn planned<'a>(platform: &Platform, bytes: &'a [u8]) -> Result<(Plan<'a>, Vec<St
             assert!(a.end <= b.start || b.end <= a.start, "{a:x?} and {b:x?}");
         }
     }
+    // The primary has all RAM but what is foreign to it: none of that, and nothing is lost.
+    let foreign = plan.foreign(platform);
+    assert_eq!(foreign.len(), 1 + plan.secondaries.len());
+    let own = without(&platform.ram, &foreign);
+    assert!(own.len() <= 6 * platform.ram.len(), "{own:x?}");
+    assert!(own.iter().all(|a| foreign.iter().all(|b| a.end <= b.start || b.end <= a.start)), "{own:x?}");
+    let size = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    assert_eq!(size(&own) + size(&foreign), size(&platform.ram));
     assert!(plan.device_tree.start.is_multiple_of(8));
     assert!(plan.device_tree.end - plan.device_tree.start > platform.device_tree.end - platform.device_tree.start);
     Ok((plan, complaints))

@@ -6,7 +6,7 @@ use core::ops::Range;
 use heapless::Vec;
 
 use super::archive::Archive;
-use super::plan::{Plan, plan};
+use super::plan::{plan, without};
 use super::platform::Platform;
 use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
@@ -69,7 +69,7 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
     let primary = plan.primary_entry..plan.primary_entry + plan.primary_image.len() as u64;
     // SAFETY: the plan put this where nothing else is.
     unsafe { place_image(primary, plan.primary_image) };
-    let reserved = foreign_memory(platform, &plan);
+    let reserved = plan.foreign(platform);
     let initrd = match plan.initrd {
         [] => platform.ram_disk.start..platform.ram_disk.start,
         bytes => {
@@ -127,31 +127,6 @@ fn add(vms: &mut Vec<Vm, MAX_VMS>, vcpus: &'static [Vcpu], memory: Regions) {
     if vms.push(Vm::new(id, vcpus, memory)).is_err() {
         unreachable!("the plan has no more VMs than there may be");
     }
-}
-
-/// What the primary must keep away from: the hypervisor and the secondaries.
-fn foreign_memory(platform: &Platform, plan: &Plan<'_>) -> Vec<Range<u64>, MAX_VMS> {
-    let own = core::iter::once(platform.image.clone());
-    own.chain(plan.secondaries.iter().map(|secondary| secondary.memory.clone())).collect()
-}
-
-/// What is left of `ram` without the holes.
-fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
-    let mut rest = ram.clone();
-    for hole in holes {
-        let mut pieces = Regions::new();
-        for piece in &rest {
-            let (before, after) = (piece.start..hole.start.min(piece.end), hole.end.max(piece.start)..piece.end);
-            for part in [before, after] {
-                if !part.is_empty() {
-                    // More pieces than fit: those at the end are not used for mailboxes, which is all this is for.
-                    let _ = pieces.push(part);
-                }
-            }
-        }
-        rest = pieces;
-    }
-    rest
 }
 
 /// Copies an image to the start of its memory and zeroes what is behind it.

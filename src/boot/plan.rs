@@ -17,6 +17,7 @@ use super::manifest;
 use super::platform::Platform;
 use super::{Error, device_tree};
 use crate::ids::{MAX_VMS, PAGE_SIZE};
+use crate::vm::Regions;
 
 /// What a flat image of the primary is aligned to.
 const FLAT_ALIGN: u64 = 512 << 10;
@@ -47,6 +48,35 @@ pub struct Plan<'a> {
     pub device_tree: Range<u64>,
     /// By id, from 1.
     pub secondaries: Vec<Secondary<'a>, { MAX_VMS - 1 }>,
+}
+
+impl Plan<'_> {
+    /// What the primary must keep away from: the hypervisor and the secondaries.
+    pub fn foreign(&self, platform: &Platform) -> Vec<Range<u64>, MAX_VMS> {
+        let own = core::iter::once(platform.image.clone());
+        own.chain(self.secondaries.iter().map(|secondary| secondary.memory.clone())).collect()
+    }
+}
+
+/// What is left of `ram` without the holes, which do not overlap each other.
+///
+/// The secondaries lie side by side but for what was in their way, so a bank is left in six pieces at most. Should a
+/// machine with many banks have more pieces than fit, the last ones cannot hold the primary's mailbox; nothing else
+/// depends on this.
+pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
+    let mut rest = ram.clone();
+    for hole in holes {
+        let mut pieces = Regions::new();
+        for piece in &rest {
+            let before = piece.start..hole.start.min(piece.end);
+            let after = hole.end.max(piece.start)..piece.end;
+            for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+                let _ = pieces.push(part);
+            }
+        }
+        rest = pieces;
+    }
+    rest
 }
 
 /// Makes the plan. What is wrong with a secondary goes to `complain`, a sentence each.
@@ -158,7 +188,7 @@ fn place<'a>(
 
 /// The memory that is not taken yet.
 struct Space {
-    ram: crate::vm::Regions,
+    ram: Regions,
     /// Hypervisor, RAM disk, device tree as the loader left it, primary, the primary's device tree, secondaries.
     taken: Vec<Range<u64>, { MAX_VMS + 5 }>,
 }
