@@ -45,6 +45,8 @@ struct Layout {
 }
 
 const PAGE: u64 = 4096;
+/// What `baton_enter` pushes first goes so far below the stack pointer.
+const FIRST_PUSH: u64 = 96;
 
 const FAULTS: [El2Fault; 5] = [
     El2Fault {
@@ -131,7 +133,7 @@ impl El2Fault {
         let limit = if made.is_ok() { test.timeout } else { Duration::ZERO };
         let outcome = running.finish(Some(limit))?;
         let problem = match made {
-            Ok(_debugger) => self.judge(&outcome).err().map(|error| format!("{error:#}")),
+            Ok(_debugger) => self.judge(&layout, &outcome).err().map(|error| format!("{error:#}")),
             Err(error) => Some(format!("{error:#}")),
         };
         Ok(Report { command_line, outcome, problem })
@@ -149,7 +151,7 @@ impl El2Fault {
         Ok(debugger)
     }
 
-    fn judge(&self, outcome: &Outcome) -> Result<()> {
+    fn judge(&self, layout: &Layout, outcome: &Outcome) -> Result<()> {
         const PERMISSION: u64 = 0b00_1100;
         const KIND: u64 = 0b11_1100;
         ensure!(outcome.status.is_some(), "the machine did not end by itself");
@@ -158,15 +160,25 @@ impl El2Fault {
         for register in ["x0 ", "x30 ", "sp ", "elr "] {
             said(register).with_context(|| format!("the register dump lacks {register}"))?;
         }
-        let syndrome = said("esr 0x").and_then(|line| line.split("esr 0x").nth(1)?.split_whitespace().next());
-        let syndrome = syndrome.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let syndrome = syndrome.context("the report has no esr")?;
+        let number = |name: &str| {
+            let digits = said(name)?.split(name).nth(1)?.trim_start().strip_prefix("0x")?.split_whitespace().next()?;
+            u64::from_str_radix(digits, 16).ok()
+        };
+        let syndrome = number("esr ").context("the report has no esr")?;
         let class = syndrome >> 26;
         ensure!(class == self.class, "the report has exception class {class:#x}, not {:#x}", self.class);
         if self.class != UNDEFINED {
             let permission = syndrome & KIND == PERMISSION;
             ensure!(permission == self.permission, "the wrong kind of abort: esr {syndrome:#x}");
         }
+        // A fault later on, because of what this one should have stopped, would be no good.
+        let (name, expected) = match (self.class, self.register) {
+            (DATA_ABORT, Register::Sp) => ("far ", (self.value)(layout) - FIRST_PUSH),
+            (INSTRUCTION_ABORT, _) => ("far ", (self.value)(layout)),
+            _ => ("elr ", (self.value)(layout)),
+        };
+        let found = number(name).with_context(|| format!("the report has no {name}"))?;
+        ensure!(found == expected, "the fault was elsewhere: {name}is {found:#x}, not {expected:#x}");
         let code = if self.failing_exit { 1 } else { 0 };
         ensure!(outcome.code() == Some(code), "QEMU's exit code is {:?}, not {code}", outcome.code());
         Ok(())
