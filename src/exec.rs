@@ -236,6 +236,9 @@ impl Local {
     }
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
+    ///
+    /// Out of line: there is nothing to be fast for, and instruments find the wait by it.
+    #[inline(never)]
     fn sleep(&self) {
         let wakeups = &self.pcpu.wakeups;
         if self.listens.get() {

@@ -104,6 +104,14 @@ impl Vcpu {
         Claim { vcpu: self, local, patience, stage: Stage::New }
     }
 
+    /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
+    #[inline(never)]
+    fn spin_until_granted(&self, me: CpuId) {
+        while !self.handoff.is_granted(me) {
+            core::hint::spin_loop();
+        }
+    }
+
     /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU.
     pub fn set_up(&'static self, local: &Local, prepare: impl FnOnce(&mut Owned)) {
         if let Request::Granted = self.handoff.request(local.pcpu().id, Patience::WhileSaving) {
@@ -159,6 +167,11 @@ impl<'a> Future for Claim<'a> {
         let granted = match self.stage {
             Stage::New => match self.vcpu.handoff.request(me, self.patience) {
                 Request::Granted => true,
+                Request::Queued if cfg!(feature = "spin-gate") => {
+                    self.vcpu.spin_until_granted(me);
+                    count(&self.vcpu.counters.waits);
+                    true
+                }
                 Request::Queued => {
                     // Whoever lets go finds us in the word and wakes our main task: no waker to register.
                     self.stage = Stage::Queued;

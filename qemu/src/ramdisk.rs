@@ -136,6 +136,13 @@ pub fn recipes() -> Vec<Recipe> {
                 .map(|(index, image)| Secondary::small(image, vcpus_in_suite(index)))
                 .collect(),
         },
+        // As many secondaries as there may be: the CPUs of the primary have VMs of their own.
+        Recipe {
+            name: "contention",
+            primary: "contention",
+            initrd: b"",
+            secondaries: ["contended"; 14].iter().chain(&["hog"]).map(|image| Secondary::small(image, 1)).collect(),
+        },
     ]
 }
 

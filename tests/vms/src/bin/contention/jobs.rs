@@ -1,0 +1,166 @@
+//! The jobs in which CPUs compete, or work side by side.
+//!
+//! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all.
+//! - `apart`: each CPU has VMs of its own and runs them `runs=` times; nothing is shared.
+//! - `held`: one CPU's saves are stretched as long as you like, and another one wants the vCPU. See [`held`].
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use baton_vms::call::{self, Exit};
+use baton_vms::entry::MAX_CPUS;
+use baton_vms::verdict::{Verdict, any_failure};
+use baton_vms::{cpu, exception, failed, gic, sysreg, timer, trace};
+
+use crate::{Job, measured, note, pass, vms};
+
+/// For each CPU: how late its timer's interrupt was taken, in ticks; [`NONE`] if none was taken since somebody looked.
+static LATE: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NONE) }; MAX_CPUS];
+const NONE: u32 = u32::MAX;
+
+/// Once, by the first CPU: interrupts are looked at before they are taken.
+pub fn prepare() {
+    exception::set_interrupt_handler(|| {
+        let now = timer::now();
+        trace::stamp();
+        let late = now.saturating_sub(sysreg::read!("cntp_cval_el0"));
+        LATE[cpu::number()].store(late as u32, Ordering::Relaxed);
+        gic::take_pending();
+    });
+}
+
+/// Takes the timer's interrupt, if it is there: how late, in ticks.
+fn take_late() -> Option<u32> {
+    exception::take_interrupts();
+    let late = LATE[cpu::number()].swap(NONE, Ordering::Relaxed);
+    (late != NONE).then_some(late)
+}
+
+/// Pseudo-random numbers (xorshift), the same ones each time.
+struct Random(u32);
+
+impl Random {
+    fn of(number: usize) -> Self {
+        Random(0x9e37_79b9 ^ (number as u32 + 1).wrapping_mul(0x85eb_ca6b))
+    }
+
+    /// A number from `least` to before `least + range`.
+    fn next(&mut self, least: u64, range: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        least + u64::from(self.0) % range
+    }
+}
+
+/// Runs a vCPU without waiting for whoever runs it; true if it ran.
+fn run(vm: u64) -> Verdict<bool> {
+    match call::vcpu_run_ext(vm, 0, 0) {
+        Exit::WaitForInterrupt | Exit::Preempted => Ok(true),
+        Exit::Busy | Exit::Interrupted => Ok(false),
+        other => Err(failed!("vcpu_run_ext of VM {vm} said {other:?}")),
+    }
+}
+
+/// Runs that all CPUs got together.
+static RUNS: AtomicU64 = AtomicU64::new(0);
+
+/// Has runs of the shared vCPU until there were enough, with interrupts of the timer all the while: the next deadline is
+/// what `deadline` says. Returns how many runs this CPU got.
+fn compete(job: &Job, mut deadline: impl FnMut() -> u64, if_refused: fn()) -> Verdict<u32> {
+    let mut runs = 0;
+    timer::arm_at(deadline());
+    while RUNS.load(Ordering::Relaxed) < job.runs && !any_failure() {
+        if run(vms::SHARED)? {
+            runs += 1;
+            RUNS.fetch_add(1, Ordering::Relaxed);
+        } else {
+            if_refused();
+        }
+        if let Some(late) = take_late() {
+            trace::note::<{ note::LATE }>(late);
+            timer::arm_at(deadline());
+        }
+    }
+    timer::stop();
+    take_late();
+    Ok(runs)
+}
+
+pub fn shared(job: &Job, number: usize) -> Verdict {
+    let mut random = Random::of(number);
+    measured(job, number, || compete(job, || timer::now() + random.next(16, 240), || {}))
+}
+
+pub fn apart(job: &Job, number: usize) -> Verdict {
+    let own = || vms::CONTENDED.filter(|vm| (*vm as usize - 1) % MAX_CPUS == number);
+    let mut random = Random::of(number);
+    measured(job, number, || {
+        let mut runs = 0;
+        for vm in own().cycle().take(job.runs as usize) {
+            // Ends somebody's turn, anywhere in what it does, and interrupts nobody.
+            timer::arm_masked_at(timer::now() + random.next(1, 64));
+            if run(vm)? {
+                runs += 1;
+            }
+        }
+        timer::stop();
+        Ok(runs)
+    })
+}
+
+/// One CPU's saves take long because it gets a few instructions only at each of its turns, as if it were a virtual CPU
+/// itself whose host has others to run:
+///
+/// - cpu0, the cutter, ends the turn of cpu1 after a tick or two;
+/// - cpu1, the saver, runs the vCPU, again and again: it is mostly at EL2, and there it is mostly saving or loading;
+/// - cpu2, the waiter, asks for the vCPU once a turn, and has deadlines;
+/// - cpu3, the burner, burns `burn=` ticks at each of its turns. Its deadlines are at multiples of that, so that one is
+///   always ahead: whoever spins has its turn ended too.
+///
+/// The waiter's deadlines lie in the burner's turns: what comes between a deadline and the waiter is the cutter and a tick
+/// of the saver.
+pub fn held(job: &Job, number: usize) -> Verdict {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let working = || !DONE.load(Ordering::Acquire) && !any_failure();
+    let mut random = Random::of(number);
+    measured(job, number, || {
+        let mut runs = 0;
+        match number {
+            0 => {
+                while working() {
+                    timer::arm_masked_at(timer::now() + 2);
+                }
+            }
+            1 => {
+                while working() {
+                    runs += u32::from(run(vms::SHARED)?);
+                }
+            }
+            2 => {
+                let deadline = || {
+                    let turn = timer::now() / job.burn + random.next(1, 6);
+                    turn * job.burn + random.next(job.burn / 2, job.burn / 4)
+                };
+                let done = compete(job, deadline, pass);
+                DONE.store(true, Ordering::Release);
+                runs = done?;
+            }
+            3 => {
+                let mut next = (timer::now() / job.burn + 1) * job.burn;
+                timer::arm_masked_at(next);
+                timer::arm_virtual_masked_at(next + job.burn);
+                while working() {
+                    while timer::now() < next {}
+                    timer::arm_masked_at(next + 2 * job.burn);
+                    while timer::now() < next + job.burn {}
+                    timer::arm_virtual_masked_at(next + 3 * job.burn);
+                    next += 2 * job.burn;
+                }
+                timer::stop_virtual();
+            }
+            _ => {}
+        }
+        timer::stop();
+        Ok(runs)
+    })
+}
