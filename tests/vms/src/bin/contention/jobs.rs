@@ -2,9 +2,10 @@
 //!
 //! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all.
 //! - `apart`: each CPU has VMs of its own and runs them `runs=` times; nothing is shared.
-//! - `held`: one CPU's saves are stretched as long as you like, and another one wants the vCPU. See [`held`].
+//! - `held`: one CPU's saves are stretched as long as you like, for `runs=` runs, and another one wants the vCPU. See
+//!   [`held`].
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use baton_vms::call::{self, Exit};
 use baton_vms::entry::MAX_CPUS;
@@ -64,18 +65,20 @@ fn run(vm: u64) -> Verdict<bool> {
 /// Runs that all CPUs got together.
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
-/// Has runs of the shared vCPU until there were enough, with interrupts of the timer all the while: the next deadline is
+/// True if they were enough, or something went wrong.
+fn enough(job: &Job) -> bool {
+    RUNS.load(Ordering::Relaxed) >= job.runs || any_failure()
+}
+
+/// Asks for the shared vCPU until there were enough runs, with interrupts of the timer all the while: the next deadline is
 /// what `deadline` says. Returns how many runs this CPU got.
-fn compete(job: &Job, mut deadline: impl FnMut() -> u64, if_refused: fn()) -> Verdict<u32> {
+fn compete(job: &Job, mut deadline: impl FnMut() -> u64, mut then: impl FnMut(bool)) -> Verdict<u32> {
     let mut runs = 0;
     timer::arm_at(deadline());
-    while RUNS.load(Ordering::Relaxed) < job.runs && !any_failure() {
-        if run(vms::SHARED)? {
-            runs += 1;
-            RUNS.fetch_add(1, Ordering::Relaxed);
-        } else {
-            if_refused();
-        }
+    while !enough(job) {
+        let ran = run(vms::SHARED)?;
+        runs += u32::from(ran);
+        then(ran);
         if let Some(late) = take_late() {
             trace::note::<{ note::LATE }>(late);
             timer::arm_at(deadline());
@@ -88,7 +91,10 @@ fn compete(job: &Job, mut deadline: impl FnMut() -> u64, if_refused: fn()) -> Ve
 
 pub fn shared(job: &Job, number: usize) -> Verdict {
     let mut random = Random::of(number);
-    measured(job, number, || compete(job, || timer::now() + random.next(16, 240), || {}))
+    let count = |ran| {
+        RUNS.fetch_add(u64::from(ran), Ordering::Relaxed);
+    };
+    measured(job, number, || compete(job, || timer::now() + random.next(16, 240), count))
 }
 
 pub fn apart(job: &Job, number: usize) -> Verdict {
@@ -111,45 +117,31 @@ pub fn apart(job: &Job, number: usize) -> Verdict {
 /// One CPU's saves take long because it gets a few instructions only at each of its turns, as if it were a virtual CPU
 /// itself whose host has others to run:
 ///
-/// - cpu0, the cutter, ends the turn of cpu1 after a tick or two;
-/// - cpu1, the saver, runs the vCPU, again and again: it is mostly at EL2, and there it is mostly saving or loading;
-/// - cpu2, the waiter, asks for the vCPU once a turn, and has deadlines;
-/// - cpu3, the burner, burns `burn=` ticks at each of its turns. Its deadlines are at multiples of that, so that one is
-///   always ahead: whoever spins has its turn ended too.
+/// - the saver runs the vCPU, again and again: it is mostly at EL2, and there mostly loads or saves;
+/// - the cutter comes before it, and ends its turn after a tick or two;
+/// - the waiter asks for the vCPU, once a turn, and has deadlines;
+/// - the burner burns `burn=` ticks at each of its turns. Its own deadlines are at multiples of that, two of them ahead, so
+///   that whoever spins has its turn ended too.
 ///
 /// The waiter's deadlines lie in the burner's turns: what comes between a deadline and the waiter is the cutter and a tick
-/// of the saver.
+/// or two of the saver.
 pub fn held(job: &Job, number: usize) -> Verdict {
-    static DONE: AtomicBool = AtomicBool::new(false);
-    let working = || !DONE.load(Ordering::Acquire) && !any_failure();
     let mut random = Random::of(number);
     measured(job, number, || {
         let mut runs = 0;
         match number {
-            0 => {
-                while working() {
-                    timer::arm_masked_at(timer::now() + 2);
-                }
-            }
-            1 => {
-                while working() {
-                    runs += u32::from(run(vms::SHARED)?);
-                }
-            }
-            2 => {
+            held::WAITER => {
                 let deadline = || {
                     let turn = timer::now() / job.burn + random.next(1, 6);
                     turn * job.burn + random.next(job.burn / 2, job.burn / 4)
                 };
-                let done = compete(job, deadline, pass);
-                DONE.store(true, Ordering::Release);
-                runs = done?;
+                runs = compete(job, deadline, |_| pass())?;
             }
-            3 => {
+            held::BURNER => {
                 let mut next = (timer::now() / job.burn + 1) * job.burn;
                 timer::arm_masked_at(next);
                 timer::arm_virtual_masked_at(next + job.burn);
-                while working() {
+                while !enough(job) {
                     while timer::now() < next {}
                     timer::arm_masked_at(next + 2 * job.burn);
                     while timer::now() < next + job.burn {}
@@ -158,9 +150,31 @@ pub fn held(job: &Job, number: usize) -> Verdict {
                 }
                 timer::stop_virtual();
             }
+            held::CUTTER => {
+                while !enough(job) {
+                    timer::arm_masked_at(timer::now() + 2);
+                }
+            }
+            held::SAVER => {
+                while !enough(job) {
+                    let ran = run(vms::SHARED)?;
+                    runs += u32::from(ran);
+                    RUNS.fetch_add(u64::from(ran), Ordering::Relaxed);
+                }
+            }
+            // QEMU passes over them; see the crate's head.
             _ => {}
         }
         timer::stop();
         Ok(runs)
     })
+}
+
+/// The CPUs that have a part in [`held`].
+pub mod held {
+    pub const WAITER: usize = 0;
+    pub const BURNER: usize = 2;
+    pub const CUTTER: usize = 4;
+    pub const SAVER: usize = 5;
+    pub const CPUS: usize = 6;
 }

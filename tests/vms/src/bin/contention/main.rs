@@ -6,6 +6,10 @@
 //! Under `-icount` QEMU runs the CPUs by turns, each until the next deadline of any timer, or until it waits. So timers
 //! decide where the CPUs meet: those that compete have deadlines at pseudo-random times, whose interrupts are taken, or
 //! are masked in the timer where they would be in the way. The same seeds give the same machine to the instruction.
+//!
+//! Two things to know about these turns. Arming the timer that expires first ends the turn of the CPU that does it. And
+//! when a turn ends at a deadline, QEMU spends the turn of the next CPU on that deadline, unless the next one is the first:
+//! where the order matters, the CPU whose turns are cut is the last one, or there is an idle one behind it.
 #![no_std]
 #![no_main]
 
@@ -28,8 +32,8 @@ mod vms {
     /// The one that all CPUs fight over.
     pub const SHARED: u64 = 1;
     pub const CONTENDED: core::ops::RangeInclusive<u64> = 1..=14;
-    /// Computes for ever, and takes interrupt 1.
-    pub const HOG: u64 = 15;
+    /// Stays loaded, and takes interrupt 1.
+    pub const ATTENTIVE: u64 = 15;
     /// VMs in all, the primary included.
     pub const COUNT: u64 = 16;
 }
@@ -67,7 +71,7 @@ fn run(device_tree: u64) -> Verdict {
     let (work, least): (fn(&Job, usize) -> Verdict, usize) = match word {
         "shared" => (jobs::shared, 1),
         "apart" => (jobs::apart, 1),
-        "held" => (jobs::held, 4),
+        "held" => (jobs::held, jobs::held::CPUS),
         "null" => (rows::null, 1),
         "handoff_parked" => (rows::handoff_parked, 2),
         "handoff_saving" => (rows::handoff_saving, 2),
@@ -97,7 +101,6 @@ fn run(device_tree: u64) -> Verdict {
         ensure!(code == 0, "cpu{number} could not be turned on: CPU_ON answered {code}");
     }
     let done = (job.work)(job, 0);
-    trace::section::<0>();
     for &affinity in &machine.cpus[1..] {
         while psci::affinity_info(affinity) == psci::ON && !any_failure() {
             pass();
@@ -136,5 +139,9 @@ fn measured(job: &Job, number: usize, work: impl FnOnce() -> Verdict<u32>) -> Ve
     meet(job, 2)?;
     let runs = work()?;
     trace::note::<{ note::RUNS }>(runs);
-    meet(job, 3)
+    meet(job, 3)?;
+    if number == 0 {
+        trace::section::<0>();
+    }
+    meet(job, 4)
 }

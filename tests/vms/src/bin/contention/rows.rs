@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use baton_vms::call::{self, Exit};
+use baton_vms::call::{self, Counter, Exit};
 use baton_vms::verdict::{self, Verdict};
 use baton_vms::{ensure, exception, failed, sysreg, timer, trace};
 
@@ -69,19 +69,19 @@ pub fn handoff_parked(job: &Job, number: usize) -> Verdict {
     meet(job, 1)
 }
 
-/// cpu1 asks for a vCPU that cpu0 runs. cpu0's turn ends at a deadline that comes a tick later from round to round, so
-/// that it is in the save in some of them; the host tool finds these by cpu1's wait.
+/// cpu0 asks for a vCPU that cpu1 runs. cpu1's turn ends at a deadline that comes a tick later from round to round, so
+/// that it is in the save in some of them; the host tool finds these by cpu0's wait.
 pub fn handoff_saving(job: &Job, number: usize) -> Verdict {
     const LATEST: u64 = 96;
     for round in 0..job.runs {
-        if number == 0 {
+        if number == 1 {
             until_step(2 * round)?;
             timer::arm_masked_at(timer::now() + 1 + round % LATEST);
             go_to_step(2 * round + 1);
             trace::section::<1>();
             call::vcpu_run_ext(vms::SHARED, 0, 0);
             timer::stop();
-        } else if number == 1 {
+        } else if number == 0 {
             until_step(2 * round + 1)?;
             call::vcpu_run_ext(vms::SHARED, 0, 0);
             go_to_step(2 * round + 2);
@@ -89,61 +89,64 @@ pub fn handoff_saving(job: &Job, number: usize) -> Verdict {
     }
     meet(job, 1)?;
     trace::section::<0>();
-    Ok(())
+    meet(job, 2)
 }
 
-/// The parts that the CPUs have in the jobs with a vCPU that computes for ever: cpu0 runs it until the machine ends; cpu1
-/// does `work`, `runs=` times, and ends the machine; cpu2 sees to it that cpu0's turns end.
-fn beside_hog(job: &Job, number: usize, work: fn() -> Verdict) -> Verdict {
-    /// Ticks of cpu0's turn: enough for what the hypervisor and the vCPU do about an interrupt.
-    const TURN: u64 = 100;
-    /// Turns until the vCPU has set itself up.
-    const SET_UP: usize = 200;
+/// The parts that the CPUs have in the jobs with a vCPU that stays loaded: cpu0 does `work`, `runs=` times, and ends the
+/// machine; cpu2 runs the vCPU all the while; cpu1 burns a turn when it is told to.
+fn beside_loaded(job: &Job, number: usize, work: fn() -> Verdict) -> Verdict {
     match number {
         0 => {
-            go_to_step(1);
-            let exit = call::vcpu_run_ext(vms::HOG, 0, 0);
-            Err(failed!("the run of the VM that computes for ever ended with {exit:?}"))
-        }
-        1 => {
-            until_step(1)?;
-            (0..SET_UP).for_each(|_| pass());
+            until(|| call::vcpu_counter(vms::ATTENTIVE, 0, Counter::Runs) == Ok(1))?;
+            // Turns in which the vCPU sets itself up.
+            (0..8).for_each(|_| pass());
             let done = (0..job.runs).try_for_each(|_| work());
             trace::section::<0>();
             verdict::conclude(done)
         }
-        2 => loop {
-            timer::arm_masked_at(timer::now() + TURN);
+        1 => loop {
+            let end = BURN_UNTIL.load(Ordering::Acquire);
+            while timer::now() < end {}
             pass();
         },
+        2 => {
+            let exit = call::vcpu_run_ext(vms::ATTENTIVE, 0, 0);
+            Err(failed!("the run of the VM that stays loaded ended with {exit:?}"))
+        }
         _ => Ok(()),
     }
 }
 
-/// cpu1 injects an interrupt into the vCPU that cpu0 runs, which is kicked, and goes on.
+/// When cpu1 may give its turn away.
+static BURN_UNTIL: AtomicU64 = AtomicU64::new(0);
+
+/// cpu0 injects an interrupt into the vCPU that cpu2 runs, which is kicked, and goes on.
 pub fn inject_running(job: &Job, number: usize) -> Verdict {
-    beside_hog(job, number, || {
+    beside_loaded(job, number, || {
         trace::section::<1>();
-        let injected = call::inject_interrupt(vms::HOG, 0, 1);
+        let injected = call::inject_interrupt(vms::ATTENTIVE, 0, 1);
         pass();
         trace::section::<0>();
         ensure!(injected == Ok(()), "inject_interrupt was refused");
-        // What the vCPU does about the interrupt is over.
-        pass();
         Ok(())
     })
 }
 
-/// cpu1 waits for the vCPU that cpu0 runs, and its timer's interrupt cancels that.
+/// cpu0 waits for the vCPU that cpu2 runs, dozes, and its timer's interrupt cancels that. The deadline lies in a turn of
+/// cpu1, so that cpu0 dozes once.
 pub fn cancel(job: &Job, number: usize) -> Verdict {
-    beside_hog(job, number, || {
-        // Behind a turn of cpu0 that the arming itself begins.
-        timer::arm_at(timer::now() + 150);
+    /// Ticks: enough to be waiting by then, and for the deadline to be over when the turn is.
+    const DEADLINE: u64 = 200;
+    const TURN: u64 = 300;
+    beside_loaded(job, number, || {
+        let now = timer::now();
+        timer::arm_at(now + DEADLINE);
+        BURN_UNTIL.store(now + TURN, Ordering::Release);
         trace::section::<1>();
-        let exit = call::vcpu_run_ext(vms::HOG, 0, call::WAIT);
+        let exit = call::vcpu_run_ext(vms::ATTENTIVE, 0, call::WAIT);
         trace::section::<0>();
         expect("the run that waits", exit, Exit::Interrupted)?;
         exception::take_interrupts();
-        Ok(())
+        until(|| timer::now() >= now + TURN)
     })
 }
