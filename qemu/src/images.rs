@@ -280,6 +280,12 @@ pub fn load_address(image: &[u8]) -> Option<u64> {
     Some(MEMORY + if offset < BOOT_CODE { offset + 0x20_0000 } else { offset })
 }
 
+/// How much memory an image with an arm64 `Image` header takes, zeroed data included.
+pub fn memory_size(image: &[u8]) -> Option<u64> {
+    let header = load_address(image).and(image.get(0x10..0x18))?;
+    Some(u64::from_le_bytes(header.try_into().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
