@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -280,10 +281,12 @@ pub fn load_address(image: &[u8]) -> Option<u64> {
     Some(MEMORY + if offset < BOOT_CODE { offset + 0x20_0000 } else { offset })
 }
 
-/// How much memory an image with an arm64 `Image` header takes, zeroed data included.
-pub fn memory_size(image: &[u8]) -> Option<u64> {
-    let header = load_address(image).and(image.get(0x10..0x18))?;
-    Some(u64::from_le_bytes(header.try_into().ok()?))
+/// The memory that a hypervisor's flat image takes when QEMU has loaded it, zeroed data included.
+pub fn place(image: &Path) -> Result<Range<u64>> {
+    let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
+    let start = load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
+    let size = flat.get(0x10..0x18).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes);
+    Ok(start..start + size.max(flat.len() as u64))
 }
 
 #[cfg(test)]

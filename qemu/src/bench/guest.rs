@@ -13,6 +13,9 @@ use crate::ramdisk::Format;
 /// Wall clock after which a machine counts as hung. It only ever guards.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What a tick of the virtual counter is on this machine: 62.5 MHz, and 10^9 instructions a second.
+pub const INSTRUCTIONS_PER_TICK: u64 = 16;
+
 /// The machine of all rows: one pCPU, and time that is counted in instructions.
 pub fn machine(workspace: &Workspace, hypervisor: &Path, append: &str) -> Result<Machine> {
     let ramdisk = Some(workspace.ramdisk("bench", Format::OldBinary)?);
@@ -34,8 +37,8 @@ pub struct Told {
     pub entry_ticks: u64,
     /// What is counted lies between executing the first and reaching the second.
     pub sections: Vec<(u64, u64)>,
-    /// Executed just before an iteration that counts.
-    pub mark: u64,
+    /// Executed just before an iteration that counts for its row, or against it.
+    pub marks: (u64, u64),
     pub rows: Vec<(String, Count)>,
     /// Rows that cannot be counted there, and why.
     pub skipped: Vec<(String, String)>,
@@ -79,7 +82,7 @@ fn take(told: &mut Told, line: &str) -> Result<()> {
     match words[..] {
         ["entry", address, ticks] => (told.entry, told.entry_ticks) = (hexadecimal(address)?, ticks.parse()?),
         ["section", begin, end] => told.sections.push((hexadecimal(begin)?, hexadecimal(end)?)),
-        ["mark", address] => told.mark = hexadecimal(address)?,
+        ["marks", counts, subtracts] => told.marks = (hexadecimal(counts)?, hexadecimal(subtracts)?),
         ["row", name, "el2", el2, el2_most, "el1", el1, el1_most] => {
             let count = Count::Exact { el2: (el2.parse()?, el2_most.parse()?), el1: (el1.parse()?, el1_most.parse()?) };
             told.rows.push((name.to_owned(), count));
@@ -110,10 +113,10 @@ mod tests {
     #[test]
     fn a_console_is_read() {
         let console = "baton: VM 1 is x\r\n[bench] entry 0x40400000 7\r\n[bench] counter pmu\r\n\
-            [bench] section 0x10 0x20\r\n[bench] mark 0x30\r\n[bench] row null el2 84 84 el1 6 7\r\n\
+            [bench] section 0x10 0x20\r\n[bench] marks 0x30 0x34\r\n[bench] row null el2 84 84 el1 6 7\r\n\
             [bench] row echo_0 total 900 of 4\r\n[bench] skip preempt: no length\r\n[bench] PASS\r\n";
         let told = parse(console).unwrap();
-        assert_eq!((told.entry, told.entry_ticks, told.mark), (0x4040_0000, 7, 0x30));
+        assert_eq!((told.entry, told.entry_ticks, told.marks), (0x4040_0000, 7, (0x30, 0x34)));
         assert_eq!(told.sections, [(0x10, 0x20)]);
         assert_eq!(told.rows[0], ("null".into(), Count::Exact { el2: (84, 84), el1: (6, 7) }));
         assert_eq!(told.rows[1], ("echo_0".into(), Count::Mean { sum: 900, iterations: 4 }));

@@ -1,40 +1,59 @@
 //! `cargo baton bench`: instructions of the hypervisor, row by row.
 //!
-//! Wall time under an emulator says nothing; guest instructions under QEMU's `-icount` are exact and the same on every
-//! computer. The [`guest`] counts them with the PMU, [`rows`] says what the rows are; the execution log ([`exec_log`])
-//! counts without asking the machine, and shows where the instructions go ([`trace`]).
+//! Wall time under an emulator says nothing; guest instructions under QEMU's `-icount` are exact, and the same on every
+//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts with
+//! the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and it shows
+//! where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another image.
 
+mod against;
+mod baseline;
 mod exec_log;
 mod guest;
+mod measure;
 mod rows;
 mod trace;
+mod watch;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::bench::exec_log::Observer;
-use crate::bench::guest::{Count, PATIENCE, Told};
-use crate::bench::rows::{BOOT, DEFINITIONS, Row, Rows};
-use crate::bench::trace::Listing;
-use crate::images::{self, Workspace};
+use crate::bench::baseline::Finding;
+use crate::bench::guest::PATIENCE;
+use crate::bench::rows::DEFINITIONS;
+use crate::images::Workspace;
+use crate::suite::{Kind, Report, Test};
+
+/// Where the figures are stored that `--check` compares with.
+const BASELINE: &str = "qemu/bench-baseline.json";
 
 #[derive(Args)]
 pub struct Options {
     /// Only these rows.
     rows: Vec<String>,
     /// Print JSON instead of a table, and nothing else.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["trace", "referee", "against"])]
     json: bool,
+    /// Fail if a row has grown by more than 1 % since the baseline was stored.
+    #[arg(long, conflicts_with_all = ["hypervisor", "against"])]
+    check: bool,
+    /// Store the figures as the baseline.
+    #[arg(long, conflicts_with_all = ["hypervisor", "against", "check", "rows"])]
+    save: bool,
+    /// Compare the guest's own figures with QEMU's execution log, which must agree to the instruction.
+    #[arg(long, conflicts_with_all = ["against", "check", "save"])]
+    referee: bool,
     /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
-    #[arg(long, value_name = "ROW")]
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
     /// Measure this image instead of Baton.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
+    /// Measure this image, too, and print both side by side.
+    #[arg(long, value_name = "IMAGE")]
+    against: Option<PathBuf>,
 }
 
 /// Does what `options` ask for; true if nothing was wrong.
@@ -46,163 +65,83 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
             DEFINITIONS.iter().map(|definition| definition.name).collect::<Vec<_>>().join(", ")
         );
     }
+    for image in options.hypervisor.iter().chain(&options.against) {
+        std::fs::metadata(image).with_context(|| format!("there is no hypervisor image {}", image.display()))?;
+    }
     let image = match &options.hypervisor {
         Some(image) => image.clone(),
         None => workspace.hypervisor(&[])?,
     };
     if let Some(row) = &options.trace {
-        return trace_row(workspace, &image, row).map(|()| true);
+        return watch::trace(workspace, &image, row).map(|()| true);
     }
-    let rows = measure(workspace, &image, &options.rows)?;
+    if options.referee {
+        let verdicts = watch::referee(workspace, &image, &options.rows)?;
+        print!("{}", watch::table(&verdicts));
+        return Ok(verdicts.iter().all(|verdict| verdict.problem().is_none()));
+    }
+    let measured = measure::all(workspace, &image)?;
+    for (name, why) in &measured.skipped {
+        eprintln!("row {name} is left out: {why}");
+    }
+    let rows = measured.rows.only(&options.rows);
+    if let Some(other) = &options.against {
+        let others = measure::all(workspace, other)?.rows;
+        print!("{}", against::table(&rows, &others));
+        return Ok(true);
+    }
     print!("{}", if options.json { rows.json() } else { rows.table() });
+    let path = workspace.root().join(BASELINE);
+    if options.save {
+        std::fs::write(&path, rows.json()).with_context(|| format!("could not write {}", path.display()))?;
+        eprintln!("stored in {}", path.display());
+    }
+    if options.check {
+        let findings = baseline::compare(&baseline::load(&path)?.only(&options.rows), &rows);
+        findings.iter().for_each(|finding| eprintln!("{finding}"));
+        return Ok(!findings.iter().any(Finding::is_failure));
+    }
     Ok(true)
 }
 
-/// Measures rows twice, all if none are named, and demands the same of both.
-fn measure(workspace: &Workspace, image: &Path, names: &[String]) -> Result<Rows> {
-    let first = boot(workspace, image, names, "")?;
-    let second = boot(workspace, image, names, "")?;
-    ensure!(first == second, "two runs of the same machine differ, so its instructions cannot be counted");
-    let mut measured = HashMap::from([(BOOT.to_owned(), boot_row(&first))]);
-    for (name, count) in &first.rows {
-        measured.insert(name.clone(), row(name, *count)?);
-    }
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let names = DEFINITIONS.iter().map(|definition| definition.name).filter(|name| wanted(name));
-    Ok(Rows { rows: names.filter_map(|name| measured.remove(name)).collect() })
+/// The two tests of this kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Check {
+    /// No row has grown since the baseline was stored.
+    Baseline,
+    /// The figures are right: the execution log says so.
+    Referee,
 }
 
-/// Boots the bench RAM disk with these rows and returns what the guest says.
-fn boot(workspace: &Workspace, image: &Path, names: &[String], words: &str) -> Result<Told> {
-    guest::told(&guest::machine(workspace, image, &append(names, words))?.run(Some(PATIENCE), false)?)
+pub fn tests() -> Vec<Test> {
+    [("bench_baseline", Check::Baseline), ("bench_referee", Check::Referee)]
+        .map(|(name, check)| Test {
+            name: name.to_owned(),
+            cpus: 1,
+            long: false,
+            beyond_reference: true,
+            timeout: PATIENCE.min(Duration::from_secs(60)),
+            kind: Kind::Bench(check),
+        })
+        .to_vec()
 }
 
-fn append(names: &[String], words: &str) -> String {
-    let rows = if names.is_empty() { String::new() } else { format!("rows={}", names.join(",")) };
-    format!("{rows} {words}").trim().to_owned()
-}
-
-/// From reset to the primary: the virtual counter started with the machine, at 16 instructions a tick.
-fn boot_row(told: &Told) -> Row {
-    const INSTRUCTIONS_PER_TICK: u64 = 16;
-    Row::exact(BOOT, told.entry_ticks * INSTRUCTIONS_PER_TICK, 0)
-}
-
-fn row(name: &str, count: Count) -> Result<Row> {
-    match count {
-        Count::Exact { el2: (least, most), .. } if least != most => {
-            bail!("the iterations of row {name} differ: {least} to {most} instructions at EL2")
+/// Runs a test of this kind.
+pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Report> {
+    let measured = measure::all(workspace, image)?;
+    let problems: Vec<String> = match check {
+        Check::Baseline => {
+            let findings = baseline::compare(&baseline::load(&workspace.root().join(BASELINE))?, &measured.rows);
+            findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string).collect()
         }
-        Count::Exact { el2: (el2, _), el1: (el1, _) } => Ok(Row::exact(name, el2, el1)),
-        Count::Mean { sum, iterations } => {
-            ensure!(iterations > 0, "row {name} has no iterations");
-            Ok(Row::total(name, (sum + iterations / 2) / iterations))
+        Check::Referee => {
+            let verdicts = watch::referee(workspace, image, &[])?;
+            verdicts.iter().filter_map(watch::Verdict::problem).collect()
         }
-    }
-}
-
-/// Picks from all that is executed what counts: the boot, and the iterations behind a mark.
-struct Sections {
-    told: Told,
-    hypervisor: std::ops::Range<u64>,
-    booted: bool,
-    boot: BTreeMap<u64, u64>,
-    marked: bool,
-    inside: bool,
-    iterations: Vec<Vec<u64>>,
-}
-
-impl Sections {
-    fn new(told: Told, listing: &Listing) -> Sections {
-        Sections {
-            told,
-            hypervisor: listing.range.clone(),
-            booted: false,
-            boot: BTreeMap::new(),
-            marked: false,
-            inside: false,
-            iterations: Vec::new(),
-        }
-    }
-
-    fn is_el2(&self, pc: u64) -> bool {
-        self.hypervisor.contains(&pc)
-    }
-}
-
-impl Observer for Sections {
-    fn executed(&mut self, pc: u64) {
-        if !self.booted {
-            self.booted = pc == self.told.entry;
-            if !self.booted {
-                *self.boot.entry(pc).or_default() += 1;
-                return;
-            }
-        }
-        if pc == self.told.mark {
-            self.marked = true;
-        } else if self.told.sections.iter().any(|&(begin, _)| pc == begin) && self.marked {
-            (self.marked, self.inside) = (false, true);
-            self.iterations.push(Vec::new());
-        } else if self.told.sections.iter().any(|&(_, end)| pc == end) {
-            self.inside = false;
-        }
-        if let (true, Some(iteration)) = (self.inside, self.iterations.last_mut()) {
-            iteration.push(pc);
-        }
-    }
-}
-
-/// Runs one row under the execution log, for one iteration.
-fn observe(workspace: &Workspace, image: &Path, listing: &Listing, row: &str) -> Result<(Sections, Told)> {
-    const WORDS: &str = "iterations=1";
-    let names = [row.to_owned()];
-    let told = boot(workspace, image, &names, WORDS)?;
-    let machine = guest::machine(workspace, image, &append(&names, WORDS))?;
-    let (sections, outcome) = exec_log::observe(&machine, PATIENCE, Sections::new(told.clone(), listing))?;
-    let again = guest::told(&outcome)?;
-    ensure!(again == told, "the guest counts otherwise when the machine is watched: {again:?} instead of {told:?}");
-    Ok((sections, told))
-}
-
-/// Writes the listing and prints the summary.
-fn trace_row(workspace: &Workspace, image: &Path, row: &str) -> Result<()> {
-    let listing = Listing::read(image)?;
-    let (sections, _) = observe(workspace, image, &listing, row)?;
-    let mut text = String::new();
-    let executed = if row == BOOT {
-        for (&pc, count) in &sections.boot {
-            let _ = writeln!(text, "{count:>9}  {}", listing.line(pc));
-        }
-        sections.boot
-    } else {
-        let iteration = sections.iterations.first().with_context(|| format!("row {row} was not executed"))?;
-        let mut executed = BTreeMap::new();
-        let (mut function, mut guests, mut number) = ("", 0, 0);
-        for &pc in iteration {
-            if !sections.is_el2(pc) {
-                guests += 1;
-                continue;
-            }
-            if guests > 0 {
-                let _ = writeln!(text, "\n======== {guests} of guests\n");
-                (function, guests) = ("", 0);
-            }
-            if listing.function(pc).0 != function {
-                function = listing.function(pc).0;
-                let _ = writeln!(text, "-------- {function}");
-            }
-            number += 1;
-            let _ = writeln!(text, "{number:>7}  {}", listing.line(pc));
-            *executed.entry(pc).or_default() += 1;
-        }
-        executed
     };
-    let total: u64 = executed.values().sum();
-    let path = workspace.product(&format!("trace-{row}.txt"));
-    let summary = listing.summary(&executed);
-    images::write(&path, format!("{text}\n{}", summary.text(usize::MAX)).as_bytes())?;
-    print!("{}", summary.text(40));
-    println!("{row}: {total} instructions, listed in {}", path.display());
-    Ok(())
+    Ok(Report {
+        command_line: measured.command_line,
+        outcome: measured.outcome,
+        problem: (!problems.is_empty()).then(|| problems.join("\n      ")),
+    })
 }

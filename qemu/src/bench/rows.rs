@@ -83,6 +83,18 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// In the order of the table.
+    pub fn new(mut rows: Vec<Row>) -> Rows {
+        rows.sort_by_key(|row| DEFINITIONS.iter().position(|definition| definition.name == row.name));
+        Rows { rows }
+    }
+
+    /// Those with these names; all if there are no names.
+    pub fn only(mut self, names: &[String]) -> Rows {
+        self.rows.retain(|row| names.is_empty() || names.contains(&row.name));
+        self
+    }
+
     pub fn get(&self, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == name)
     }
@@ -105,10 +117,10 @@ impl Rows {
             "row", "el2", "el1", "total", "C 2018", "goal", "", "one iteration"
         );
         for row in &self.rows {
-            let verdict = match row.goal {
-                Some(goal) if row.figure() <= goal => "ok",
-                Some(_) => "over",
-                None => "",
+            let verdict = match (row.el2, row.goal) {
+                (Some(el2), Some(goal)) if el2 <= goal => "ok",
+                (Some(_), Some(_)) => "over",
+                _ => "",
             };
             let what = DEFINITIONS.iter().find(|definition| definition.name == row.name).map_or("", |it| it.what);
             let line = format!(

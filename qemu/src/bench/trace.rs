@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSymbol, SymbolKind};
 
+use crate::bench::watch::Executed;
 use crate::images;
 
 const DISASSEMBLERS: [&str; 2] = ["llvm-objdump", "aarch64-linux-gnu-objdump"];
@@ -43,11 +44,9 @@ struct Instruction {
 impl Listing {
     /// Reads a hypervisor's flat image, and the ELF file beside it if there is one.
     pub fn read(image: &Path) -> Result<Listing> {
-        let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
-        let start = images::load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
-        let size = images::memory_size(&flat).unwrap_or(0).max(flat.len() as u64);
-        let mut listing =
-            Listing { range: start..start + size, functions: BTreeMap::new(), instructions: BTreeMap::new() };
+        let range = images::place(image)?;
+        let start = range.start;
+        let mut listing = Listing { range, functions: BTreeMap::new(), instructions: BTreeMap::new() };
         let path = image.with_extension("elf");
         if let Ok(data) = fs::read(&path) {
             let shift = start.wrapping_sub(images::link_address(&data)?);
@@ -89,8 +88,45 @@ impl Listing {
         format!("{pc:x} +{:<5x} {text:<40} {}", self.function(pc).1, self.source(pc)).trim_end().to_owned()
     }
 
+    /// What was executed, in order, with gaps where guests ran.
+    pub fn sequence(&self, pcs: &[u64]) -> String {
+        let mut text = String::new();
+        let (mut function, mut guests, mut number) = ("", 0, 0);
+        for &pc in pcs {
+            if !self.range.contains(&pc) {
+                guests += 1;
+                continue;
+            }
+            if guests > 0 {
+                let _ = writeln!(text, "\n======== {guests} of guests\n");
+                (function, guests) = ("", 0);
+            }
+            if self.function(pc).0 != function {
+                function = self.function(pc).0;
+                let _ = writeln!(text, "-------- {function}");
+            }
+            number += 1;
+            let _ = writeln!(text, "{number:>7}  {}", self.line(pc));
+        }
+        text
+    }
+
+    /// What was executed, by address, with how often.
+    pub fn profile(&self, executed: &Executed) -> String {
+        let mut text = String::new();
+        let mut function = "";
+        for (&pc, count) in executed {
+            if self.function(pc).0 != function {
+                function = self.function(pc).0;
+                let _ = writeln!(text, "-------- {function}");
+            }
+            let _ = writeln!(text, "{count:>9}  {}", self.line(pc));
+        }
+        text
+    }
+
     /// How many of the instructions are in each function, and at each source line, the most first.
-    pub fn summary(&self, executed: &BTreeMap<u64, u64>) -> Summary {
+    pub fn summary(&self, executed: &Executed) -> Summary {
         let mut functions = BTreeMap::<&str, u64>::new();
         let mut sources = BTreeMap::<&str, u64>::new();
         for (&pc, &count) in executed {

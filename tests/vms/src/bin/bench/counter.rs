@@ -61,8 +61,9 @@ global_asm!(
     "counted bench_by_timer, cntvct_el0, cntvct_el0, 0",
     "counted bench_by_timer_with_fp, cntvct_el0, cntvct_el0, 1",
     ".purgem counted",
-    ".global bench_mark",
-    "bench_mark: ret",
+    ".global bench_mark_counts, bench_mark_subtracts",
+    "bench_mark_counts: ret",
+    "bench_mark_subtracts: ret",
 );
 
 #[repr(C)]
@@ -76,7 +77,8 @@ unsafe extern "C" {
     fn bench_by_pmu_with_fp(first: *mut [u64; 4], end: *const [u64; 4]) -> Pair;
     fn bench_by_timer(first: *mut [u64; 4], end: *const [u64; 4]) -> Pair;
     fn bench_by_timer_with_fp(first: *mut [u64; 4], end: *const [u64; 4]) -> Pair;
-    safe fn bench_mark();
+    safe fn bench_mark_counts();
+    safe fn bench_mark_subtracts();
     static bench_by_pmu_begin: u8;
     static bench_by_pmu_end: u8;
     static bench_by_pmu_with_fp_begin: u8;
@@ -87,14 +89,14 @@ unsafe extern "C" {
     static bench_by_timer_with_fp_end: u8;
 }
 
-/// Tells whoever watches the machine's instructions that what is counted next is an iteration that counts.
-pub fn mark() {
-    bench_mark();
+/// Tells whoever watches the machine's instructions that what is counted next counts for its row, or against it.
+pub fn mark(subtracts: bool) {
+    if subtracts { bench_mark_subtracts() } else { bench_mark_counts() }
 }
 
-/// Where [`mark`] goes.
-pub fn mark_address() -> u64 {
-    bench_mark as *const () as u64
+/// The instructions that [`mark`] executes: for what counts, and for what is subtracted.
+pub fn mark_addresses() -> (u64, u64) {
+    (bench_mark_counts as *const () as u64, bench_mark_subtracts as *const () as u64)
 }
 
 /// Instructions in a tick of the virtual counter: 62.5 MHz on a machine that executes 10^9 instructions a second.

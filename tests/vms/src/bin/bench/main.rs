@@ -13,7 +13,7 @@
 //! | `entry <address> <ticks>` | the first instruction, and the virtual counter there |
 //! | `counter pmu` or `counter timer` | how instructions are counted |
 //! | `section <begin> <end>` | what is counted lies between executing `begin` and reaching `end` |
-//! | `mark <address>` | executed just before an iteration that counts |
+//! | `marks <counts> <subtracts>` | executed just before an iteration that counts for its row, or against it |
 //! | `row <name> el2 <least> <most> el1 <least> <most>` | a row, counted by the PMU |
 //! | `row <name> total <sum> of <iterations>` | a row, counted by the timer |
 //! | `skip <name>: <why>` | a row that cannot be counted here |
@@ -67,7 +67,8 @@ fn run(device_tree: u64) -> Verdict {
         let (begin, end) = counter.marks(with_fp);
         line!("section {begin:#x} {end:#x}");
     }
-    line!("mark {:#x}", counter::mark_address());
+    let (counts, subtracts) = counter::mark_addresses();
+    line!("marks {counts:#x} {subtracts:#x}");
     let iterations = machine.number("iterations").unwrap_or(match counter {
         Counter::Pmu => ITERATIONS,
         Counter::Timer => ITERATIONS_BY_TIMER,
@@ -149,7 +150,7 @@ fn measure_with(row: &Row, instead: Option<Work>, counter: Counter, iterations: 
         shift_phase(counter, iteration);
         let counts = (WARM_UP..WARM_UP + iterations).contains(&iteration);
         if counts {
-            counter::mark();
+            counter::mark(instead.is_some());
         }
         let count = counter.count(calls, row.with_fp);
         check_answers(row, calls)?;
