@@ -57,6 +57,8 @@ impl<O: Observer> Log<O> {
         const EXECUTES: &[u8] = b"Trace ";
         const INTERRUPTED: &[u8] = b"Stopped execution of TB chain before ";
         const BEGUN_ANEW: &[u8] = b"cpu_io_recompile: rewound execution of TB to ";
+        /// QEMU's own words, for example that a machine is idle which is turned off just then.
+        const WARNING: &[u8] = b"qemu-system-aarch64: warning: ";
         if line.starts_with(EXECUTES) {
             self.settle();
             // `Trace 0: 0x7f… [<base>/<pc>/<flags>/<flags>] `
@@ -69,7 +71,7 @@ impl<O: Observer> Log<O> {
         } else if let Some(pc) = line.strip_prefix(BEGUN_ANEW) {
             self.take_back(hexadecimal(pc)?)?;
         } else {
-            ensure!(line.is_empty(), "it is of no known kind");
+            ensure!(line.is_empty() || line.starts_with(WARNING), "it is of no known kind");
         }
         Ok(())
     }
@@ -120,7 +122,8 @@ mod tests {
         let again = "cpu_io_recompile: rewound execution of TB to 0000000040000004";
         let interrupted = "Stopped execution of TB chain before 0x7fbbc8036900 [0000000040000008]";
         let (a, b, c) = (trace(0x4000_0000), trace(0x4000_0004), trace(0x4000_0008));
-        let (pcs, problem) = read(&[&a, &b, again, &b, &c, interrupted, &a, &c]);
+        let warning = "qemu-system-aarch64: warning: icount sleep disabled and no active timers";
+        let (pcs, problem) = read(&[&a, warning, &b, again, &b, &c, interrupted, &a, &c]);
         assert_eq!((pcs, problem), (vec![0x4000_0000, 0x4000_0004, 0x4000_0000, 0x4000_0008], None));
     }
 
