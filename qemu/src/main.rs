@@ -2,7 +2,7 @@
 //! tests them.
 //!
 //! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
-//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]),
+//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the [`bench`],
 //! [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
 //! [`setup`] (what this computer lacks).
 

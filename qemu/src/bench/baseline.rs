@@ -68,7 +68,7 @@ impl fmt::Display for Finding {
             Finding::Missing { name } => {
                 write!(
                     f,
-                    "row {name} is in the baseline and was not measured: find out why, or `cargo baton bench --save`"
+                    "row {name} is in the baseline, and what it needs at EL2 was not measured: find out why, or `cargo baton bench --save`"
                 )
             }
             Finding::New { name } => {
@@ -83,7 +83,9 @@ pub fn compare(stored: &Rows, now: &Rows) -> Vec<Finding> {
     let mut findings = Vec::new();
     for row in &stored.rows {
         let (name, stored) = (row.name.clone(), row.figure());
-        match now.get(&row.name).map(|row| row.figure()) {
+        // A total is no substitute for what EL2 needs.
+        let now = now.get(&row.name).filter(|now| now.el2.is_some() == row.el2.is_some());
+        match now.map(|now| now.figure()) {
             None => findings.push(Finding::Missing { name }),
             Some(now) if now * 100 > stored * (100 + TOLERANCE) => findings.push(Finding::Grown { name, stored, now }),
             Some(now) if now * 100 < stored * (100 - TOLERANCE) => findings.push(Finding::Shrunk { name, stored, now }),
@@ -118,6 +120,8 @@ mod tests {
 
     #[test]
     fn a_row_that_is_missing_or_new_is_a_failure() {
+        let total = Rows { rows: vec![Row::total("null", 100)] };
+        assert_eq!(compare(&rows(&[("null", 100)]), &total), [Finding::Missing { name: "null".to_owned() }]);
         let findings = compare(&rows(&[("null", 100)]), &rows(&[("echo_0", 1000)]));
         let expected = [Finding::Missing { name: "null".to_owned() }, Finding::New { name: "echo_0".to_owned() }];
         assert_eq!(findings, expected);

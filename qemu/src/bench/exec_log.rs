@@ -4,12 +4,14 @@
 //! more kinds of lines take the last one back: an interrupt came first, or the instruction touches a device and is begun
 //! anew. A log has millions of lines, so it is read while it is made and never stored.
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::machine::{Machine, Outcome};
+use crate::setup;
 
 /// What takes in the program counters, in order.
 pub trait Observer: Send + 'static {
@@ -19,7 +21,7 @@ pub trait Observer: Send + 'static {
 /// Runs a machine and shows `observer` every instruction that was executed.
 pub fn observe<O: Observer>(machine: &Machine, limit: Duration, observer: O) -> Result<(O, Outcome)> {
     let mut machine = machine.clone();
-    machine.extra.extend(["-singlestep", "-d", "exec,nochain"].map(str::to_owned));
+    machine.extra.extend(words()?);
     let log = Arc::new(Mutex::new(Log { observer, last: None, problem: None }));
     let listener = {
         let log = log.clone();
@@ -34,6 +36,15 @@ pub fn observe<O: Observer>(machine: &Machine, limit: Duration, observer: O) -> 
         None => Ok((log.observer, outcome)),
         Some(problem) => Err(anyhow!("QEMU's execution log is not understood: {problem}")),
     }
+}
+
+/// The words that make QEMU log; the first of them were renamed between 7.2 and 10.0.
+fn words() -> Result<Vec<String>> {
+    let help = Command::new(setup::QEMU).arg("-help").output();
+    let help = help.with_context(|| format!("could not run {}", setup::QEMU))?.stdout;
+    let renamed = String::from_utf8_lossy(&help).contains("one-insn-per-tb");
+    let one_by_one: &[&str] = if renamed { &["-accel", "tcg,one-insn-per-tb=on"] } else { &["-singlestep"] };
+    Ok(one_by_one.iter().chain(&["-d", "exec,nochain"]).map(|&word| word.to_owned()).collect())
 }
 
 struct Log<O> {
