@@ -68,7 +68,8 @@ fn boot(told: &Told) -> Row {
     Row::exact(BOOT, told.entry_ticks * guest::INSTRUCTIONS_PER_TICK, 0)
 }
 
-/// Every iteration comes to the same at EL2, or its row is not what it is meant to be.
+/// Every iteration comes to the same at EL2, or its row is not what it is meant to be. EL1 may differ: a peer that is to be
+/// preempted computes until the timer's tick; the least is kept.
 fn row(name: &str, count: Count) -> Result<Row> {
     match count {
         Count::Exact { el2: (least, most), .. } if least != most => {
