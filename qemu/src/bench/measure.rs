@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::bench::guest::{self, Count, PATIENCE, Told};
 use crate::bench::rows::{BOOT, DEFINITIONS, Row, Rows};
+use crate::bench::several::{self, Several};
 use crate::images::Workspace;
 use crate::machine::Outcome;
 
@@ -21,7 +22,11 @@ pub struct Measured {
 
 /// Measures all rows. A further source adds its rows to those of the first.
 pub fn all(workspace: &Workspace, image: &Path) -> Result<Measured> {
-    let measured = one_pcpu(workspace, image)?;
+    let mut measured = one_pcpu(workspace, image)?;
+    match several::rows(workspace, image)? {
+        Several::Measured(rows) => measured.rows = Rows::new([measured.rows.rows, rows].concat()),
+        Several::Skipped(rows) => measured.skipped.extend(rows),
+    }
     complete(&measured.rows, &measured.skipped)?;
     Ok(measured)
 }

@@ -7,10 +7,12 @@
 
 mod against;
 mod baseline;
+mod counter;
 mod exec_log;
 mod guest;
 mod measure;
 mod rows;
+mod several;
 mod trace;
 mod watch;
 
