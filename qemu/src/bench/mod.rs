@@ -7,6 +7,7 @@
 
 mod against;
 mod baseline;
+mod contention;
 mod counter;
 mod exec_log;
 mod guest;
@@ -50,6 +51,9 @@ pub struct Options {
     /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
     #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
+    /// Measure what it costs that several pCPUs share, with the future and with a gate that spins; `--save` draws the picture.
+    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "against", "check", "hypervisor"])]
+    contention: bool,
     /// Measure this image instead of Baton.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
@@ -60,6 +64,9 @@ pub struct Options {
 
 /// Does what `options` ask for; true if nothing was wrong.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    if options.contention {
+        return contend(workspace, options).map(|()| true);
+    }
     for name in options.rows.iter().chain(&options.trace) {
         ensure!(
             DEFINITIONS.iter().any(|definition| definition.name == name),
@@ -104,6 +111,18 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         return Ok(!findings.iter().any(Finding::is_failure));
     }
     Ok(true)
+}
+
+/// Measures contention, and prints it, or draws it.
+fn contend(workspace: &Workspace, options: &Options) -> Result<()> {
+    let contention = contention::measure(workspace, |scene| eprintln!("{scene}"))?;
+    print!("{}", if options.json { contention.json()? } else { contention.table() });
+    if options.save {
+        let path = workspace.root().join(contention::PICTURE);
+        std::fs::write(&path, contention.picture()).with_context(|| format!("could not write {}", path.display()))?;
+        eprintln!("drawn in {}", path.display());
+    }
+    Ok(())
 }
 
 /// The two tests of this kind.

@@ -84,11 +84,11 @@ fn compete(job: &Job, mut deadline: impl FnMut() -> u64, mut then: impl FnMut(bo
         }
         let ran = run(vms::SHARED)?;
         runs += u32::from(ran);
-        then(ran);
         if let Some(late) = take_late() {
             trace::note::<{ note::LATE }>(late);
             timer::arm_at(deadline());
         }
+        then(ran);
     }
     timer::stop();
     timer::stop_virtual();
@@ -134,7 +134,7 @@ pub fn apart(job: &Job, number: usize) -> Verdict {
 ///   that whoever spins has its turn ended too.
 ///
 /// The waiter's deadlines lie in the burner's turns: what comes between a deadline and the waiter is the cutter and a tick
-/// or two of the saver.
+/// or two of the saver. They lie early in it, so that no turn ends before the waiter is at its handler.
 pub fn held(job: &Job, number: usize) -> Verdict {
     let mut random = Random::of(number);
     measured(job, number, || {
@@ -143,7 +143,7 @@ pub fn held(job: &Job, number: usize) -> Verdict {
             held::WAITER => {
                 let deadline = || {
                     let turn = timer::now() / job.burn + random.next(1, 6);
-                    turn * job.burn + random.next(job.burn / 2, job.burn / 4)
+                    turn * job.burn + random.next(job.burn / 4, job.burn / 4)
                 };
                 runs = compete(job, deadline, |_| pass())?;
             }
