@@ -147,7 +147,11 @@ pub fn recipes() -> Vec<Recipe> {
             name: "contention",
             primary: "contention",
             initrd: b"",
-            secondaries: ["contended"; 14].iter().chain(&["attentive"]).map(|image| Secondary::small(image, 1)).collect(),
+            secondaries: ["contended"; 14]
+                .iter()
+                .chain(&["attentive"])
+                .map(|image| Secondary::small(image, 1))
+                .collect(),
         },
     ]
 }

@@ -135,7 +135,8 @@ fn log_path(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn passed(outcome: &Outcome) -> Result<()> {
-    let end = || tail(&outcome.console, 5).into_iter().chain(tail(&outcome.complaints, 5)).collect::<Vec<_>>().join(" / ");
+    let end =
+        || tail(&outcome.console, 5).into_iter().chain(tail(&outcome.complaints, 5)).collect::<Vec<_>>().join(" / ");
     if let Some(line) = panic_line(&outcome.console) {
         bail!("the hypervisor panicked: {line}");
     }

@@ -25,6 +25,7 @@ use clap::Args;
 
 use crate::bench::baseline::Finding;
 use crate::bench::guest::PATIENCE;
+use crate::bench::measure::Measured;
 use crate::bench::rows::DEFINITIONS;
 use crate::images::Workspace;
 use crate::suite::{Kind, Report, Test};
@@ -125,44 +126,54 @@ fn contend(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The two tests of this kind.
+/// The tests of this kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Check {
     /// No row has grown since the baseline was stored.
     Baseline,
     /// The figures are right: the execution log says so.
     Referee,
+    Contention(contention::Check),
 }
 
 pub fn tests() -> Vec<Test> {
-    [("bench_baseline", Check::Baseline), ("bench_referee", Check::Referee)]
-        .map(|(name, check)| Test {
+    let rows = [("bench_baseline", Check::Baseline, 1), ("bench_referee", Check::Referee, 1)];
+    let contention = contention::Check::ALL.map(|(name, check, cpus)| (name, Check::Contention(check), cpus));
+    rows.into_iter()
+        .chain(contention)
+        .map(|(name, check, cpus)| Test {
             name: name.to_owned(),
-            cpus: 1,
+            cpus,
             long: false,
             beyond_reference: true,
             timeout: PATIENCE.min(Duration::from_secs(60)),
             kind: Kind::Bench(check),
         })
-        .to_vec()
+        .collect()
 }
 
 /// Runs a test of this kind.
 pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Report> {
-    let measured = measure::all(workspace, image)?;
-    let problems: Vec<String> = match check {
+    match check {
         Check::Baseline => {
+            let measured = measure::all(workspace, image)?;
             let findings = baseline::compare(&baseline::load(&workspace.root().join(BASELINE))?, &measured.rows);
-            findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string).collect()
+            Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
         }
         Check::Referee => {
+            let measured = measure::all(workspace, image)?;
             let verdicts = watch::referee(workspace, image, &[])?;
-            verdicts.iter().filter_map(watch::Verdict::problem).collect()
+            Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
         }
-    };
-    Ok(Report {
+        Check::Contention(check) => check.run(workspace),
+    }
+}
+
+fn report(measured: Measured, problems: impl Iterator<Item = String>) -> Report {
+    let problems: Vec<String> = problems.collect();
+    Report {
         command_line: measured.command_line,
         outcome: measured.outcome,
         problem: (!problems.is_empty()).then(|| problems.join("\n      ")),
-    })
+    }
 }

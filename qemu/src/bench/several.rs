@@ -50,8 +50,7 @@ pub fn rows(workspace: &Workspace, hypervisor: &Path) -> Result<Several> {
 impl Source {
     fn measure(&self, workspace: &Workspace, hypervisor: &Path) -> Result<Row> {
         let Source { name, cpus, tries, .. } = *self;
-        let job =
-            Job { hypervisor, cpus, words: format!("job={name} runs={tries}"), pace: Pace::Turns, hold: None };
+        let job = Job { hypervisor, cpus, words: format!("job={name} runs={tries}"), pace: Pace::Turns, hold: None };
         let log = job.run_twice(workspace)?.log;
         let el2 = (self.come_to)(&(self.times)(&log)).with_context(|| format!("row {name}"))?;
         Ok(Row::several(name, el2))
@@ -159,6 +158,6 @@ mod tests {
             .parse()
             .unwrap();
         assert_eq!(inject_running(&log), [37, 39]);
-        assert_eq!(cancel(&log), []);
+        assert_eq!(cancel(&log), [0; 0]);
     }
 }

@@ -35,7 +35,9 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
         );
     }
     if cfg!(feature = "spin-gate") {
-        say!("A PCPU THAT WAITS FOR A SAVE SPINS (feature spin-gate): its primary's interrupts wait too. For comparison only.");
+        say!(
+            "A PCPU THAT WAITS FOR A SAVE SPINS (feature spin-gate): its primary's interrupts wait too. For comparison only."
+        );
     }
     if cfg!(feature = "save-window") {
         say!("a debugger can hold saves open (feature save-window). For tests only.");

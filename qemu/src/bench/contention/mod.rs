@@ -11,6 +11,7 @@
 //! By turns of QEMU's (`-icount`) all of this is exact: each machine runs twice and must do the same. Then once more with a
 //! host thread for each pCPU, for distributions of what really races; those figures are never the same.
 
+mod checks;
 mod figures;
 mod picture;
 
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+pub use crate::bench::contention::checks::Check;
 use crate::bench::contention::figures::{Distribution, Figures};
 use crate::bench::counter::{Counted, Job, Pace};
 use crate::images::Workspace;

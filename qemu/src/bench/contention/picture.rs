@@ -1,3 +1,5 @@
 //! The picture.
 use crate::bench::contention::Measured;
-pub fn draw(_: &[Measured]) -> String { String::new() }
+pub fn draw(_: &[Measured]) -> String {
+    String::new()
+}

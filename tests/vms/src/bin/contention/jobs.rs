@@ -74,14 +74,8 @@ fn enough(job: &Job) -> bool {
 /// what `deadline` says. Returns how many runs this CPU got.
 fn compete(job: &Job, mut deadline: impl FnMut() -> u64, mut then: impl FnMut(bool)) -> Verdict<u32> {
     let mut runs = 0;
-    let mut backstop = 0;
     timer::arm_at(deadline());
     while !enough(job) {
-        // One deadline is always ahead: whoever spins has its turn ended.
-        if backstop < timer::now() + BACKSTOP / 2 {
-            backstop = timer::now() + BACKSTOP;
-            timer::arm_virtual_masked_at(backstop);
-        }
         let ran = run(vms::SHARED)?;
         runs += u32::from(ran);
         if let Some(late) = take_late() {
@@ -91,20 +85,28 @@ fn compete(job: &Job, mut deadline: impl FnMut() -> u64, mut then: impl FnMut(bo
         then(ran);
     }
     timer::stop();
-    timer::stop_virtual();
     take_late();
     Ok(runs)
 }
 
-/// Ticks.
-const BACKSTOP: u64 = 1000;
-
 pub fn shared(job: &Job, number: usize) -> Verdict {
     let mut random = Random::of(number);
+    /// Ticks: far more than to any interrupt.
+    const BACKSTOP: u64 = 1000;
+    let mut backstop = 0;
     let count = |ran| {
         RUNS.fetch_add(u64::from(ran), Ordering::Relaxed);
+        // One deadline is always ahead, so that the turn of whoever spins ends.
+        if backstop < timer::now() + BACKSTOP / 2 {
+            backstop = timer::now() + BACKSTOP;
+            timer::arm_virtual_masked_at(backstop);
+        }
     };
-    measured(job, number, || compete(job, || timer::now() + random.next(16, 240), count))
+    measured(job, number, || {
+        let runs = compete(job, || timer::now() + random.next(16, 240), count)?;
+        timer::stop_virtual();
+        Ok(runs)
+    })
 }
 
 pub fn apart(job: &Job, number: usize) -> Verdict {
