@@ -56,7 +56,7 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
 
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
     let (machine, start) = unsafe { boot::load(&platform, &PCPUS, me) }.unwrap_or_else(|e| give_up(&e));
-    let machine = MACHINE.call_once(|| machine);
+    let machine = MACHINE.call_once(|| machine).settle();
     PCPUS[me.index()].power.boot(start);
     live(machine, me)
 }
