@@ -110,6 +110,13 @@ impl Call {
         }
     }
 
+    /// Whether this function is `vcpu_run`, in its plain form: a quicker question than the whole, for the call that all
+    /// the others are there for.
+    #[inline]
+    pub const fn is_vcpu_run(x0: u64) -> bool {
+        x0 == 0xff00
+    }
+
     /// Whether a function has this number.
     pub const fn exists(function: u64) -> bool {
         !matches!(Self::decode([function, 0, 0, 0]), Self::Unknown)
@@ -137,8 +144,6 @@ pub enum Outcome {
     Message {
         size: u32,
     },
-    /// One of these two, encoded already: both calls say them in the same way.
-    Told(u64),
     /// It is claimed or runs elsewhere.
     Busy,
     Stopped(Stop),
@@ -162,7 +167,7 @@ impl Outcome {
         match self {
             Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
             Self::WaitForInterrupt | Self::Busy | Self::Stopped(_) | Self::Absent => 1,
-            Self::WakeUp { .. } | Self::Message { .. } | Self::Told(_) => self.encode_extended(),
+            Self::WakeUp { .. } | Self::Message { .. } => self.encode_extended(),
         }
     }
 
@@ -179,7 +184,6 @@ impl Outcome {
                 2 | (vm.0 as u64) << 32 | vcpu << 16
             }
             Self::Message { size } => 3 | (size as u64) << 32,
-            Self::Told(word) => word,
             Self::Busy => 5,
             Self::Preempted => 6,
             Self::Stopped(reason) => 7 | (reason as u64) << 8,

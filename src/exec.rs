@@ -29,13 +29,12 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
-use crate::arch::{self, Regs};
+use crate::arch;
 use crate::exit::Exit;
-use crate::hypercall::Guest;
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU32, Ordering, fence};
-use crate::vcpu::Held;
+use crate::vcpu::{Held, LoadedVcpu};
 use crate::vm::Machine;
 
 /// A task of a pCPU; the number is its bit.
@@ -126,21 +125,14 @@ pub struct Local {
     pcpu: &'static Pcpu,
     machine: &'static Machine,
     arch: arch::Cpu,
-    /// The vCPU that is to be entered when nothing else is to be done.
-    entry: Cell<Option<Entry>>,
+    /// The loaded vCPU that is to be entered when nothing else is to be done.
+    entry: Cell<Option<NonNull<LoadedVcpu<'static>>>>,
     /// How that vCPU came back.
     exit: Cell<Option<Exit>>,
-    /// What was asked for in the call that the primary is in, and is to be run.
+    /// The place in the queue that was given to the call that the primary is in.
     held: Cell<Option<Held>>,
     /// A task waits for a physical interrupt.
     listens: Cell<bool>,
-}
-
-/// A guest that is put up for entry. The future that put it up holds on to both until the exit is taken.
-struct Entry {
-    regs: NonNull<Regs>,
-    guest: NonNull<()>,
-    line: bool,
 }
 
 /// What one round of the loop came to.
@@ -191,31 +183,24 @@ impl Local {
         &self.arch
     }
 
-    /// Leaves registers, or a place in the queue for them, with the executor, from inside the call that asks to run them.
-    #[inline]
+    /// Leaves a place in the queue for a vCPU with the executor, from inside the call that asks to run it.
     pub fn leave_held(&self, held: Held) {
         self.held.set(Some(held));
     }
 
-    /// Takes them, where the call's exit arrives.
-    #[inline]
+    /// Takes it, where the call's exit arrives.
     pub fn take_held(&self) -> Option<Held> {
         self.held.take()
     }
 
-    /// Enters the guest whose registers these are, with its virtual interrupt line high or low, and resolves to its next
-    /// exit. If no other task is woken the guest is entered in the poll itself, which is where the loop would come to.
+    /// Enters the loaded vCPU, and resolves to its next exit. If no other task is woken it is entered in the poll itself,
+    /// which is where the loop would come to.
     ///
     /// Cancel safety: must not be dropped between its polls; a loaded vCPU is never abandoned. Nothing in [`crate::run`]
     /// selects over it.
     #[inline]
-    pub fn enter<'a>(
-        &'a self,
-        regs: &'a mut Regs,
-        guest: &'a Guest<'_>,
-        line: bool,
-    ) -> impl Future<Output = Exit> + 'a {
-        let regs = NonNull::from(regs);
+    pub fn enter<'a>(&'a self, vcpu: &'a mut LoadedVcpu<'_>) -> impl Future<Output = Exit> + 'a {
+        let vcpu = NonNull::from(vcpu).cast::<LoadedVcpu<'static>>();
         let mut put_up = false;
         core::future::poll_fn(move |_| {
             if put_up {
@@ -226,10 +211,10 @@ impl Local {
             }
             if !arch::STEPWISE && self.pcpu.wakeups.are_none() {
                 // SAFETY: the exclusive borrow that this future was made with.
-                return Poll::Ready(self.arch.enter(unsafe { &mut *regs.as_ptr() }, guest, line));
+                return Poll::Ready(unsafe { &mut *vcpu.as_ptr() }.enter(false));
             }
             put_up = true;
-            self.entry.set(Some(Entry { regs, guest: NonNull::from(guest).cast(), line }));
+            self.entry.set(Some(vcpu));
             Poll::Pending
         })
     }
@@ -264,9 +249,9 @@ impl Local {
             let Poll::Pending = reporter.poll(&mut Context::from_waker(&waker));
         }
         // 2
-        if let Some(Entry { mut regs, guest, line }) = self.entry.take() {
-            // SAFETY: `enter` made the pointers from borrows that its future holds until the exit is taken.
-            let exit = unsafe { self.arch.enter(regs.as_mut(), guest.cast().as_ref(), line) };
+        if let Some(mut vcpu) = self.entry.take() {
+            // SAFETY: `enter` made the pointer from an exclusive borrow that its future holds until the exit is taken.
+            let exit = unsafe { vcpu.as_mut() }.enter(false);
             self.exit.set(Some(exit));
             return Round::Entered;
         }

@@ -20,8 +20,8 @@ pub enum Exit {
     Wfe,
     /// A physical interrupt; it is still pending.
     Interrupt,
-    /// Something the guest may not do.
-    Fault(Fault),
+    /// Something the guest may not do; what it was is asked for as long as nothing else is entered ([`crate::arch::Cpu::fault`]).
+    Fault,
 }
 
 /// Why a hypercall does not just return: one word, so that it fits a register on its way through the assembly.
@@ -38,12 +38,12 @@ impl Leave {
     pub const BLOCKED: Self = Self(Outcome::WaitForInterrupt.encode(Style::Reference));
     /// The primary has its result; there is something to report before it goes on.
     pub const REPORT: Self = Self(0x82);
-    const RUN: u64 = 0x83;
-    const RUN_BITS: u64 = 0xff;
-    const RUN_QUEUED: u64 = 1 << 8;
-    const RUN_EXTENDED: u64 = 1 << 9;
     /// The primary's vCPU turns itself off.
     pub const TURN_OFF: Self = Self(0x81);
+    /// Not a call's: an exit was served, and the guest goes on.
+    pub const RESUME: Self = Self(0x85);
+    const WAIT: u64 = 0x83;
+    const WAIT_EXTENDED: u64 = 0x84;
 
     /// A secondary has its result, and the primary is entered with this outcome, a message or a wake-up, first.
     pub const fn with(outcome: Outcome) -> Self {
@@ -51,35 +51,29 @@ impl Leave {
         Self(outcome.encode(Style::Reference))
     }
 
-    /// The primary runs a vCPU, which is held on this pCPU's executor, or queued for.
-    #[inline]
-    pub const fn run(style: Style, queued: bool) -> Self {
-        let queued = if queued { Self::RUN_QUEUED } else { 0 };
-        let extended = if let Style::Extended { .. } = style { Self::RUN_EXTENDED } else { 0 };
-        Self(Self::RUN | queued | extended)
-    }
-
-    /// Whether it is that; and if so, whether it is queued for, and in which style the primary wants its answer.
-    #[inline]
-    pub const fn as_run(self) -> Option<(bool, Style)> {
-        if self.0 & Self::RUN_BITS != Self::RUN {
-            return None;
+    /// The primary asks for a vCPU that is being saved; its place in the queue is left with this pCPU's executor.
+    pub const fn to_wait(style: Style) -> Self {
+        match style {
+            Style::Reference => Self(Self::WAIT),
+            Style::Extended { .. } => Self(Self::WAIT_EXTENDED),
         }
-        // How long it is willing to wait has been said to whom it waits for.
-        let extended = Style::Extended { patience: Patience::WhileSaving };
-        let style = if self.0 & Self::RUN_EXTENDED != 0 { extended } else { Style::Reference };
-        Some((self.0 & Self::RUN_QUEUED != 0, style))
     }
 
-    /// The run result.
-    pub const fn told(self) -> Outcome {
-        Outcome::Told(self.0)
+    /// If it is that: the style in which the primary wants its answer.
+    pub const fn waits(self) -> Option<Style> {
+        match self.0 {
+            Self::WAIT => Some(Style::Reference),
+            // How long it is willing to wait has been said to whom it waits for.
+            Self::WAIT_EXTENDED => Some(Style::Extended { patience: Patience::WhileSaving }),
+            _ => None,
+        }
     }
 
     pub const fn from_word(word: u64) -> Self {
         Self(word)
     }
 
+    /// For what a secondary's call left it with: the run result, in either style.
     pub const fn word(self) -> u64 {
         self.0
     }

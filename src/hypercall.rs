@@ -4,6 +4,8 @@
 //! Each function follows its row of the contract (`src/abi.md`): who may call, what is checked, in which order, and the
 //! number that says no. A guest's mistake is an answer, never a fault of ours.
 
+use core::fmt;
+
 use crate::arch;
 use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
 use crate::exec::Local;
@@ -17,7 +19,7 @@ use crate::sync::Ordering;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// A vCPU that runs, or is about to, and the pCPU that it does so on: who calls.
+/// Who calls: a vCPU, and the executor of the pCPU that it runs on.
 #[derive(Clone, Copy)]
 pub struct Guest<'a> {
     pub local: &'a Local,
@@ -36,30 +38,60 @@ impl Guest<'_> {
     }
 }
 
-/// What becomes of the caller. Two registers, as the assembly has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
+/// What becomes of the caller: its x0, and whether it goes on. One value of two registers, so that whoever passes it on can
+/// do so by a jump.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
 #[must_use]
-pub struct Verdict {
-    /// Its x0 when it runs next, unless it waits for that.
-    pub result: u64,
-    pub leave: Leave,
-}
+pub struct Verdict(u128);
 
 impl Verdict {
+    /// A secondary goes on with what it did.
+    pub const RESUME: Self = Self::new(0, Leave::RESUME);
+
+    #[inline]
+    const fn new(result: u64, leave: Leave) -> Self {
+        Self((leave.word() as u128) << 64 | result as u128)
+    }
+
     /// It goes on at once.
     #[inline]
     pub const fn answer(result: u64) -> Self {
-        Self { result, leave: Leave::NOT }
+        Self::new(result, Leave::NOT)
     }
 
+    /// It waits for its result, or for more than that.
+    #[inline]
     pub const fn leave(leave: Leave) -> Self {
-        Self { result: 0, leave }
+        Self::new(0, leave)
+    }
+
+    /// It goes on when what there is to report has been reported.
+    pub const fn report(result: u64) -> Self {
+        Self::new(result, Leave::REPORT)
     }
 
     /// It goes on when the primary has been told.
-    const fn then_tell(result: u64, outcome: Outcome) -> Self {
-        Self { result, leave: Leave::with(outcome) }
+    pub const fn then_tell(result: u64, outcome: Outcome) -> Self {
+        Self::new(result, Leave::with(outcome))
+    }
+
+    /// Its x0 when it runs next, unless it waits for that.
+    #[inline]
+    pub const fn result(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Why it does not go on at once.
+    #[inline]
+    pub const fn why(self) -> Leave {
+        Leave::from_word((self.0 >> 64) as u64)
+    }
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} and {:?}", self.result(), self.why())
     }
 }
 
@@ -67,7 +99,11 @@ impl Verdict {
 ///
 /// Every case that is more than a few instructions is a function of its own, so that the rest needs no stack.
 #[inline]
-pub fn arrive(guest: &Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
+pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
+    // The one that all the others are there for comes first.
+    if Call::is_vcpu_run(x0) {
+        return vcpu_run(guest, x1, x2, Style::Reference);
+    }
     match Call::decode([x0, x1, x2, x3]) {
         Call::Unknown => unknown(guest, x0, x1, x2, x3),
         call => serve(guest, call),
@@ -76,9 +112,9 @@ pub fn arrive(guest: &Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
 
 /// Serves a call that is decoded.
 #[inline]
-pub fn serve(guest: &Guest<'_>, call: Call) -> Verdict {
+pub fn serve(guest: Guest<'_>, call: Call) -> Verdict {
     match call {
-        Call::VcpuRun { vm, vcpu, style } => vcpu_run(guest, vm, vcpu, style),
+        Call::VcpuRun { vm, vcpu, style } => vcpu_run_ext(guest, vm, vcpu, style),
         Call::VmGetCount => Verdict::answer(guest.local.machine().vms.len() as u64),
         Call::VcpuGetCount { vm } => Verdict::answer(vcpu_get_count(guest, vm)),
         Call::VmConfigure { send, recv } => vm_configure(guest, send, recv),
@@ -95,22 +131,27 @@ pub fn serve(guest: &Guest<'_>, call: Call) -> Verdict {
 }
 
 /// The primary's; what it names is looked up here.
-#[inline(never)]
-fn vcpu_run(guest: &Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
+#[inline(always)]
+fn vcpu_run(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(match style {
             Style::Reference => Outcome::Absent.encode(style),
             Style::Extended { .. } => FAILED,
         });
     }
-    match guest.local.machine().vcpu(vm, vcpu) {
-        Some(target) if !target.vm().id.is_primary() => run::ask(guest.local, target, style),
-        _ => Verdict::answer(Outcome::Absent.encode(style)),
+    match guest.local.machine().runnable(vm, vcpu) {
+        Some(target) => run::vcpu_run(guest, target, style),
+        None => Verdict::answer(Outcome::Absent.encode(style)),
     }
 }
 
+#[inline(never)]
+fn vcpu_run_ext(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
+    vcpu_run(guest, vm, vcpu, style)
+}
+
 #[inline]
-fn vcpu_get_count(guest: &Guest<'_>, vm: u64) -> u64 {
+fn vcpu_get_count(guest: Guest<'_>, vm: u64) -> u64 {
     if !guest.is_primary() {
         return FAILED;
     }
@@ -118,12 +159,12 @@ fn vcpu_get_count(guest: &Guest<'_>, vm: u64) -> u64 {
 }
 
 #[inline(never)]
-fn vm_configure(guest: &Guest<'_>, send: u64, recv: u64) -> Verdict {
+fn vm_configure(guest: Guest<'_>, send: u64, recv: u64) -> Verdict {
     Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
 }
 
 #[inline(never)]
-fn mailbox_send(guest: &Guest<'_>, to: u64, size: u64) -> Verdict {
+fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
     if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
         return Verdict::answer(FAILED);
     }
@@ -150,7 +191,7 @@ fn mailbox_send(guest: &Guest<'_>, to: u64, size: u64) -> Verdict {
 }
 
 #[inline(never)]
-fn mailbox_receive(guest: &Guest<'_>, block: bool) -> Verdict {
+fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     if guest.is_primary() {
         return Verdict::answer(NO_MESSAGE);
     }
@@ -165,12 +206,12 @@ fn mailbox_receive(guest: &Guest<'_>, block: bool) -> Verdict {
 }
 
 #[inline(never)]
-fn mailbox_clear(guest: &Guest<'_>) -> Verdict {
+fn mailbox_clear(guest: Guest<'_>) -> Verdict {
     Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
 #[inline(never)]
-fn enable_interrupt(guest: &Guest<'_>, id: u64, enable: bool) -> Verdict {
+fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
     let Some(id) = checked_id(id) else { return Verdict::answer(FAILED) };
     guest.vcpu.interrupts.enable(id, enable);
     settle_line(guest);
@@ -178,7 +219,7 @@ fn enable_interrupt(guest: &Guest<'_>, id: u64, enable: bool) -> Verdict {
 }
 
 #[inline(never)]
-fn get_and_acknowledge_interrupt(guest: &Guest<'_>) -> Verdict {
+fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
     let Some(id) = guest.vcpu.interrupts.fetch() else { return Verdict::answer(NO_INTERRUPT) };
     guest.vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
     settle_line(guest);
@@ -186,7 +227,7 @@ fn get_and_acknowledge_interrupt(guest: &Guest<'_>) -> Verdict {
 }
 
 #[inline(never)]
-fn inject_interrupt(guest: &Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
+fn inject_interrupt(guest: Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
     let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
         return Verdict::answer(FAILED);
     };
@@ -224,14 +265,14 @@ pub fn kick(local: &Local, vcpu: &Vcpu, cpu: CpuId) {
 
 /// The caller's own virtual interrupt line, when what is deliverable has changed. The primary has none: its interrupts
 /// are physical.
-fn settle_line(guest: &Guest<'_>) {
+fn settle_line(guest: Guest<'_>) {
     if !guest.is_primary() {
         arch::set_virtual_interrupt(guest.vcpu.interrupts.deliverable());
     }
 }
 
 #[inline(never)]
-fn vcpu_counter(guest: &Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
+fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }
@@ -257,7 +298,7 @@ fn call_exists(function: u64) -> Verdict {
 /// The primary's may be one to the firmware.
 #[cold]
 #[inline(never)]
-fn unknown(guest: &Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
+fn unknown(guest: Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }

@@ -1,15 +1,16 @@
 //! The life of a pCPU, and in it the life of a `vcpu_run`, in the order in which it happens.
 //!
 //! 1. the primary's `vcpu_run(vm, vcpu)` arrives: decode and validate ([`crate::hypercall`])
-//! 2. ask for the registers: they are ours at once if they are parked, later if another pCPU is still saving them
+//! 2. take the registers if nothing is owed; else claim them: now, or, if another pCPU is still saving them, later; a
+//!    physical interrupt for the primary ends the wait (**Nobody Spins**)
 //! 3. settle what is owed, now that the registers are exclusively ours
-//! 4. wait for them, if need be; a physical interrupt for the primary ends the wait (**Nobody Spins**)
-//! 5. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
-//! 6. save, publish; whoever waits for this vCPU is woken
-//! 7. encode the answer into the primary's registers, and enter the primary
+//! 4. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
+//! 5. save, publish; whoever waits for this vCPU is woken
+//! 6. encode the answer for the primary, and go back to it
 //!
-//! A call that answers at once never gets here: steps 1 to 3 happen on the way in from the primary, whose registers are
-//! still in the hardware, and only a run that is going to happen, or to wait, brings it back to the executor.
+//! All of that is polled once on the way in from the primary, on top of the entry that the primary is in: its general
+//! registers stay where that poll put them. Only a run that has to wait brings it back to the executor, which awaits the
+//! claim and then runs the same function.
 
 use futures_util::future::{Either, FutureExt, select};
 
@@ -17,37 +18,38 @@ use crate::arch;
 use crate::call::{Outcome, Style};
 use crate::exec::{Local, Never};
 use crate::exit::{Cause, Exit, Fault, Leave};
-use crate::handoff::Patience;
+use crate::handoff::{Life, Patience};
 use crate::hypercall::{self, Guest, Verdict};
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
-use crate::vcpu::{Claim, Held, Life, LoadedVcpu, ParkedRegs, Requested, Vcpu};
+use crate::vcpu::{Claim, LoadedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
 
 /// The main task of a pCPU: off, on, off, on.
 pub async fn live(local: &Local) -> Never {
-    let guest = Guest { local, vcpu: &local.machine().primary().vcpus[local.cpu().index()] };
+    let vcpu = &local.machine().primary().vcpus[local.cpu().index()];
     loop {
         let start = local.pcpu().power.turned_on().await;
         // Nobody else ever asks for a vCPU of the primary: this resolves at once.
-        let Ok(mut regs) = guest.vcpu.claim(local, Patience::WhileLoaded).await else { continue };
+        let Ok(mut regs) = vcpu.claim(local, Patience::WhileLoaded).await else { continue };
         regs.owned().regs.start(start.entry, start.context);
-        run_primary(&guest, regs.load()).await;
+        run_primary(local, regs.load()).await;
         local.pcpu().power.set_off();
     }
 }
 
 /// Runs the primary's vCPU of this pCPU until it turns itself off.
-async fn run_primary(guest: &Guest<'_>, mut primary: LoadedVcpu<'_>) {
-    let local = guest.local;
+async fn run_primary(local: &Local, mut primary: LoadedVcpu<'_>) {
     loop {
-        let exit = local.enter(&mut primary.owned().regs, guest, false).await;
+        let exit = local.enter(&mut primary).await;
         match exit {
-            Exit::Call(leave) => match (leave.as_run(), local.take_held()) {
-                (Some((queued, style)), Some(held)) => {
-                    let outcome = vcpu_run(local, &mut primary, held, queued).await;
-                    // 7
-                    primary.owned().regs.return_from_hypercall(outcome.encode(style));
+            Exit::Call(leave) => match (leave.waits(), local.take_held()) {
+                (Some(style), Some(held)) => {
+                    let verdict = match wait(held.take_up(local)).await {
+                        Ok(ready) => run_for(primary.vcpu(), ready, style),
+                        Err(outcome) => tell(outcome, style),
+                    };
+                    primary.owned().regs.return_from_hypercall(verdict.result());
                 }
                 _ if leave == Leave::TURN_OFF => return,
                 _ => {} // it has its result already
@@ -57,171 +59,210 @@ async fn run_primary(guest: &Guest<'_>, mut primary: LoadedVcpu<'_>) {
                 psci::Answer::TurnOff => return,
             },
             // Nothing of the primary's is taken away from it but memory and features that are not there.
-            Exit::Fault(fault) => primary.owned().regs.raise(fault),
+            Exit::Fault => {
+                let regs = &mut primary.owned().regs;
+                regs.raise(local.arch().fault(regs));
+            }
             Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
         }
     }
 }
 
-/// Steps 2 and 3: asks for the vCPU that the primary wants to run on this pCPU. Either there is an outcome at once, or the
-/// registers are left with the executor.
+/// Steps 2 to 6, in one poll: runs the vCPU that the primary, which is in the call, wants to run; unless it has to wait for
+/// it, which the executor does.
 #[inline]
-pub fn ask(local: &Local, target: &'static Vcpu, style: Style) -> Verdict {
-    // 2
-    let refused = match target.request(local, style.patience()) {
-        // 3
-        Requested::Granted(mut regs) => match settle(local, &mut regs) {
-            Ok(()) => {
-                local.leave_held(regs.hold());
-                return Verdict::leave(Leave::run(style, false));
-            }
-            Err(outcome) => outcome,
+pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    match target.take(caller.local) {
+        Some(ready) => run_for(caller.vcpu, ready, style),
+        // Not even claimed, unless there is something to settle.
+        None if target.is_blocked() && target.vm().stopped().is_none() => Verdict::answer(WAIT),
+        None => claim_and_run(caller, target, style),
+    }
+}
+
+/// As [`vcpu_run`], for one that is not simply there to be taken.
+#[inline(never)]
+fn claim_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    let local = caller.local;
+    match target.request(local, style.patience()) {
+        Requested::Granted(regs) => match settle(regs) {
+            Ok(ready) => run_for(caller.vcpu, ready, style),
+            Err(outcome) => tell(outcome, style),
         },
         Requested::Queued(claim) => {
             local.leave_held(claim.hold());
-            return Verdict::leave(Leave::run(style, true));
+            Verdict::leave(Leave::to_wait(style))
         }
-        Requested::Busy => Outcome::Busy,
-    };
-    let leave = if let Outcome::Stopped(_) = refused { Leave::REPORT } else { Leave::NOT };
-    Verdict { result: refused.encode(style), leave }
+        Requested::Busy => tell(Outcome::Busy, style),
+    }
+}
+
+/// What the primary is told about a run that did not happen.
+fn tell(outcome: Outcome, style: Style) -> Verdict {
+    let told = outcome.encode(style);
+    if let Outcome::Stopped(_) = outcome { Verdict::report(told) } else { Verdict::answer(told) }
 }
 
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
 #[inline]
-fn settle(local: &Local, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> {
+fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let vcpu = regs.vcpu();
     if let Some(reason) = vcpu.vm().stopped() {
-        report_stopped(local, vcpu);
-        return Err(Outcome::Stopped(reason));
+        return Err(stopped(regs.local(), vcpu, reason));
     }
-    let owned = regs.owned();
-    match owned.life {
-        Life::Ready => Ok(()),
-        Life::Off => Err(Outcome::Stopped(Stop::Off)),
+    match regs.life() {
+        Life::Ready => {}
+        Life::Off => return Err(Outcome::Stopped(Stop::Off)),
         Life::BlockedInReceive => {
             let result = BlockedReceive { vcpu }.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
-            owned.regs.return_from_hypercall(result);
-            owned.life = Life::Ready;
-            Ok(())
+            regs.owned().regs.return_from_hypercall(result);
         }
     }
+    Ok(regs.ready())
 }
 
+/// What not every VM needs before it runs: one that was stopped does not, and one with several vCPUs shares its TLB entries
+/// among them.
 #[cold]
-fn report_stopped(local: &Local, vcpu: &Vcpu) {
+#[inline(never)]
+fn attend(ready: &ReadyVcpu<'_>) -> Option<Stop> {
+    let stopped = ready.vcpu().vm().stopped();
+    if stopped.is_none() {
+        ready.drop_translations_of_others();
+    }
+    stopped
+}
+
+/// The primary asks for a vCPU of a VM that was stopped. The log says so once.
+#[cold]
+fn stopped(local: &Local, vcpu: &Vcpu, reason: Stop) -> Outcome {
     if !vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
         local.pcpu().reports.send(Report::RanStopped { vm: vcpu.vm().id, vcpu: vcpu.id() });
     }
+    Outcome::Stopped(reason)
 }
 
-/// Runs a secondary's vCPU on this pCPU until the primary is needed.
+/// [`run`], for the primary's vCPU that is in the call, or has come from it to the executor.
+#[inline(never)]
+#[allow(unsafe_code)] // takes the caller's token
+fn run_for(primary: &'static Vcpu, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
+    // SAFETY: it is this pCPU's, was entered here, and goes on only when this has returned.
+    let mut primary = unsafe { LoadedVcpu::calling(primary, ready.local()) };
+    run(&mut primary, ready, style)
+}
+
+/// Steps 4 to 6: runs a secondary's vCPU on this pCPU until the primary is needed.
 ///
-/// Cancel safety: up to the load, dropping it leaves the vCPU claimable and nobody waiting; it is not dropped after that.
-async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, held: Held, queued: bool) -> Outcome {
-    let vcpu = held.vcpu();
-    let target = Guest { local, vcpu };
-    let regs = match held.take_up(local, queued) {
-        Requested::Granted(regs) => regs,
-        Requested::Queued(claim) => match wait(local, claim).await {
-            Ok(regs) => regs,
-            Err(outcome) => return outcome,
-        },
-        Requested::Busy => return Outcome::Busy,
+/// There is nothing to await in here: what this pCPU has to do besides can only come from an exit, and a loaded vCPU is
+/// never abandoned.
+#[inline(always)]
+fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
+    let (vcpu, local) = (ready.vcpu(), ready.local());
+    // 4. Not before the word says Loaded: whoever stops the VM later than this look sees that, and kicks the vCPU.
+    if vcpu.vm().needs_attention()
+        && let Some(reason) = attend(&ready)
+    {
+        return tell(stopped(local, vcpu, reason), style);
+    }
+    let mut guest = primary.make_way_for(ready);
+    let verdict = loop {
+        let line = vcpu.interrupts.deliverable();
+        let exit = guest.enter(line);
+        let verdict = serve(&mut guest, exit, style);
+        if verdict != Verdict::RESUME {
+            break verdict;
+        }
     };
     // 5
-    primary.step_aside();
-    let mut guest = regs.load();
-    let outcome = loop {
-        // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
-        if let Some(reason) = vcpu.vm().stopped() {
-            break Outcome::Stopped(reason);
-        }
-        let line = vcpu.interrupts.deliverable();
-        let exit = local.enter(&mut guest.owned().regs, &target, line).await;
-        match serve(&target, &mut guest, exit) {
-            Served::Resume => {}
-            Served::Leave(outcome) => break outcome,
-        }
-    };
-    // 6
     guest.park();
     vcpu.interrupts.look_again();
     arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
-    primary.step_back();
-    wake_that_crossed(vcpu, outcome)
+    primary.come_back();
+    // 6
+    wake_that_crossed(vcpu, verdict, style)
 }
 
-/// Step 4, and then 3 for what has been waited for.
-async fn wait<'a>(local: &'a Local, claim: Claim<'a>) -> Result<ParkedRegs<'a>, Outcome> {
-    let mut regs = match select(claim, local.interrupt()).await {
-        Either::Left((Ok(regs), _)) => regs,
-        Either::Left((Err(_busy), _)) => return Err(Outcome::Busy),
-        Either::Right(((), _withdrawn)) => return Err(Outcome::Interrupted),
-    };
-    settle(local, &mut regs)?;
-    Ok(regs)
-}
-
-/// Step 6, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
-/// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
-/// injects then is the primary, or answers that it woke it.
-#[inline]
-fn wake_that_crossed(vcpu: &Vcpu, outcome: Outcome) -> Outcome {
-    if outcome == Outcome::WaitForInterrupt && vcpu.interrupts.deliverable() {
-        return Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() };
+/// Steps 2 and 3 of a run that has to wait.
+async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
+    let local = claim.local();
+    match select(claim, local.interrupt()).await {
+        Either::Left((Ok(regs), _)) => settle(regs),
+        Either::Left((Err(_busy), _)) => Err(Outcome::Busy),
+        Either::Right(((), _withdrawn)) => Err(Outcome::Interrupted),
     }
-    outcome
 }
 
-/// What an exit of a secondary came to.
-#[must_use]
-enum Served {
-    Resume,
-    Leave(Outcome),
-}
-
-/// Step 5, after an exit: serves it, or says with which answer the primary is to be entered.
+/// Step 6: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will
+/// say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
+/// then is the primary, or answers that it woke it.
 #[inline]
-fn serve(target: &Guest<'_>, guest: &mut LoadedVcpu<'_>, exit: Exit) -> Served {
-    let owned = guest.owned();
+fn wake_that_crossed(vcpu: &Vcpu, verdict: Verdict, style: Style) -> Verdict {
+    if verdict == Verdict::answer(WAIT) && vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { verdict }
+}
+
+#[cold]
+#[inline(never)]
+fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
+    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
+}
+
+/// What the primary is told about a vCPU that waits, in either style.
+const WAIT: u64 = Outcome::WaitForInterrupt.encode(Style::Reference);
+
+/// Step 4, after an exit: serves it, and lets the guest go on, or says what the primary is to be told.
+#[inline]
+fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
     match exit {
-        Exit::Call(Leave::BLOCKED) => {
-            owned.life = Life::BlockedInReceive;
-            Served::Leave(Outcome::WaitForInterrupt)
+        Exit::Call(leave) => {
+            if leave == Leave::BLOCKED {
+                guest.block();
+            }
+            Verdict::answer(leave.word())
         }
-        Exit::Call(leave) => Served::Leave(leave.told()),
-        Exit::Wfi if target.vcpu.interrupts.deliverable() => {
-            owned.regs.skip_instruction();
-            Served::Resume
-        }
-        // The program counter stays on it: it runs again.
-        Exit::Wfi => Served::Leave(Outcome::WaitForInterrupt),
-        // It was only to make us look: at interrupts, or that the VM was stopped.
-        Exit::Interrupt if arch::take_kick(target.local.pcpu()) && !arch::interrupt_pending() => Served::Resume,
-        Exit::Interrupt => Served::Leave(Outcome::Preempted),
+        // The program counter stays on it: it runs again. What has come since the entry is looked for below.
+        Exit::Wfi => Verdict::answer(WAIT),
+        Exit::Interrupt => interrupted(guest, style),
+        exit => serve_rare(guest, exit, style),
+    }
+}
+
+/// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.
+#[inline(never)]
+fn interrupted(guest: &LoadedVcpu<'_>, style: Style) -> Verdict {
+    let kicked = arch::take_kick(guest.local().pcpu()) && !arch::interrupt_pending();
+    match (kicked, guest.vcpu().vm().stopped()) {
+        (true, None) => Verdict::RESUME,
+        (true, Some(reason)) => Verdict::answer(Outcome::Stopped(reason).encode(style)),
+        (false, _) => Verdict::answer(Outcome::Preempted.encode(style)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn serve_rare(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
+    let (vcpu, local) = (guest.vcpu(), guest.local());
+    let regs = &mut guest.owned().regs;
+    let fault = match exit {
         Exit::Wfe => {
-            owned.regs.skip_instruction();
-            Served::Leave(Outcome::Yield)
+            regs.skip_instruction();
+            return Verdict::answer(Outcome::Yield.encode(style));
         }
         Exit::Smc { immediate: 0 } => {
-            owned.regs.return_from_smc(crate::call::FAILED);
-            Served::Resume
+            regs.return_from_smc(crate::call::FAILED);
+            return Verdict::RESUME;
         }
         Exit::Smc { immediate } => {
-            let cause = Cause::IllegalSmc { immediate };
-            stop(target, Fault { cause, pc: owned.regs.pc(), syndrome: 0, address: 0 })
+            Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
         }
-        Exit::Fault(fault) => stop(target, fault),
-    }
+        _ => local.arch().fault(regs),
+    };
+    Verdict::report(stop(local, vcpu, fault).encode(style))
 }
 
 /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
-#[cold]
-fn stop(target: &Guest<'_>, fault: Fault) -> Served {
-    let Guest { local, vcpu } = *target;
+fn stop(local: &Local, vcpu: &Vcpu, fault: Fault) -> Outcome {
     let vm = vcpu.vm();
     vm.stop(fault.reason());
     for other in vm.vcpus {
@@ -230,5 +271,5 @@ fn stop(target: &Guest<'_>, fault: Fault) -> Served {
         }
     }
     local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
-    Served::Leave(Outcome::Stopped(fault.reason()))
+    Outcome::Stopped(fault.reason())
 }

@@ -1,25 +1,28 @@
-//! A vCPU, and the two tokens that are the only ways to its registers.
+//! A vCPU, and the tokens that are the only ways to its registers.
 //!
 //! ```text
-//!    Vcpu::claim(..).await ──► ParkedRegs ──load──► LoadedVcpu ──park──► (saved and published)
-//!                                  │ drop                │ drop: the same as park
-//!                                  ▼                     ▼
-//!                               released          a loaded vCPU is never abandoned
+//!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
+//!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
+//!    Vcpu::take(..) ─────────────────────────────────────┘                    ▼
+//!                              drop: released        drop: given back    a loaded vCPU is never abandoned
 //! ```
 //!
-//! Holding a token *is* owning the registers (**Single Owner**): both are made only by an edge of the
-//! [handoff word](crate::handoff), borrow this pCPU's executor, and so can go to no other pCPU. What was asked for inside
-//! a hypercall and is needed outside of it travels as [`Held`], which is no less owned and can only be taken up again.
+//! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the
+//! [handoff word](crate::handoff), borrows this pCPU's executor, and so can go to no other pCPU. A place in the queue for
+//! one goes from the call that asks to the executor that waits as [`Held`].
 
 #![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
 
 use core::future::Future;
+use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
 use crate::arch::Regs;
 use crate::exec::{self, Local, Task};
-use crate::handoff::{Handoff, Next, Patience, Phase, Request};
+use crate::exit::Exit;
+use crate::hypercall::Guest;
+use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
 use crate::ids::{CpuId, VcpuId};
 use crate::owed::VirtualInterrupts;
 use crate::pcpu::Pcpu;
@@ -43,22 +46,12 @@ pub struct Vcpu {
 /// What belongs to the owner of a vCPU's registers.
 #[repr(C)]
 pub struct Owned {
-    pub life: Life,
-    /// Where it ran last.
-    last: Option<CpuId>,
+    /// The index of the pCPU where it ran last, or [`NOWHERE`].
+    last: u8,
     pub regs: Regs,
 }
 
-/// What a vCPU that is not loaded would do next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Life {
-    /// It was not started, or turned itself off.
-    Off,
-    /// It can run.
-    Ready,
-    /// It is in `mailbox_receive`, whose return value is owed.
-    BlockedInReceive,
-}
+const NOWHERE: u8 = u8::MAX;
 
 /// What happened to a vCPU, for whoever schedules it. Written by the owner (`kicks`: by the kicker), read by anybody.
 #[derive(Default)]
@@ -91,13 +84,13 @@ impl Vcpu {
     /// A vCPU that is off.
     pub const fn new() -> Self {
         Self {
-            handoff: Handoff::parked(),
+            handoff: Handoff::parked(Life::Off),
             id: AtomicU16::new(0),
             vm: Fixed::new(&vm::NOBODYS),
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
-            owned: ProtocolCell::new(Owned { life: Life::Off, last: None, regs: Regs::new() }),
+            owned: ProtocolCell::new(Owned { last: NOWHERE, regs: Regs::new() }),
         }
     }
 
@@ -119,11 +112,22 @@ impl Vcpu {
         self.vm.set(vm);
     }
 
+    /// Takes a vCPU that is owed nothing, to run it on the pCPU whose executor this is. None if it is not to be had like
+    /// that: then [`Self::request`] knows more.
+    #[inline]
+    pub fn take<'a>(&'static self, local: &'a Local) -> Option<ReadyVcpu<'a>> {
+        if !self.handoff.take(local.cpu()) {
+            return None;
+        }
+        self.interrupts.look_again();
+        Some(ReadyVcpu { vcpu: self, local })
+    }
+
     /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
     #[inline]
     pub fn request<'a>(&'static self, local: &'a Local, patience: Patience) -> Requested<'a> {
         match self.handoff.request(local.cpu(), patience) {
-            Request::Granted => Requested::Granted(ParkedRegs { vcpu: self, local }),
+            Request::Granted(life) => Requested::Granted(ParkedRegs { vcpu: self, local, life }),
             // Whoever lets go finds us in the word and wakes our main task: no waker to register.
             Request::Queued => Requested::Queued(Claim { vcpu: self, local, patience, stage: Stage::Queued }),
             Request::Busy => Requested::Busy,
@@ -141,12 +145,19 @@ impl Vcpu {
     }
 
     /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU, which `me` is.
-    pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned)) {
-        if let Request::Granted = self.handoff.request(me, Patience::WhileSaving) {
+    pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned) -> Life) {
+        if let Request::Granted(_) = self.handoff.request(me, Patience::WhileSaving) {
             // SAFETY: Single Owner: the word says Claimed by this pCPU until it is released below.
-            prepare(unsafe { self.owned.get_mut() });
-            let Next::Nobody = self.handoff.release(me) else { unreachable!("at boot nobody waits") };
+            let life = prepare(unsafe { self.owned.get_mut() });
+            let Next::Nobody = self.handoff.release(me, life) else { unreachable!("at boot nobody waits") };
         }
+    }
+
+    /// Whether it is parked in `mailbox_receive` and there is nothing for it: then there is no need to claim it to know that
+    /// it waits. Whoever brings something later than this look says that it woke it.
+    #[inline]
+    pub fn is_blocked(&self) -> bool {
+        self.handoff.is_blocked() && !self.vm().mailbox.has_message() && !self.interrupts.deliverable()
     }
 
     /// The pCPU that runs it now, if one does.
@@ -157,7 +168,7 @@ impl Vcpu {
 
     /// Whether it is in nobody's hands. Stale as soon as it is returned.
     pub fn is_parked(&self) -> bool {
-        self.handoff.state().phase == Phase::Parked
+        self.handoff.state().owner.is_none()
     }
 }
 
@@ -197,6 +208,10 @@ enum Stage {
 }
 
 impl<'a> Claim<'a> {
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
     /// Takes the place in the queue out of this call; see [`Held`].
     pub fn hold(self) -> Held {
         let held = Held(self.vcpu);
@@ -226,12 +241,14 @@ impl<'a> Future for Claim<'a> {
                     Poll::Ready(Err(Busy))
                 }
             },
-            Stage::Queued if vcpu.handoff.is_granted(local.cpu()) => {
-                count(&vcpu.counters.waits);
-                self.stage = Stage::Done;
-                Poll::Ready(Ok(ParkedRegs { vcpu, local }))
-            }
-            Stage::Queued => Poll::Pending,
+            Stage::Queued => match vcpu.handoff.is_granted(local.cpu()) {
+                None => Poll::Pending,
+                Some(life) => {
+                    count(&vcpu.counters.waits);
+                    self.stage = Stage::Done;
+                    Poll::Ready(Ok(ParkedRegs { vcpu, local, life }))
+                }
+            },
             Stage::Done => unreachable!("a claim was polled after it had resolved"),
         }
     }
@@ -245,27 +262,15 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Registers that are this pCPU's, or a place in the queue for them, on the way from the call that asked to the executor
-/// that goes on with it. It must be taken up again, as what it was: it has no drop that would let go.
-#[must_use = "what is held and not taken up is nobody's for ever"]
+/// A place in the queue, on the way from the call that asked to the executor that waits. It must be taken up again: it has
+/// no drop that would give it up.
+#[must_use = "a place in the queue that is held and not taken up keeps everybody else out"]
 pub struct Held(&'static Vcpu);
 
 impl Held {
-    /// The vCPU whose registers they are.
-    #[inline]
-    pub fn vcpu(&self) -> &'static Vcpu {
-        self.0
-    }
-
-    /// Back to the token, on the same pCPU. What is `queued` turns out to be granted, or is not yet, at the next poll.
-    #[inline]
-    pub fn take_up(self, local: &Local, queued: bool) -> Requested<'_> {
-        let Self(vcpu) = self;
-        if queued {
-            Requested::Queued(Claim { vcpu, local, patience: Patience::WhileSaving, stage: Stage::Queued })
-        } else {
-            Requested::Granted(ParkedRegs { vcpu, local })
-        }
+    /// Back to the claim, on the same pCPU.
+    pub fn take_up(self, local: &Local) -> Claim<'_> {
+        Claim { vcpu: self.0, local, patience: Patience::WhileSaving, stage: Stage::Queued }
     }
 }
 
@@ -292,12 +297,24 @@ impl Held {
 pub struct ParkedRegs<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,
+    life: Life,
 }
 
 impl<'a> ParkedRegs<'a> {
     #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
+    }
+
+    /// What it would do next; [`Self::ready`] says that this is settled.
+    #[inline]
+    pub fn life(&self) -> Life {
+        self.life
     }
 
     #[inline]
@@ -306,40 +323,94 @@ impl<'a> ParkedRegs<'a> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Takes the registers out of this call; see [`Held`].
+    /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
-    pub fn hold(self) -> Held {
-        let held = Held(self.vcpu);
-        core::mem::forget(self);
-        held
+    pub fn ready(self) -> ReadyVcpu<'a> {
+        let (vcpu, local) = (self.vcpu, self.local);
+        core::mem::forget(self); // the claim becomes the load
+        vcpu.handoff.load(local.cpu());
+        vcpu.interrupts.look_again();
+        ReadyVcpu { vcpu, local }
     }
 
     /// Puts the vCPU into this pCPU's hardware.
-    #[inline]
     pub fn load(self) -> LoadedVcpu<'a> {
-        let (vcpu, local) = (self.vcpu, self.local);
-        core::mem::forget(self); // the claim becomes the load
-        let me = local.cpu();
-        vcpu.handoff.load(me);
-        vcpu.interrupts.look_again();
-        let mut loaded = LoadedVcpu { vcpu, local };
-        count(&vcpu.counters.runs);
-        let owned = loaded.owned();
-        if owned.last != Some(me) {
-            if owned.last.is_some() {
-                count(&vcpu.counters.migrations);
-            }
-            owned.last = Some(me);
-        }
-        local.arch().load(&owned.regs);
-        loaded
+        self.ready().load()
     }
 }
 
 impl Drop for ParkedRegs<'_> {
     #[inline]
     fn drop(&mut self) {
-        wake_next(self.local, self.vcpu.handoff.release(self.local.cpu()));
+        wake_next(self.local, self.vcpu.handoff.release(self.local.cpu(), self.life));
+    }
+}
+
+/// A vCPU that this pCPU is about to load: everybody takes it for loaded, and only the registers are not there yet.
+pub struct ReadyVcpu<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl<'a> ReadyVcpu<'a> {
+    #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
+    /// Another vCPU of this VM may have been here last.
+    pub fn drop_translations_of_others(&self) {
+        // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
+        let owned = unsafe { self.vcpu.owned.get_mut() };
+        self.local.arch().drop_translations_of_others(&owned.regs);
+    }
+
+    /// Puts the registers into this pCPU's hardware.
+    pub fn load(self) -> LoadedVcpu<'a> {
+        let mut loaded = self.loading();
+        loaded.local.arch().load(&loaded.owned().regs);
+        loaded
+    }
+
+    /// The token for registers that are being put into the hardware.
+    #[inline]
+    fn loading(self) -> LoadedVcpu<'a> {
+        let (vcpu, local) = (self.vcpu, self.local);
+        core::mem::forget(self); // there is something to save from here on
+        let mut loaded = LoadedVcpu { vcpu, local, life: Life::Ready };
+        count(&vcpu.counters.runs);
+        let (owned, me) = (loaded.owned(), local.cpu().index() as u8);
+        if owned.last != me {
+            owned.moved_to(me, &vcpu.counters);
+        }
+        loaded
+    }
+}
+
+impl Drop for ReadyVcpu<'_> {
+    /// Nothing was loaded, so there is nothing to save.
+    #[cold]
+    #[inline(never)]
+    fn drop(&mut self) {
+        let (handoff, me) = (&self.vcpu.handoff, self.local.cpu());
+        handoff.deschedule(me);
+        wake_next(self.local, handoff.publish(me, Life::Ready));
+    }
+}
+
+impl Owned {
+    #[cold]
+    #[inline(never)]
+    fn moved_to(&mut self, here: u8, counters: &Counters) {
+        if self.last != NOWHERE {
+            count(&counters.migrations);
+        }
+        self.last = here;
     }
 }
 
@@ -385,9 +456,22 @@ impl Drop for ParkedRegs<'_> {
 pub struct LoadedVcpu<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,
+    /// What it would do next if it were parked now.
+    life: Life,
 }
 
-impl LoadedVcpu<'_> {
+impl<'l> LoadedVcpu<'l> {
+    /// Who it is; whoever has borrowed the token may speak for it.
+    pub fn as_guest(&mut self) -> Guest<'l> {
+        Guest { local: self.local, vcpu: self.vcpu }
+    }
+
+    #[inline]
+    pub fn local(&self) -> &'l Local {
+        self.local
+    }
+
+    #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
@@ -398,37 +482,62 @@ impl LoadedVcpu<'_> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Makes room in the hardware for another vCPU, without giving this one up: only the primary's does this.
+    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit.
     #[inline]
-    pub fn step_aside(&mut self) {
-        let local = self.local;
-        local.arch().set_aside(&mut self.owned().regs);
+    pub fn enter(&mut self, line: bool) -> Exit {
+        let (vcpu, local) = (self.vcpu, self.local);
+        // Not through `owned`: while the guest runs, its calls are served with a token of their own (`calling`).
+        // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
+        unsafe { local.arch().enter(&raw mut (*vcpu.owned.as_ptr()).regs, vcpu, local, line) }
     }
 
-    /// Comes back after [`Self::step_aside`].
+    /// The token of the guest whose call is being served, from inside its [`Self::enter`].
+    ///
+    /// # Safety
+    ///
+    /// `vcpu` has been entered on the pCPU of `local` by that function, which goes on only when the call has been served.
     #[inline]
-    pub fn step_back(&mut self) {
+    pub unsafe fn calling<'a>(vcpu: &'static Vcpu, local: &'a Local) -> ManuallyDrop<LoadedVcpu<'a>> {
+        ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::Ready })
+    }
+
+    /// It is in `mailbox_receive`: whoever runs it next settles that first.
+    #[inline]
+    pub fn block(&mut self) {
+        self.life = Life::BlockedInReceive;
+    }
+
+    /// Makes room in the hardware for another vCPU, and loads that, without giving this one up: only the primary's does this.
+    #[inline]
+    pub fn make_way_for<'a>(&mut self, ready: ReadyVcpu<'a>) -> LoadedVcpu<'a> {
+        let mut loaded = ready.loading();
+        self.local.arch().switch(&mut self.owned().regs, &loaded.owned().regs);
+        loaded
+    }
+
+    /// Comes back after [`Self::make_way_for`].
+    #[inline]
+    pub fn come_back(&mut self) {
         let local = self.local;
-        local.arch().load(&self.owned().regs);
+        local.arch().take_back(&self.owned().regs);
     }
 
     /// Saves the vCPU and lets go of it. Whoever waited for it is woken.
     #[inline]
-    pub fn park(self) {
-        drop(self);
+    pub fn park(mut self) {
+        self.save_and_publish();
+        core::mem::forget(self);
     }
-}
 
-impl Drop for LoadedVcpu<'_> {
     /// The save, in the only order that is right: deschedule, every register to memory, publish, wake.
-    #[inline]
-    fn drop(&mut self) {
+    #[inline(always)]
+    fn save_and_publish(&mut self) {
         let (vcpu, local) = (self.vcpu, self.local);
         let me = local.cpu();
         vcpu.handoff.deschedule(me);
         if cfg!(feature = "no-gate") {
             // The negative control: what everybody else has had to find out the hard way.
-            wake_next(local, vcpu.handoff.publish(me));
+            wake_next(local, vcpu.handoff.publish(me, self.life));
         }
         // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
         let owned = unsafe { vcpu.owned.get_mut() };
@@ -437,8 +546,14 @@ impl Drop for LoadedVcpu<'_> {
             crate::arch::before_publish();
         }
         if cfg!(not(feature = "no-gate")) {
-            wake_next(local, vcpu.handoff.publish(me));
+            wake_next(local, vcpu.handoff.publish(me, self.life));
         }
+    }
+}
+
+impl Drop for LoadedVcpu<'_> {
+    fn drop(&mut self) {
+        self.save_and_publish();
     }
 }
 

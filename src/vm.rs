@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use heapless::Vec;
 
-use crate::ids::{MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
+use crate::ids::{MAX_VCPUS, MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::{Mailbox, Pages};
 use crate::pcpu::Pcpu;
 use crate::report::Stop;
@@ -26,13 +26,25 @@ pub struct Vm {
     /// Fixed by the first `vm_configure`.
     pages: Once<Pages>,
     pub mailbox: Mailbox,
-    /// A [`Stop`], or 0.
-    stopped: AtomicU8,
+    /// A [`Stop`], or 0; and [`SHARES_TLB`].
+    attention: AtomicU8,
 }
+
+/// Other vCPUs of the VM may run on the same pCPU.
+const SHARES_TLB: u8 = 1 << 7;
 
 impl Vm {
     pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
-        Self { id, vcpus, memory, pages: Once::new(), mailbox: Mailbox::new(), stopped: AtomicU8::new(0) }
+        // A vCPU of the primary never leaves its pCPU.
+        let attention = if id.is_primary() || vcpus.len() <= 1 { 0 } else { SHARES_TLB };
+        Self {
+            id,
+            vcpus,
+            memory,
+            pages: Once::new(),
+            mailbox: Mailbox::new(),
+            attention: AtomicU8::new(attention),
+        }
     }
 
     /// Whether `page` is the address of a page of this VM's RAM.
@@ -66,15 +78,21 @@ impl Vm {
         if first { Ok(()) } else { Err(Refused) }
     }
 
+    /// Whether there is something to be done before one of its vCPUs runs: it was stopped, or its vCPUs share TLB entries.
+    #[inline]
+    pub fn needs_attention(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) != 0
+    }
+
     /// Why the VM was stopped, if it was.
     pub fn stopped(&self) -> Option<Stop> {
-        Stop::from_number(self.stopped.load(Ordering::Relaxed))
+        Stop::from_number(self.attention.load(Ordering::Relaxed) & !SHARES_TLB)
     }
 
     /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
     pub fn stop(&self, reason: Stop) {
         // SeqCst, with `Handoff::load`: a vCPU that is about to run sees this, or the caller sees it loaded.
-        self.stopped.store(reason as u8, Ordering::SeqCst);
+        self.attention.store(reason as u8, Ordering::SeqCst);
         for (n, _) in self.vcpus.iter().enumerate() {
             self.mailbox.forget_waiter(VcpuId(n as u16));
         }
@@ -90,12 +108,24 @@ pub struct Machine {
     pub pcpus: &'static [Pcpu],
     /// By id; the primary first.
     pub vms: Vec<Vm, MAX_VMS>,
+    /// What `vcpu_run` can run, by the numbers that it is given.
+    runnable: [[Option<&'static Vcpu>; MAX_VCPUS]; MAX_VMS],
 }
 
 /// The VM of a vCPU that belongs to none yet.
 pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), &[], Regions::new());
 
 impl Machine {
+    pub fn new(pcpus: &'static [Pcpu], vms: Vec<Vm, MAX_VMS>) -> Self {
+        let mut runnable = [[None; MAX_VCPUS]; MAX_VMS];
+        for (row, vm) in runnable.iter_mut().zip(&vms).filter(|(_, vm)| !vm.id.is_primary()) {
+            for (entry, vcpu) in row.iter_mut().zip(vm.vcpus) {
+                *entry = Some(vcpu);
+            }
+        }
+        Self { pcpus, vms, runnable }
+    }
+
     /// Tells every vCPU whose it is, now that this is the machine.
     pub fn settle(&'static self) -> &'static Self {
         for vm in &self.vms {
@@ -112,6 +142,12 @@ impl Machine {
 
     pub fn primary(&self) -> &Vm {
         &self.vms[VmId::PRIMARY.index()]
+    }
+
+    /// A vCPU of a secondary, by the numbers that the primary gave.
+    #[inline]
+    pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
     }
 
     /// A vCPU of any VM, by the numbers a guest gave.

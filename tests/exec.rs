@@ -21,7 +21,7 @@ use common::{On, P0, P1, Turn, refuses, said, trace};
 
 /// A machine without VMs.
 fn machine(pcpus: &'static [Pcpu]) -> &'static Machine {
-    Box::leak(Box::new(Machine { pcpus, vms: heapless::Vec::new() }))
+    Box::leak(Box::new(Machine::new(pcpus, heapless::Vec::new())))
 }
 
 /// Two pCPUs with executors and nothing on them.

@@ -1,21 +1,21 @@
 // Entering a guest, and coming back: a function call as far as Rust is concerned, but that only x19, x29 and the stack
 // pointer survive it (see `Cpu::enter`).
 //
-//   baton_enter(x0 = regs, x1 = guest, x2 = HCR_EL2) -> x0 = how it came back, x1 = why, if it was by a call
+//   baton_enter(x0 = regs, x1 = vCPU, x2 = executor, x3 = HCR_EL2) -> x18 = how it came back, x1 = why, if it was by a call
 //
-// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, guest; x19, x29; the return address. So
-// an exit finds its registers without any per-CPU pointer. A vector pushes x18 and x30 below that.
+// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, executor; x19,
+// x29. So an exit finds its registers without any per-CPU pointer. A vector pushes x18 and x30 below that.
 
 .section .text.switch, "ax"
 
 .global baton_enter
 .balign 64
 baton_enter:
-    stp     x0, x1, [sp, #-48]!
-    stp     x19, x29, [sp, #16]
-    str     x30, [sp, #32]
+    stp     x0, x30, [sp, #-48]!
+    stp     x1, x2, [sp, #16]
+    stp     x19, x29, [sp, #32]
 
-    msr     hcr_el2, x2
+    msr     hcr_el2, x3
     ldp     x3, x4, [x0, #{PC}]         // pc, pstate
     msr     elr_el2, x3
     msr     spsr_el2, x4
@@ -59,7 +59,8 @@ baton_exit_call:
     stp     x26, x27, [x2, #{X} + 8 * 26]
     stp     x28, x29, [x2, #{X} + 8 * 28]
     stp     x30, x1, [x2, #{X} + 8 * 30]
-    mov     x0, #{HOW_CALL}
+    mov     x18, #{HOW_CALL}
+    mov     x30, x2
     b       3f
 
 // Any other exit; the vector pushed x18 and x30. x18 = how it came back. All other registers are the guest's.
@@ -76,22 +77,20 @@ baton_exit:
     stp     x12, x13, [x30, #{X} + 8 * 12]
     stp     x14, x15, [x30, #{X} + 8 * 14]
     stp     x16, x17, [x30, #{X} + 8 * 16]
-    mov     x0, x18
-    mov     x2, x30
-    ldp     x18, x30, [sp], #16
-    stp     x18, x19, [x2, #{X} + 8 * 18]
-    stp     x20, x21, [x2, #{X} + 8 * 20]
-    stp     x22, x23, [x2, #{X} + 8 * 22]
-    stp     x24, x25, [x2, #{X} + 8 * 24]
-    stp     x26, x27, [x2, #{X} + 8 * 26]
-    stp     x28, x29, [x2, #{X} + 8 * 28]
-    stp     x30, xzr, [x2, #{X} + 8 * 30]
+    ldp     x0, x1, [sp], #16           // the guest's x18 and x30
+    stp     x0, x19, [x30, #{X} + 8 * 18]
+    stp     x20, x21, [x30, #{X} + 8 * 20]
+    stp     x22, x23, [x30, #{X} + 8 * 22]
+    stp     x24, x25, [x30, #{X} + 8 * 24]
+    stp     x26, x27, [x30, #{X} + 8 * 26]
+    stp     x28, x29, [x30, #{X} + 8 * 28]
+    stp     x1, xzr, [x30, #{X} + 8 * 30]
 
-    // x0 = how, x1 = why, x2 = regs; the guest's registers are saved.
+    // x18 = how, x1 = why, x30 = regs; the guest's registers are saved.
 3:  mrs     x3, elr_el2
     mrs     x4, spsr_el2
-    stp     x3, x4, [x2, #{PC}]
-    ldp     x19, x29, [sp, #16]
-    ldr     x30, [sp, #32]
+    stp     x3, x4, [x30, #{PC}]
+    ldp     x19, x29, [sp, #32]
+    ldr     x30, [sp, #8]
     add     sp, sp, #48
     ret

@@ -26,7 +26,7 @@
     isb
 .endm
 
-// The stack holds regs and guest (`switch.S`).
+// The stack holds regs, and above it vCPU and executor (`switch.S`).
 .macro synchronous
 .balign 0x80
     stp     x18, x30, [sp, #-16]!
@@ -34,7 +34,7 @@
     lsr     x30, x18, #26
     cmp     x30, #0x16                  // HVC in AArch64 state
     b.ne    baton_exit
-    ldr     x4, [sp, #24]               // guest
+    ldp     x4, x5, [sp, #32]           // vCPU, executor
     bl      baton_hypercall             // x0 to x3 = arguments; returns x0 = result, x1 = why it cannot go on, or 0
     cbnz    x1, baton_exit_call
     ldr     x17, [sp, #16]              // regs

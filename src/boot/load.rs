@@ -11,10 +11,11 @@ use super::platform::Platform;
 use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
+use crate::handoff::Life;
 use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
 use crate::pcpu::Pcpu;
 use crate::psci::Start;
-use crate::vcpu::{Life, Vcpu};
+use crate::vcpu::Vcpu;
 use crate::vm::{Machine, Regions, Vm};
 
 /// One for each pCPU, for the primary; then those of the secondaries.
@@ -87,7 +88,10 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
     let vcpus = &of_primary[..platform.cpus.len()];
     for (index, vcpu) in vcpus.iter().enumerate() {
-        vcpu.set_up(me, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
+        vcpu.set_up(me, |owned| {
+            owned.regs.bind_primary(&stage_two, index, platform.cpus[index]);
+            Life::Off
+        });
     }
     add(&mut vms, vcpus, without(&platform.ram, &reserved));
 
@@ -100,11 +104,12 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
         of_secondaries = rest;
         for (index, vcpu) in vcpus.iter().enumerate() {
             vcpu.set_up(me, |owned| {
-                owned.regs.bind_secondary(&stage_two, index, secondary.vcpus);
-                if index == 0 {
-                    owned.regs.start(secondary.memory.start, 0);
-                    owned.life = Life::Ready;
+                owned.regs.bind_secondary(&stage_two, index);
+                if index != 0 {
+                    return Life::Off;
                 }
+                owned.regs.start(secondary.memory.start, 0);
+                Life::Ready
             });
         }
         let mut memory = Regions::new();
@@ -118,7 +123,7 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
             secondary.vcpus
         );
     }
-    let machine = Machine { pcpus, vms };
+    let machine = Machine::new(pcpus, vms);
     Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))
 }
 

@@ -109,7 +109,7 @@ impl Bench {
             memory.push(start..start + PAGES_OF_A_VM * 4096).expect("one region");
             assert!(vms.push(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
         }
-        let machine: &'static Machine = Box::leak(Box::new(Machine { pcpus, vms }));
+        let machine: &'static Machine = Box::leak(Box::new(Machine::new(pcpus, vms)));
         machine.settle();
         let seats = (0..cpus).map(|n| {
             let local: &'static Local = Box::leak(Box::new(Local::new(machine, CpuId::new(n))));

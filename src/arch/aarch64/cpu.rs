@@ -14,6 +14,7 @@
 
 use core::arch::asm;
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
@@ -23,11 +24,13 @@ use aarch64_cpu::registers::{
 
 use super::features;
 use super::regs::{self, FpRegs, Regs};
+use crate::exec::Local;
 use crate::exit::{Cause, Exit, Fault, Leave};
 use crate::hypercall::{self, Guest, Verdict};
 use crate::ids::MAX_VMS;
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU64, Ordering};
+use crate::vcpu::Vcpu;
 
 unsafe extern "C" {
     fn baton_fp_save(to: *mut FpRegs);
@@ -115,37 +118,70 @@ impl Cpu {
         if self.special.get() != 0 {
             self.load_special(regs);
         }
-        if regs.constants.shares_tlb {
-            self.forget_others_translations(regs);
+    }
+
+    /// From the primary, which comes back to this pCPU in the middle of its call, to a secondary, all but what `enter` does
+    /// itself. The primary's FP registers stay until somebody else uses them, where it goes on is saved here, and while the
+    /// secondary has the virtual timer, EL2's own has the primary's deadline, and preempts in time.
+    #[inline]
+    pub fn switch(&self, primary: &mut Regs, to: &Regs) {
+        let timer = primary.sys.save();
+        // SAFETY: reads a register of EL1, and those that say where the primary goes on.
+        unsafe {
+            asm!("mrs {}, mdscr_el1", out(reg) primary.constants.mdscr, options(nostack, preserves_flags));
+            asm!(
+                "mrs {pc}, elr_el2",
+                "mrs {pstate}, spsr_el2",
+                "stp {pc}, {pstate}, [{regs}, {offset}]",
+                pc = out(reg) _,
+                pstate = out(reg) _,
+                regs = in(reg) &raw mut *primary,
+                offset = const offset_of!(Regs, pc),
+                options(nostack, preserves_flags),
+            );
+        }
+        if timer & cntv::ENABLE != 0 {
+            self.stand_in_for_timer(primary);
+        }
+        to.sys.load();
+        to.constants.load();
+        if self.special.get() != 0 {
+            self.save_special(primary, false);
+            self.load_special(to);
+        }
+    }
+
+    /// Back to the primary, when the secondary has been saved.
+    #[inline]
+    pub fn take_back(&self, primary: &Regs) {
+        self.load(primary);
+        // SAFETY: this is where the primary's call came from.
+        unsafe {
+            asm!(
+                "ldp {pc}, {pstate}, [{regs}, {offset}]",
+                "msr elr_el2, {pc}",
+                "msr spsr_el2, {pstate}",
+                "msr hcr_el2, {hcr}",
+                pc = out(reg) _,
+                pstate = out(reg) _,
+                hcr = in(reg) primary.constants.hcr,
+                regs = in(reg) &raw const *primary,
+                offset = const offset_of!(Regs, pc),
+                options(nostack, preserves_flags),
+            );
         }
     }
 
     /// Hardware to memory, all but what an exit did itself: this vCPU may run elsewhere next. MDSCR_EL1 of a secondary is
-    /// in memory already, and the primary saves it in [`Self::set_aside`] or not at all, because it was turned off.
+    /// in memory already, and the primary's is saved in [`Self::switch`] or not at all, because it was turned off.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
         let timer = regs.sys.save();
         if self.special.get() != 0 {
             self.save_special(regs, true);
         }
-        if timer & (cntv::ENABLE | cntv::MASK | cntv::EXPIRED) == cntv::ENABLE | cntv::EXPIRED {
-            // It would interrupt the primary at every entry, and the vCPU would never get on.
-            regs.sys.cntv_ctl = timer | cntv::MASK;
-        }
-    }
-
-    /// As [`Self::save`], for the primary: it comes back to this pCPU, so that its FP registers stay until somebody else
-    /// uses them, and while a secondary has the virtual timer, EL2's own has the primary's deadline, and preempts in time.
-    #[inline]
-    pub fn set_aside(&self, regs: &mut Regs) {
-        let timer = regs.sys.save();
-        // SAFETY: reads a register of EL1.
-        unsafe { asm!("mrs {}, mdscr_el1", out(reg) regs.constants.mdscr, options(nostack, preserves_flags)) };
-        if self.special.get() != 0 {
-            self.save_special(regs, false);
-        }
-        if timer & (cntv::ENABLE | cntv::MASK) == cntv::ENABLE {
-            self.stand_in_for_timer(regs.sys.cntv_cval);
+        if timer & cntv::ENABLE != 0 {
+            mask_expired_timer(regs);
         }
     }
 
@@ -180,8 +216,9 @@ impl Cpu {
     /// Sets EL2's own timer to the primary's deadline. An interrupt that the primary would not take must not end every run.
     #[cold]
     #[inline(never)]
-    fn stand_in_for_timer(&self, deadline: u64) {
-        if super::gic::enable_stand_in(self.pcpu) {
+    fn stand_in_for_timer(&self, regs: &Regs) {
+        let deadline = regs.sys.cntv_cval;
+        if regs.sys.cntv_ctl & cntv::MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
             self.special.set(self.special.get() | special::STAND_IN);
             // SAFETY: EL2's own timer.
             unsafe {
@@ -196,36 +233,51 @@ impl Cpu {
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn forget_others_translations(&self, regs: &Regs) {
+    /// Drops the translations that another vCPU of the same VM left on this pCPU; they need not agree with this one's.
+    pub fn drop_translations_of_others(&self, regs: &Regs) {
         let identity = regs.constants.identity;
         if self.translations[(identity >> 16) as usize].replace(identity) != identity {
-            // Another vCPU of this VM was here last, or none.
-            // SAFETY: drops translations of this VMID on this pCPU; they are only a cache.
+            // SAFETY: drops translations of this VMID on this pCPU; they are only a cache. EL1 does not run, and whoever is
+            // loaded next has a VTTBR_EL2 of its own.
             unsafe {
-                asm!("isb", "tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
+                asm!(
+                    "msr vttbr_el2, {vttbr}",
+                    "isb",
+                    "tlbi vmalle1",
+                    "ic iallu",
+                    "dsb nsh",
+                    "isb",
+                    vttbr = in(reg) regs.constants.vttbr,
+                    options(nostack, preserves_flags),
+                );
             }
         }
     }
 
     /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit that is not
     /// finished here or, if it is a call, in [`baton_hypercall`].
-    #[inline]
-    pub fn enter(&self, regs: &mut Regs, guest: &Guest<'_>, line: bool) -> Exit {
-        let mut hcr = regs.hcr(line);
+    ///
+    /// # Safety
+    ///
+    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
+    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
+        // SAFETY: as the caller promises; in between two entries nothing else uses them.
+        let mut hcr = unsafe { &*regs }.constants.hcr;
+        if line {
+            hcr = with_line(hcr);
+        }
         loop {
             let (how, leave): (u64, u64);
-            // SAFETY: the vCPU is loaded here and `regs` are its registers. x19 and x29 come back as they were.
+            // SAFETY: as the caller promises. x19 and x29 come back as they were.
             unsafe {
                 asm!(
                     "bl baton_enter",
-                    inout("x0") &raw mut *regs => how,
-                    inout("x1") core::ptr::from_ref(guest) => leave,
-                    inout("x2") hcr => _,
-                    out("x3") _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
+                    inlateout("x0") regs => _,
+                    inlateout("x1") core::ptr::from_ref(vcpu).addr() => leave,
+                    inlateout("x2") core::ptr::from_ref(local) => _,
+                    inlateout("x3") hcr => _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
                     out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _,
-                    out("x17") _, out("x18") _, out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _,
+                    out("x17") _, out("x18") how, out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _,
                     out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
                 );
             }
@@ -234,7 +286,8 @@ impl Cpu {
                 how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
                 how::INTERRUPT => return Exit::Interrupt,
                 _ => {
-                    if let Some(exit) = self.look(regs, how) {
+                    // SAFETY: as above.
+                    if let Some(exit) = self.look(unsafe { &mut *regs }, how) {
                         return exit;
                     }
                     // The line may have changed in a call that was finished.
@@ -256,20 +309,33 @@ impl Cpu {
                 None
             }
             how::SYSTEM_REGISTER if features::serve(regs, how) => None,
-            how::SYSTEM_ERROR => {
-                let syndrome = ESR_EL2.get();
-                Some(Exit::Fault(Fault { cause: Cause::SystemError, pc: regs.pc, syndrome, address: FAR_EL2.get() }))
-            }
-            class => {
-                let fault = fault(regs, class, how);
+            _ => {
+                let fault = self.fault(regs);
                 if fault.cause == Cause::Undefined && regs.is_at_el0() {
                     // What a process may not do is its kernel's business.
                     regs.raise(fault);
                     return None;
                 }
-                Some(Exit::Fault(fault))
+                Some(Exit::Fault)
             }
         }
+    }
+
+    /// What the vCPU did, whose last exit was a fault. Before anything else is entered here.
+    pub fn fault(&self, regs: &Regs) -> Fault {
+        const WRITE: u64 = 1 << 6;
+        let (syndrome, address) = (ESR_EL2.get(), FAR_EL2.get());
+        // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
+        let permission = syndrome & 0b11_1100 == 0b00_1100;
+        let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
+        let cause = match syndrome >> SYNDROME_CLASS {
+            0x20 => Cause::Execute { ipa },
+            0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
+            0x24 => Cause::Read { ipa },
+            0x2f => Cause::SystemError,
+            _ => Cause::Undefined,
+        };
+        Fault { cause, pc: regs.pc, syndrome, address }
     }
 
     /// The first use of FP since somebody else had it.
@@ -296,7 +362,6 @@ mod how {
     pub const SMC: u64 = 0x17;
     pub const SYSTEM_REGISTER: u64 = 0x18;
     pub const INTERRUPT: u64 = super::HOW_INTERRUPT >> super::SYNDROME_CLASS;
-    pub const SYSTEM_ERROR: u64 = super::HOW_SYSTEM_ERROR >> super::SYNDROME_CLASS;
     pub const CALL: u64 = super::HOW_CALL >> super::SYNDROME_CLASS;
 }
 const SYNDROME_CLASS: u32 = 26;
@@ -304,31 +369,30 @@ pub(super) const HOW_INTERRUPT: u64 = 1 << 32;
 pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 33;
 pub(super) const HOW_CALL: u64 = 1 << 34;
 
+/// A secondary's timer that has expired would interrupt the primary at every entry, and the vCPU would never get on.
+#[cold]
+#[inline(never)]
+fn mask_expired_timer(regs: &mut Regs) {
+    if regs.sys.cntv_ctl & cntv::EXPIRED != 0 {
+        regs.sys.cntv_ctl |= cntv::MASK;
+    }
+}
+
 /// Straight from the vector: the guest that runs has executed `hvc`.
 #[unsafe(no_mangle)]
-extern "C" fn baton_hypercall(x0: u64, x1: u64, x2: u64, x3: u64, guest: &Guest<'_>) -> Verdict {
-    hypercall::arrive(guest, [x0, x1, x2, x3])
+extern "C" fn baton_hypercall(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    hypercall::arrive(Guest { vcpu, local }, [x0, x1, x2, x3])
+}
+
+/// HCR_EL2 with the virtual interrupt line high.
+#[cold]
+#[inline(never)]
+fn with_line(hcr: u64) -> u64 {
+    hcr | 1 << regs::VI_BIT
 }
 
 /// Raises or lowers the virtual interrupt line of the guest that has called.
 pub fn set_virtual_interrupt(high: bool) {
     let hcr = HCR_EL2.get() & !(1 << regs::VI_BIT) | u64::from(high) << regs::VI_BIT;
     HCR_EL2.set(hcr);
-}
-
-/// A synchronous exit that is nobody's service.
-#[cold]
-fn fault(regs: &Regs, class: u64, syndrome: u64) -> Fault {
-    const WRITE: u64 = 1 << 6;
-    let address = FAR_EL2.get();
-    // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
-    let permission = syndrome & 0b11_1100 == 0b00_1100;
-    let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
-    let cause = match class {
-        0x20 => Cause::Execute { ipa },
-        0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
-        0x24 => Cause::Read { ipa },
-        _ => Cause::Undefined,
-    };
-    Fault { cause, pc: regs.pc, syndrome, address }
 }

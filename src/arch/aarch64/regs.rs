@@ -133,8 +133,6 @@ pub struct Constants {
     pub hcr: u64,
     /// VM and vCPU in one number: whose translations a pCPU's TLB holds.
     pub identity: u32,
-    /// Other vCPUs of the VM may run on the same pCPU, and its translations are not only this one's.
-    pub shares_tlb: bool,
     pub primary: bool,
 }
 
@@ -266,7 +264,6 @@ impl Regs {
                 mdscr: 0,
                 hcr: 0,
                 identity: 0,
-                shares_tlb: false,
                 primary: false,
             },
             sys: SysRegs::new(),
@@ -284,10 +281,9 @@ impl Regs {
         self.constants.ich_hcr = 0;
     }
 
-    /// Makes these the registers of vCPU `index` of a secondary that has so many.
-    pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize, vcpus: usize) {
+    /// Makes these the registers of vCPU `index` of a secondary.
+    pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
         self.bind(stage_two, index, index as u64, false);
-        self.constants.shares_tlb = vcpus > 1;
         self.constants.hcr = hcr::SECONDARY;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
             | mdcr::TPMS
@@ -361,12 +357,6 @@ impl Regs {
 
     pub fn pc(&self) -> u64 {
         self.pc
-    }
-
-    /// HCR_EL2 for an entry with this virtual interrupt line.
-    #[inline]
-    pub(super) fn hcr(&self, line: bool) -> u64 {
-        self.constants.hcr | u64::from(line) << VI_BIT
     }
 
     /// Register Xt of a trapped instruction; 31 is the zero register.

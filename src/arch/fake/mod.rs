@@ -29,17 +29,21 @@ use std::vec::Vec;
 pub use memory::{copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
-use crate::exit::{Exit, Leave};
-use crate::hypercall::{self, Guest, Verdict};
+use crate::exec::Local;
+use crate::exit::{Exit, Fault, Leave};
+use crate::hypercall::{self, Guest};
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
+use crate::vcpu::Vcpu;
 
 /// How a few instructions of a guest end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// `hvc`, with its arguments in the registers.
     Hypercall,
+    /// Something the guest may not do.
+    Fault(Fault),
     /// Anything else.
     Exit(Exit),
 }
@@ -231,11 +235,13 @@ pub struct Cpu {
     script: RefCell<VecDeque<(Name, GuestStep)>>,
     /// Who is loaded, and its `sys`.
     loaded: Cell<Option<(Name, u64)>>,
+    /// What the last exit was about.
+    fault: Cell<Option<Fault>>,
 }
 
 impl Cpu {
     pub fn new(pcpu: &'static Pcpu) -> Self {
-        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None) }
+        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None), fault: Cell::new(None) }
     }
 
     /// After the steps that are scripted already, the next guest to be entered here is `who`, and this is what it does.
@@ -266,25 +272,44 @@ impl Cpu {
         regs.sys = self.take_loaded(regs.name, "saved");
     }
 
-    /// As [`Self::save`]; there are no FP registers here that could stay.
-    pub fn set_aside(&self, regs: &mut Regs) {
-        self.save(regs);
+    /// From the primary, which comes back, to a secondary.
+    pub fn switch(&self, primary: &mut Regs, to: &Regs) {
+        self.save(primary);
+        self.load(to);
     }
+
+    /// There is no TLB here.
+    pub fn drop_translations_of_others(&self, _: &Regs) {}
 
     /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
     ///
     /// # Panics
     ///
     /// If it is not loaded here, or the script has somebody else, or nobody.
-    pub fn enter(&self, regs: &mut Regs, guest: &Guest<'_>, line: bool) -> Exit {
+    ///
+    /// # Safety
+    ///
+    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
+    #[allow(unsafe_code)] // as the real one
+    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
         set_virtual_interrupt(line);
         loop {
-            match self.run_step(regs) {
+            // SAFETY: as the caller promises, for as long as no call is being served.
+            let step = self.run_step(unsafe { &mut *regs });
+            match step {
                 Step::Exit(exit) => return exit,
+                Step::Fault(fault) => {
+                    self.fault.set(Some(fault));
+                    return Exit::Fault;
+                }
                 Step::Hypercall => {
-                    let Verdict { result, leave } = hypercall::arrive(guest, regs.args());
+                    // SAFETY: as above.
+                    let args = unsafe { &*regs }.args();
+                    let verdict = hypercall::arrive(Guest { vcpu, local }, args);
+                    let leave = verdict.why();
                     if leave != Leave::BLOCKED {
-                        regs.return_from_hypercall(result); // else it is owed
+                        // SAFETY: as above: the call has been served.
+                        unsafe { &mut *regs }.return_from_hypercall(verdict.result()); // else it is owed
                     }
                     if leave != Leave::NOT {
                         return Exit::Call(leave);
@@ -295,6 +320,20 @@ impl Cpu {
                 }
             }
         }
+    }
+
+    /// Back to the primary, when the secondary has been saved.
+    pub fn take_back(&self, regs: &Regs) {
+        self.load(regs);
+    }
+
+    /// What the vCPU did, whose last exit was a fault.
+    ///
+    /// # Panics
+    ///
+    /// If it was not.
+    pub fn fault(&self, _: &Regs) -> Fault {
+        self.fault.take().expect("the last exit was a fault that nobody has asked about")
     }
 
     /// What the guest does up to its next exit, finished or not.
