@@ -1,6 +1,6 @@
 //! From a device tree and a RAM disk to a machine with VMs.
 //!
-//! 1. [`platform`]: what the device tree says about memory, CPUs, interrupt controller and RAM disk
+//! 1. [`platform`]: what the device tree says about memory, CPUs, interrupt controller and RAM disk; [`fdt`] reads it
 //! 2. [`archive`]: the files of the RAM disk
 //! 3. [`manifest`]: which secondaries there are to be
 //! 4. [`plan`]: where everything goes; decided before anything is written
@@ -12,6 +12,7 @@
 
 pub mod archive;
 pub mod device_tree;
+pub mod fdt;
 #[cfg(target_os = "none")]
 mod load;
 pub mod manifest;

@@ -32,7 +32,10 @@ global_asm!(
     TCR = const memory::TCR,
     SCTLR = const memory::SCTLR,
     SCTLR_M_C = const memory::SCTLR_M_C,
+    EARLY_DEVICE = const memory::EARLY_DEVICE,
+    EARLY_NORMAL = const memory::EARLY_NORMAL,
 );
+global_asm!(include_str!("../../../vectors/memory.S"));
 global_asm!(include_str!("../../../vectors/vectors.S"));
 global_asm!(include_str!("../../../vectors/fp.S"));
 global_asm!(

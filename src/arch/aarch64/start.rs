@@ -25,7 +25,7 @@ pub fn stack_of(cpu: CpuId) -> u64 {
 
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
 #[unsafe(no_mangle)]
-extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
+extern "C" fn baton_main(device_tree: u64) -> ! {
     super::set_this_cpu(CpuId::new(0));
     uart::set_up_console();
     cpu::note_reset_values();
