@@ -102,6 +102,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    #[inline(never)]
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let end = self.size + bytes.len();
         self.target.get_mut(self.size..end).ok_or(Error::NoRoomForDeviceTree)?.copy_from_slice(bytes);
@@ -109,6 +110,7 @@ impl Writer<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn word(&mut self, word: u32) -> Result<(), Error> {
         self.bytes(&word.to_be_bytes())
     }

@@ -7,7 +7,7 @@ use heapless::Vec;
 use super::fdt::{self, Node, Tree, number};
 use super::{Error, device_tree};
 use crate::ids::MAX_CPUS;
-use crate::vm::Regions;
+use crate::vm::{MAX_REGIONS, Regions};
 
 /// The machine.
 #[derive(Debug)]
@@ -117,8 +117,8 @@ impl Found {
     }
 
     /// Adds banks of RAM, in ascending order. What EL2 cannot map, or more banks than fit, is left to lie unused.
-    fn memory(&mut self, banks: impl Iterator<Item = Range<u64>>) {
-        for bank in banks.filter(|bank| bank.start < LIMIT) {
+    fn memory(&mut self, banks: Regions) {
+        for bank in banks.into_iter().filter(|bank| bank.start < LIMIT) {
             let at = self.ram.iter().position(|other| other.start > bank.start).unwrap_or(self.ram.len());
             let _ = self.ram.insert(at, bank.start..bank.end.min(LIMIT));
         }
@@ -139,16 +139,17 @@ impl Cells {
         self.size = number(c"#size-cells").unwrap_or(self.size);
     }
 
-    /// The non-empty ranges of a node's `reg`.
-    fn ranges<'a>(self, node: &Node<'a>) -> impl Iterator<Item = Range<u64>> + use<'a> {
+    /// The non-empty ranges of a node's `reg`, as many as there may be.
+    fn ranges(self, node: &Node<'_>) -> Regions {
         let address = self.address * fdt::WORD;
-        let reg = node.property(c"reg").unwrap_or(&[]);
-        reg.chunks_exact((address + self.size * fdt::WORD).max(1)).filter_map(move |entry| {
+        let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact((address + self.size * fdt::WORD).max(1));
+        let range = |entry: &[u8]| {
             let (address, size) = entry.split_at_checked(address)?;
             let (start, size) = (number(address)?, number(size)?);
             let end = start.checked_add(size)?;
             (size > 0).then_some(start..end)
-        })
+        };
+        entries.filter_map(range).take(MAX_REGIONS).collect()
     }
 }
 
@@ -159,7 +160,7 @@ fn controller(node: &Node<'_>, cells: Cells) -> Option<Controller> {
         return None;
     }
     let regions = node.property(c"#redistributor-regions").and_then(number).unwrap_or(1);
-    let mut frames = cells.ranges(node);
+    let mut frames = cells.ranges(node).into_iter();
     let distributor = frames.next()?;
     let redistributors: Vec<_, 4> = frames.take((regions as usize).min(4)).collect();
     (!redistributors.is_empty()).then_some(Controller { distributor, redistributors })

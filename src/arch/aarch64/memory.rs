@@ -103,12 +103,13 @@ impl<A: PagingAttributes> Translation<A> for FromPool {
 struct Tables<R: TranslationRegime>(RootTable<R, FromPool>);
 
 impl<R: TranslationRegime> Tables<R> {
+    #[inline(never)]
     fn map(&mut self, range: Range<u64>, attributes: R::Attributes) {
         let region = MemoryRegion::new(range.start as usize, range.end as usize);
         let VirtualAddress(start) = region.start();
-        self.0
-            .map_range(&region, PhysicalAddress(start), attributes, Constraints::empty())
-            .unwrap_or_else(|error| panic!("mapping {range:#x?}: {error}"));
+        if self.0.map_range(&region, PhysicalAddress(start), attributes, Constraints::empty()).is_err() {
+            panic!("{:#x} to {:#x} cannot be mapped: it goes beyond the address space", range.start, range.end);
+        }
     }
 
     fn root(self) -> u64 {
