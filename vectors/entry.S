@@ -86,11 +86,11 @@ baton_entry:
     // 3. Zero .bss; the boot pCPU's stack; Rust.
 5:  adrp    x0, __bss_start
     add     x0, x0, :lo12:__bss_start
-    mov     w1, #0
+    mov     w1, wzr
     adrp    x2, __bss_end
     add     x2, x2, :lo12:__bss_end
     sub     x2, x2, x0
-    bl      memset
+    bl      baton_fill
     adrp    x0, baton_stacks
     add     x0, x0, :lo12:baton_stacks
     mov     x1, #{STACK_STRIDE}

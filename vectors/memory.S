@@ -1,5 +1,6 @@
-// Memory, a cache line and more at a time: the copies and fills that compiled code calls by their C names, and cache
-// maintenance.
+// Memory, a cache line and more at a time: the copies and fills under what compiled code calls memcpy, memmove, memset and
+// memcmp, and cache maintenance. The names of C are given to them where the image is put together, not here, so that a
+// test VM can have these functions beside those that it uses itself.
 //
 // EL2 has no FP registers to spare, so a round moves 128 bytes by pairs of general ones. Accesses may be unaligned and
 // zeroing uses DC ZVA: all of it is for normal memory with the MMU on, and the MMU is on before the first Rust function.
@@ -8,18 +9,16 @@
 
 .section .text.memory, "ax"
 
-// void *memcpy(void *to, const void *from, size_t size), and memmove, whose areas may overlap.
+// void *baton_copy(void *to, const void *from, size_t size): memcpy, and memmove, whose areas may overlap.
 //
 // A piece of up to 64 bytes is loaded as a whole, from both of its ends, before any of it is stored: whether the areas
 // overlap does not matter. What is longer goes in rounds, in the direction in which no round overwrites what is still to
 // be read, until such a piece is left.
 //
 // x0 = to, returned; x1 = from; x2 = bytes left; x3 = to, moving.
-.global memcpy
-.global memmove
+.global baton_copy
 .balign 64
-memcpy:
-memmove:
+baton_copy:
     mov     x3, x0
     cmp     x2, #64
     b.hi    .Lcopy_long
@@ -130,14 +129,14 @@ memmove:
     b.hi    .Lcopy_downwards
     b       .Lcopy_piece
 
-// void *memset(void *to, int byte, size_t size).
+// void *baton_fill(void *to, int byte, size_t size): memset.
 //
 // The first and the last 64 bytes are written as they lie, overlapping if need be; aligned rounds fill what is between.
 //
 // x0 = to, returned; x1 = the byte, eight times; x2 = size, then the end of the rounds; x3 = to, moving; x4 = the end.
-.global memset
+.global baton_fill
 .balign 64
-memset:
+baton_fill:
     and     x1, x1, #0xff
     mov     x3, #0x0101010101010101
     mul     x1, x1, x3
@@ -225,14 +224,12 @@ memset:
     add     x3, x3, x5
     b       4b
 
-// int memcmp(const void *a, const void *b, size_t size), and bcmp, which is content with whether they differ.
+// int baton_compare(const void *a, const void *b, size_t size): memcmp, and bcmp, which is content with less.
 //
 // Eight bytes at a time as long as they are equal; what differs, and the rest, byte by byte.
-.global memcmp
-.global bcmp
+.global baton_compare
 .balign 64
-memcmp:
-bcmp:
+baton_compare:
     subs    x2, x2, #8
     b.lo    2f
 1:  ldr     x3, [x0], #8

@@ -238,9 +238,17 @@ impl StageTwo {
             for ram in &platform.ram {
                 tables.map(ram.clone(), normal_memory());
             }
-            for hole in holes {
-                tables.map(hole, Stage2Attributes::empty());
+            // The secondaries lie side by side: one hole of large blocks instead of many of pages.
+            let mut hole = 0..0;
+            for next in holes {
+                if next.end == hole.start {
+                    hole.start = next.start;
+                } else {
+                    tables.map(hole, Stage2Attributes::empty());
+                    hole = next;
+                }
             }
+            tables.map(hole, Stage2Attributes::empty());
         })
     }
 

@@ -36,6 +36,15 @@ global_asm!(
     EARLY_NORMAL = const memory::EARLY_NORMAL,
 );
 global_asm!(include_str!("../../../vectors/memory.S"));
+// What compiled code calls. The compiler's own, which these take the place of, move 8 bytes at a time.
+global_asm!(
+    ".global memcpy, memmove, memset, memcmp, bcmp",
+    ".set memcpy, baton_copy",
+    ".set memmove, baton_copy",
+    ".set memset, baton_fill",
+    ".set memcmp, baton_compare",
+    ".set bcmp, baton_compare",
+);
 global_asm!(include_str!("../../../vectors/vectors.S"));
 global_asm!(include_str!("../../../vectors/fp.S"));
 global_asm!(
