@@ -84,6 +84,7 @@ const FLAG_WAIT: u64 = 1 << 0;
 
 impl Call {
     /// Decodes x0 to x3 of a guest that executed `hvc #0`.
+    #[inline]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         match (x0 & 0xffff_ffff) & !SMC64 {
             0xff00 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Reference },
@@ -136,6 +137,8 @@ pub enum Outcome {
     Message {
         size: u32,
     },
+    /// One of these two, encoded already: both calls say them in the same way.
+    Told(u64),
     /// It is claimed or runs elsewhere.
     Busy,
     Stopped(Stop),
@@ -146,6 +149,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// As the caller's x0 has it.
+    #[inline]
     pub const fn encode(self, style: Style) -> u64 {
         match style {
             Style::Reference => self.encode_reference(),
@@ -158,7 +162,7 @@ impl Outcome {
         match self {
             Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
             Self::WaitForInterrupt | Self::Busy | Self::Stopped(_) | Self::Absent => 1,
-            Self::WakeUp { .. } | Self::Message { .. } => self.encode_extended(),
+            Self::WakeUp { .. } | Self::Message { .. } | Self::Told(_) => self.encode_extended(),
         }
     }
 
@@ -175,6 +179,7 @@ impl Outcome {
                 2 | (vm.0 as u64) << 32 | vcpu << 16
             }
             Self::Message { size } => 3 | (size as u64) << 32,
+            Self::Told(word) => word,
             Self::Busy => 5,
             Self::Preempted => 6,
             Self::Stopped(reason) => 7 | (reason as u64) << 8,

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
-//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path). Both are pinned on the
-//! pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function whose states are
-//! plain code addresses and registers.
+//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path).
+//! Both are pinned on the pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function.
+//! When nothing else is woken, step 2 happens right where the main task awaits it, without a way through the loop.
 //!
 //! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
 //! interrupt for one that sleeps in WFI. A pCPU that is going to sleep opens itself to that interrupt, then looks at the
@@ -31,9 +31,12 @@ use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use crate::arch::{self, Regs};
 use crate::exit::Exit;
+use crate::hypercall::Guest;
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
+use crate::run::Run;
 use crate::sync::{AtomicU32, Ordering, fence};
+use crate::vm::Machine;
 
 /// A task of a pCPU; the number is its bit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,22 +56,20 @@ impl Wakeups {
         Self { woken: AtomicU32::new(0) }
     }
 
-    /// Takes the bits of all woken tasks.
-    fn take(&self) -> u32 {
-        if self.woken.load(Ordering::Relaxed) == 0 {
-            return 0; // the common case: the exit itself was the wake
-        }
-        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
-        self.woken.swap(0, Ordering::Acquire)
+    /// Whether nobody is woken.
+    #[inline]
+    fn are_none(&self) -> bool {
+        self.woken.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes the bit of one task.
-    fn take_task(&self, task: Task) -> u32 {
+    /// Takes the bit of one task; whether it was set.
+    fn take(&self, task: Task) -> bool {
         let bit = 1 << task as u32;
         if self.woken.load(Ordering::Relaxed) & bit == 0 {
-            return 0;
+            return false; // the common case: an exit was the wake
         }
-        self.woken.fetch_and(!bit, Ordering::Acquire) & bit
+        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
+        self.woken.fetch_and(!bit, Ordering::Acquire) & bit != 0
     }
 }
 
@@ -85,10 +86,10 @@ pub fn wake(pcpu: &'static Pcpu, task: Task) {
     if pcpu.id == arch::this_cpu() {
         return; // its loop looks at the bits before it enters a guest or sleeps
     }
-    // Pairs with the fence in `sleep`: either it sees the bit, or we see that it is open to kicks.
+    // Pairs with the fence in `sleep`: either it sees the bit, or we see that it is asleep.
     fence(Ordering::SeqCst);
-    if arch::is_open(pcpu) {
-        arch::kick(pcpu);
+    if arch::is_asleep(pcpu) {
+        arch::kick(pcpu, || arch::is_asleep(pcpu));
     } else {
         arch::send_event();
     }
@@ -121,16 +122,25 @@ fn wake_raw(data: *const ()) {
 
 /// The part of an executor that only its own pCPU touches: what the main task asked it to do.
 pub struct Local {
+    cpu: CpuId,
     pcpu: &'static Pcpu,
-    /// All of them, to wake others.
-    pcpus: &'static [Pcpu],
+    machine: &'static Machine,
     arch: arch::Cpu,
-    /// The vCPU that is to be entered.
-    entry: Cell<Option<NonNull<Regs>>>,
+    /// The vCPU that is to be entered when nothing else is to be done.
+    entry: Cell<Option<Entry>>,
     /// How that vCPU came back.
     exit: Cell<Option<Exit>>,
+    /// What the primary asked for in the call that it is in.
+    run: Cell<Option<Run>>,
     /// A task waits for a physical interrupt.
     listens: Cell<bool>,
+}
+
+/// A guest that is put up for entry. The future that put it up holds on to both until the exit is taken.
+struct Entry {
+    regs: NonNull<Regs>,
+    guest: NonNull<()>,
+    line: bool,
 }
 
 /// What one round of the loop came to.
@@ -141,43 +151,90 @@ pub enum Round {
 }
 
 impl Local {
-    /// The executor's local part, for the pCPU of `pcpus` that the caller runs on.
-    pub fn new(pcpus: &'static [Pcpu], cpu: CpuId) -> Self {
-        let pcpu = &pcpus[cpu.index()];
+    /// The executor's local part, for the pCPU of `machine` that the caller runs on.
+    pub fn new(machine: &'static Machine, cpu: CpuId) -> Self {
+        let pcpu = &machine.pcpus[cpu.index()];
         Self {
+            cpu,
             pcpu,
-            pcpus,
+            machine,
             arch: arch::Cpu::new(pcpu),
             entry: Cell::new(None),
             exit: Cell::new(None),
+            run: Cell::new(None),
             listens: Cell::new(false),
         }
     }
 
+    #[inline]
+    pub fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
+    #[inline]
     pub fn pcpu(&self) -> &'static Pcpu {
         self.pcpu
     }
 
+    #[inline]
     pub fn pcpus(&self) -> &'static [Pcpu] {
-        self.pcpus
+        self.machine.pcpus
     }
 
+    #[inline]
+    pub fn machine(&self) -> &'static Machine {
+        self.machine
+    }
+
+    #[inline]
     pub fn arch(&self) -> &arch::Cpu {
         &self.arch
     }
 
-    /// Enters the guest whose registers these are, and resolves to its next exit.
+    /// Leaves a run with the executor, from inside the call that asks for it.
+    #[inline]
+    pub fn leave_run(&self, run: Run) {
+        self.run.set(Some(run));
+    }
+
+    /// Takes it, where the call's exit arrives.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[inline]
+    pub fn take_run(&self) -> Run {
+        self.run.take().expect("a call that is to run a vCPU says which one")
+    }
+
+    /// Enters the guest whose registers these are, with its virtual interrupt line high or low, and resolves to its next
+    /// exit. If no other task is woken the guest is entered in the poll itself, which is where the loop would come to.
     ///
     /// Cancel safety: must not be dropped between its polls; a loaded vCPU is never abandoned. Nothing in [`crate::run`]
     /// selects over it.
-    pub fn enter<'a>(&'a self, regs: &'a mut Regs) -> impl Future<Output = Exit> + 'a {
+    #[inline]
+    pub fn enter<'a>(
+        &'a self,
+        regs: &'a mut Regs,
+        guest: &'a Guest<'_>,
+        line: bool,
+    ) -> impl Future<Output = Exit> + 'a {
         let regs = NonNull::from(regs);
-        core::future::poll_fn(move |_| match self.exit.take() {
-            Some(exit) => Poll::Ready(exit),
-            None => {
-                self.entry.set(Some(regs));
-                Poll::Pending
+        let mut put_up = false;
+        core::future::poll_fn(move |_| {
+            if put_up {
+                return match self.exit.take() {
+                    Some(exit) => Poll::Ready(exit),
+                    None => Poll::Pending,
+                };
             }
+            if !arch::STEPWISE && self.pcpu.wakeups.are_none() {
+                // SAFETY: the exclusive borrow that this future was made with.
+                return Poll::Ready(self.arch.enter(unsafe { &mut *regs.as_ptr() }, guest, line));
+            }
+            put_up = true;
+            self.entry.set(Some(Entry { regs, guest: NonNull::from(guest).cast(), line }));
+            Poll::Pending
         })
     }
 
@@ -199,22 +256,21 @@ impl Local {
         reporter: Pin<&mut R>,
         woken_by_exit: bool,
     ) -> Round {
-        let woken = self.pcpu.wakeups.take();
-        // 1
-        if woken_by_exit || woken & 1 << Task::Main as u32 != 0 {
+        let wakeups = &self.pcpu.wakeups;
+        // 1: each bit is taken just before its task is polled, so that `enter` sees who is left.
+        if wakeups.take(Task::Main) || woken_by_exit {
             self.listens.set(false);
             let waker = waker(self.pcpu, Task::Main);
             let Poll::Pending = main.poll(&mut Context::from_waker(&waker));
         }
-        let woken = woken | self.pcpu.wakeups.take_task(Task::Reporter);
-        if woken & 1 << Task::Reporter as u32 != 0 {
+        if wakeups.take(Task::Reporter) {
             let waker = waker(self.pcpu, Task::Reporter);
             let Poll::Pending = reporter.poll(&mut Context::from_waker(&waker));
         }
         // 2
-        if let Some(mut regs) = self.entry.take() {
-            // SAFETY: `enter` made the pointer from an exclusive borrow that its future holds until the exit is taken.
-            let exit = self.arch.enter(unsafe { regs.as_mut() });
+        if let Some(Entry { mut regs, guest, line }) = self.entry.take() {
+            // SAFETY: `enter` made the pointers from borrows that its future holds until the exit is taken.
+            let exit = unsafe { self.arch.enter(regs.as_mut(), guest.cast().as_ref(), line) };
             self.exit.set(Some(exit));
             return Round::Entered;
         }
@@ -236,6 +292,7 @@ impl Local {
     }
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
+    #[inline(never)] // out of the way of those who do not
     fn sleep(&self) {
         let wakeups = &self.pcpu.wakeups;
         if self.listens.get() {
@@ -248,13 +305,13 @@ impl Local {
                 wake(self.pcpu, Task::Main);
             }
         } else {
-            // Turned off: it may take hours. Open to kicks, look again, sleep: No Wake Is Lost.
-            arch::open_asleep(self.pcpu);
+            // Turned off: it may take hours. Say so, look again, sleep: No Wake Is Lost.
+            arch::lie_down(self.pcpu);
             fence(Ordering::SeqCst);
-            if wakeups.woken.load(Ordering::Relaxed) == 0 {
+            if wakeups.are_none() {
                 arch::sleep();
             }
-            arch::close(self.pcpu);
+            arch::get_up(self.pcpu);
         }
     }
 }

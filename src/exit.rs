@@ -2,14 +2,15 @@
 
 use core::fmt;
 
+use crate::call::{Outcome, Style};
 use crate::report::Stop;
 
 /// An exit that the portable code decides about. What the architecture layer can finish by itself (a lazy FP switch, an
-/// ID register) never gets here.
+/// ID register), and a hypercall that answers at once, never gets here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// `hvc`; the program counter is behind it.
-    Hypercall,
+    /// `hvc`, which does not answer at once; the program counter is behind it.
+    Call(Leave),
     /// `smc`; the program counter is on it.
     Smc { immediate: u16 },
     /// `wfi`; the program counter is on it.
@@ -20,6 +21,45 @@ pub enum Exit {
     Interrupt,
     /// Something the guest may not do.
     Fault(Fault),
+}
+
+/// Why a hypercall does not just return: one word, so that it fits a register on its way through the assembly.
+///
+/// What the primary is to be told about a secondary is here as the run result that says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Leave(u64);
+
+impl Leave {
+    /// It does return.
+    pub const NOT: Self = Self(0);
+    /// A secondary waits in `mailbox_receive`, whose result is owed.
+    pub const BLOCKED: Self = Self(Outcome::WaitForInterrupt.encode(Style::Reference));
+    /// The primary runs a vCPU; the request is with this pCPU's executor.
+    pub const RUN: Self = Self(0x80);
+    /// The primary has its result; there is something to report before it goes on.
+    pub const REPORT: Self = Self(0x82);
+    /// The primary's vCPU turns itself off.
+    pub const TURN_OFF: Self = Self(0x81);
+
+    /// A secondary has its result, and the primary is entered with this outcome, a message or a wake-up, first.
+    pub const fn with(outcome: Outcome) -> Self {
+        debug_assert!(matches!(outcome, Outcome::Message { .. } | Outcome::WakeUp { .. }));
+        Self(outcome.encode(Style::Reference))
+    }
+
+    /// The run result.
+    pub const fn told(self) -> Outcome {
+        Outcome::Told(self.0)
+    }
+
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    pub const fn word(self) -> u64 {
+        self.0
+    }
 }
 
 /// Something a guest may not do.

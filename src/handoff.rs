@@ -36,7 +36,8 @@
 //! - **Cancel Is Clean**: 7 leaves nobody waiting and nothing claimed, whichever side of the grant it comes.
 //!
 //! Each edge is a compare-and-swap of a pure transition that returns what is to be done next; the doing (waking) is the
-//! caller's, after the swap.
+//! caller's, after the swap. The two edges that only the owner can take, and always may, add one to the phase, which
+//! counts up from Claimed to Saving; those that nearly always find nobody waiting try that first.
 
 use crate::ids::CpuId;
 use crate::sync::{AtomicU32, Ordering};
@@ -45,13 +46,13 @@ use crate::sync::{AtomicU32, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// In memory, owned by nobody.
-    Parked,
+    Parked = 0,
     /// In memory, owned by a pCPU that is about to load them.
-    Claimed,
+    Claimed = 1,
     /// In the hardware of a pCPU.
-    Loaded,
+    Loaded = 2,
     /// On their way from the hardware of a pCPU to memory.
-    Saving,
+    Saving = 3,
 }
 
 /// What the word says. `owner` is meaningful in every phase but `Parked`; `next` waits for the owner to let go.
@@ -64,6 +65,11 @@ pub struct State {
 
 impl State {
     const PARKED: Self = Self { phase: Phase::Parked, owner: None, next: None };
+
+    /// Owned by `owner`, and nobody waits.
+    const fn owned(phase: Phase, owner: CpuId) -> Self {
+        Self { phase, owner: Some(owner), next: None }
+    }
 
     const fn encode(self) -> u32 {
         const fn cpu(id: Option<CpuId>) -> u32 {
@@ -95,7 +101,7 @@ impl State {
     const fn let_go(self) -> (Self, Next) {
         match self.next {
             None => (Self::PARKED, Next::Nobody),
-            Some(q) => (Self { phase: Phase::Claimed, owner: Some(q), next: None }, Next::Wake(q)),
+            Some(q) => (Self::owned(Phase::Claimed, q), Next::Wake(q)),
         }
     }
 
@@ -153,11 +159,20 @@ impl Handoff {
     }
 
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.
+    #[inline]
     pub fn request(&self, me: CpuId, patience: Patience) -> Request {
+        // Acquire: the registers that their last owner saved are there to be loaded.
+        if self.swap(State::PARKED, State::owned(Phase::Claimed, me), Ordering::Acquire) {
+            return Request::Granted;
+        }
+        self.request_of_somebody(me, patience)
+    }
+
+    /// As [`Self::request`], of registers that were somebody's just now.
+    #[cold]
+    fn request_of_somebody(&self, me: CpuId, patience: Patience) -> Request {
         self.edit(Ordering::Acquire, |state| match state {
-            State { phase: Phase::Parked, .. } => {
-                Edit::To(State { phase: Phase::Claimed, owner: Some(me), next: None }, Request::Granted)
-            }
+            State { phase: Phase::Parked, .. } => Edit::To(State::owned(Phase::Claimed, me), Request::Granted),
             State { next: None, phase, .. } if phase == Phase::Saving || patience == Patience::WhileLoaded => {
                 Edit::To(State { next: Some(me), ..state }, Request::Queued)
             }
@@ -185,41 +200,64 @@ impl Handoff {
     }
 
     /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim.
+    #[inline]
     pub fn load(&self, me: CpuId) {
         // SeqCst: an injector that misses `Loaded` here has published its interrupt before `owed` looks for it.
-        self.edit(Ordering::SeqCst, |state| {
-            state.expect(Phase::Claimed, me);
-            Edit::To(State { phase: Phase::Loaded, ..state }, ())
-        });
+        self.step(Phase::Claimed, me, Ordering::SeqCst);
     }
 
     /// Edge 4: the guest ran its last instruction on `me` for now; its registers are about to be saved.
+    #[inline]
     pub fn deschedule(&self, me: CpuId) {
         // Relaxed: nobody may touch the registers because of this edge; it only lets others queue.
-        self.edit(Ordering::Relaxed, |state| {
-            state.expect(Phase::Loaded, me);
-            Edit::To(State { phase: Phase::Saving, ..state }, ())
-        });
+        self.step(Phase::Loaded, me, Ordering::Relaxed);
     }
 
     /// Edge 6: every register is in memory.
+    #[inline]
     pub fn publish(&self, me: CpuId) -> Next {
         // Release: Saved Before Published.
+        self.let_go(Phase::Saving, me)
+    }
+
+    /// Edge 5: `me` lets go of a claim that it did not load.
+    #[inline]
+    pub fn release(&self, me: CpuId) -> Next {
+        // Release: the owner may have settled what was owed, which writes registers.
+        self.let_go(Phase::Claimed, me)
+    }
+
+    /// From a phase to the next one, whether or not somebody waits. Its owner's own step, so nothing can be in the way.
+    #[inline]
+    fn step(&self, from: Phase, me: CpuId, order: Ordering) {
+        if cfg!(debug_assertions) {
+            self.state().expect(from, me);
+        }
+        self.0.fetch_add(1, order);
+    }
+
+    #[inline]
+    fn let_go(&self, from: Phase, me: CpuId) -> Next {
+        if self.swap(State::owned(from, me), State::PARKED, Ordering::Release) {
+            return Next::Nobody;
+        }
+        self.hand_over(from, me)
+    }
+
+    /// As [`Self::let_go`], when somebody was waiting just now.
+    #[cold]
+    fn hand_over(&self, from: Phase, me: CpuId) -> Next {
         self.edit(Ordering::Release, |state| {
-            state.expect(Phase::Saving, me);
+            state.expect(from, me);
             let (after, next) = state.let_go();
             Edit::To(after, next)
         })
     }
 
-    /// Edge 5: `me` lets go of a claim that it did not load.
-    pub fn release(&self, me: CpuId) -> Next {
-        // Release: the owner may have settled what was owed, which writes registers.
-        self.edit(Ordering::Release, |state| {
-            state.expect(Phase::Claimed, me);
-            let (after, next) = state.let_go();
-            Edit::To(after, next)
-        })
+    /// The likely transition; false if the word is another one, or the swap failed.
+    #[inline]
+    fn swap(&self, from: State, to: State, order: Ordering) -> bool {
+        self.0.compare_exchange_weak(from.encode(), to.encode(), order, Ordering::Relaxed).is_ok()
     }
 
     fn edit<R>(&self, order: Ordering, transition: impl Fn(State) -> Edit<R>) -> R {

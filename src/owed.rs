@@ -14,14 +14,16 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 
 use crate::ids::VcpuId;
-use crate::mailbox::{Message, NO_MESSAGE};
+use crate::mailbox::NO_MESSAGE;
 use crate::sync::{AtomicU64, Ordering, fence};
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Virtual interrupt ids are below this.
 pub const INTERRUPTS: u32 = 64;
 
 /// The virtual interrupts of one vCPU: two sets of ids, lock-free.
+#[repr(C)] // side by side, for they are looked at together
 pub struct VirtualInterrupts {
     /// Changed by the vCPU itself only.
     enabled: AtomicU64,
@@ -59,11 +61,13 @@ impl VirtualInterrupts {
     }
 
     /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in [`Self::inject`].
+    #[inline]
     pub fn look_again(&self) {
         fence(Ordering::SeqCst);
     }
 
     /// Whether the vCPU's virtual interrupt line is high.
+    #[inline]
     pub fn deliverable(&self) -> bool {
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
     }
@@ -109,29 +113,25 @@ impl Default for VirtualInterrupts {
 /// or when its VM stops.
 pub struct BlockedReceive<'m> {
     pub vm: &'m Vm,
-    pub vcpu: VcpuId,
+    pub vcpu: &'m Vcpu,
+    pub id: VcpuId,
 }
 
 impl Future for BlockedReceive<'_> {
     type Output = u64;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
-        let mut mailbox = self.vm.mailbox.lock();
-        if let Some(message) = mailbox.take(self.vcpu) {
-            mailbox.forget_waiter(self.vcpu);
+        let Self { vm, vcpu, id } = *self;
+        if vm.mailbox.has_message()
+            && let Some(message) = vm.mailbox.take(id)
+        {
             return Poll::Ready(message.encode());
         }
-        if self.vm.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.interrupts.deliverable()) {
-            mailbox.forget_waiter(self.vcpu);
+        if vcpu.interrupts.deliverable() {
+            vm.mailbox.forget_waiter(id);
             return Poll::Ready(NO_MESSAGE);
         }
         Poll::Pending
-    }
-}
-
-impl Message {
-    /// As `mailbox_receive` returns it.
-    pub const fn encode(self) -> u64 {
-        self.from.0 as u64 | (self.size as u64) << 32
     }
 }

@@ -1,79 +1,66 @@
 //! The life of a pCPU, and in it the life of a `vcpu_run`, in the order in which it happens.
 //!
-//! 1. the primary's `vcpu_run(vm, vcpu)` arrives as an exit of the primary's vCPU: decode and validate
-//! 2. claim the registers: at once if they are parked, later if another pCPU is still saving them; a physical interrupt
-//!    for the primary ends the wait (**Nobody Spins**)
+//! 1. the primary's `vcpu_run(vm, vcpu)` arrives: decode and validate ([`crate::hypercall`])
+//! 2. ask for the registers: they are ours at once if they are parked, later if another pCPU is still saving them
 //! 3. settle what is owed, now that the registers are exclusively ours
-//! 4. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
-//! 5. save, publish; whoever waits for this vCPU is woken
-//! 6. encode the answer into the primary's registers, and enter the primary
+//! 4. wait for them, if need be; a physical interrupt for the primary ends the wait (**Nobody Spins**)
+//! 5. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
+//! 6. save, publish; whoever waits for this vCPU is woken
+//! 7. encode the answer into the primary's registers, and enter the primary
 //!
-//! A call that answers at once never leaves the poll that took it.
+//! A call that answers at once never gets here: steps 1 to 3 happen on the way in from the primary, whose registers are
+//! still in the hardware, and only a run that is going to happen, or to wait, brings it back to the executor.
 
 use futures_util::future::{Either, FutureExt, select};
 
 use crate::arch;
-use crate::call::{Call, Outcome, Style};
+use crate::call::{Outcome, Style};
 use crate::exec::{Local, Never};
-use crate::exit::{Cause, Exit, Fault};
+use crate::exit::{Cause, Exit, Fault, Leave};
 use crate::handoff::Patience;
-use crate::hypercall::{self, Answer, Caller};
+use crate::hypercall::{self, Guest};
 use crate::ids::VcpuId;
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
-use crate::vcpu::{Life, LoadedVcpu, ParkedRegs, Vcpu};
-use crate::vm::{Machine, Vm};
+use crate::vcpu::{Claim, Held, Life, LoadedVcpu, ParkedRegs, Requested, Vcpu};
+use crate::vm::Vm;
 
 /// The main task of a pCPU: off, on, off, on.
-pub async fn live(local: &Local, machine: &'static Machine) -> Never {
-    let vcpu = &machine.primary().vcpus[local.pcpu().id.index()];
+pub async fn live(local: &Local) -> Never {
+    let vm = local.machine().primary();
+    let id = VcpuId(local.cpu().index() as u16);
+    let guest = Guest { local, vm, vcpu: &vm.vcpus[id.index()], id };
     loop {
         let start = local.pcpu().power.turned_on().await;
         // Nobody else ever asks for a vCPU of the primary: this resolves at once.
-        let Ok(mut regs) = vcpu.claim(local, Patience::WhileLoaded).await else { continue };
+        let Ok(mut regs) = guest.vcpu.claim(local, Patience::WhileLoaded).await else { continue };
         regs.owned().regs.start(start.entry, start.context);
-        run_primary(local, machine, regs.load()).await;
+        run_primary(&guest, regs.load()).await;
         local.pcpu().power.set_off();
     }
 }
 
 /// Runs the primary's vCPU of this pCPU until it turns itself off.
-async fn run_primary(local: &Local, machine: &'static Machine, mut primary: LoadedVcpu<'_>) {
-    let caller = Caller { machine, vm: machine.primary(), vcpu: VcpuId(local.pcpu().id.index() as u16) };
+async fn run_primary(guest: &Guest<'_>, mut primary: LoadedVcpu<'_>) {
+    let local = guest.local;
     loop {
-        let exit = local.enter(&mut primary.owned().regs).await;
+        let exit = local.enter(&mut primary.owned().regs, guest, false).await;
         match exit {
-            Exit::Hypercall => {
-                let regs = &mut primary.owned().regs;
-                // 1
-                let result = match Call::decode(regs.args()) {
-                    Call::VcpuRun { vm, vcpu, style } => {
-                        let outcome = match machine.vcpu(vm, vcpu) {
-                            Some((vm, id, vcpu)) if !vm.id.is_primary() => {
-                                let target = Target { machine, vm, id, vcpu };
-                                vcpu_run(local, &mut primary, target, style).await
-                            }
-                            _ => Outcome::Absent,
-                        };
-                        // 6
-                        outcome.encode(style)
-                    }
-                    Call::Unknown => match psci::serve(machine, regs.args()) {
-                        psci::Answer::Return(result) => result,
-                        psci::Answer::TurnOff => return,
-                    },
-                    call => match hypercall::serve(caller, call) {
-                        Answer::Return(result) | Answer::ReturnThenLeave(result, _) => result,
-                        Answer::Block => unreachable!("mailbox_receive never blocks the primary"),
-                    },
-                };
-                primary.owned().regs.return_from_hypercall(result);
+            Exit::Call(Leave::RUN) => {
+                let run = local.take_run();
+                let style = run.style;
+                let outcome = vcpu_run(local, &mut primary, run).await;
+                // 7
+                primary.owned().regs.return_from_hypercall(outcome.encode(style));
             }
-            Exit::Smc { .. } => match psci::serve(machine, primary.owned().regs.args()) {
+            Exit::Smc { .. } => match psci::serve(local.machine(), primary.owned().regs.args()) {
                 psci::Answer::Return(result) => primary.owned().regs.return_from_smc(result),
                 psci::Answer::TurnOff => return,
             },
+            Exit::Call(Leave::TURN_OFF) => return,
+            // It has its result already.
+            Exit::Call(_) => {}
             // Nothing of the primary's is taken away from it but memory and features that are not there.
             Exit::Fault(fault) => primary.owned().regs.raise(fault),
             Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
@@ -81,72 +68,41 @@ async fn run_primary(local: &Local, machine: &'static Machine, mut primary: Load
     }
 }
 
-/// The vCPU that the primary asked for.
-#[derive(Clone, Copy)]
-struct Target {
-    machine: &'static Machine,
+/// A `vcpu_run` on its way from the call to the executor.
+pub struct Run {
     vm: &'static Vm,
     id: VcpuId,
     vcpu: &'static Vcpu,
+    style: Style,
+    held: Held,
 }
 
-/// Runs a secondary's vCPU on this pCPU until the primary is needed.
-///
-/// Cancel safety: up to the load, dropping it leaves the vCPU claimable and nobody waiting; it is not dropped after that.
-async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, target: Target, style: Style) -> Outcome {
+/// Steps 2 and 3: asks for the vCPU that the primary wants to run on this pCPU. Either there is an outcome at once, or the
+/// run is left with the executor.
+#[inline]
+pub fn ask(target: &Guest<'_>, style: Style) -> Option<Outcome> {
+    let Guest { local, vm, vcpu, id } = *target;
     // 2
-    let claim = target.vcpu.claim(local, style.patience());
-    let mut regs = match select(claim, local.interrupt()).await {
-        Either::Left((Ok(regs), _)) => regs,
-        Either::Left((Err(_busy), _)) => return Outcome::Busy,
-        Either::Right(((), _withdrawn)) => return Outcome::Interrupted,
+    let held = match vcpu.request(local, style.patience()) {
+        // 3
+        Requested::Granted(mut regs) => match settle(target, &mut regs) {
+            Ok(()) => regs.hold(),
+            Err(outcome) => return Some(outcome),
+        },
+        Requested::Queued(claim) => claim.hold(),
+        Requested::Busy => return Some(Outcome::Busy),
     };
-    // 3
-    if let Err(outcome) = settle(local, &mut regs, target) {
-        return outcome;
-    }
-    // 4
-    primary.step_aside();
-    let mut guest = regs.load();
-    let outcome = loop {
-        // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
-        if let Some(reason) = target.vm.stopped() {
-            break Outcome::Stopped(reason);
-        }
-        guest.settle_interrupts();
-        let exit = local.enter(&mut guest.owned().regs).await;
-        match serve(local, &mut guest, target, exit) {
-            Served::Resume => {}
-            Served::Leave(outcome) => break outcome,
-        }
-    };
-    // 5
-    guest.park();
-    primary.step_back();
-    wake_that_crossed(target, outcome)
-}
-
-/// Step 5, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
-/// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
-/// injects then is the primary, or answers that it woke it.
-fn wake_that_crossed(target: Target, outcome: Outcome) -> Outcome {
-    if outcome == Outcome::WaitForInterrupt {
-        target.vcpu.interrupts.look_again();
-        if target.vcpu.interrupts.deliverable() {
-            return Outcome::Rewoken { vm: target.vm.id, vcpu: target.id };
-        }
-    }
-    outcome
+    local.leave_run(Run { vm, id, vcpu, style, held });
+    None
 }
 
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
-fn settle(local: &Local, regs: &mut ParkedRegs<'_>, target: Target) -> Result<(), Outcome> {
+#[inline]
+fn settle(target: &Guest<'_>, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> {
     if let Some(reason) = target.vm.stopped() {
-        if !target.vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
-            local.pcpu().reports.send(Report::RanStopped { vm: target.vm.id, vcpu: target.id });
-        }
+        report_stopped(target);
         return Err(Outcome::Stopped(reason));
     }
     let owned = regs.owned();
@@ -154,13 +110,78 @@ fn settle(local: &Local, regs: &mut ParkedRegs<'_>, target: Target) -> Result<()
         Life::Ready => Ok(()),
         Life::Off => Err(Outcome::Stopped(Stop::Off)),
         Life::BlockedInReceive => {
-            let call = BlockedReceive { vm: target.vm, vcpu: target.id };
+            let call = BlockedReceive { vm: target.vm, vcpu: target.vcpu, id: target.id };
             let result = call.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
             owned.regs.return_from_hypercall(result);
             owned.life = Life::Ready;
             Ok(())
         }
     }
+}
+
+#[cold]
+fn report_stopped(target: &Guest<'_>) {
+    if !target.vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
+        target.local.pcpu().reports.send(Report::RanStopped { vm: target.vm.id, vcpu: target.id });
+    }
+}
+
+/// Runs a secondary's vCPU on this pCPU until the primary is needed.
+///
+/// Cancel safety: up to the load, dropping it leaves the vCPU claimable and nobody waiting; it is not dropped after that.
+async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, run: Run) -> Outcome {
+    let target = Guest { local, vm: run.vm, vcpu: run.vcpu, id: run.id };
+    let regs = match run.held.take_up(local) {
+        Requested::Granted(regs) => regs,
+        Requested::Queued(claim) => match wait(&target, claim).await {
+            Ok(regs) => regs,
+            Err(outcome) => return outcome,
+        },
+        Requested::Busy => return Outcome::Busy,
+    };
+    // 5
+    primary.step_aside();
+    let mut guest = regs.load();
+    let outcome = loop {
+        // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
+        if let Some(reason) = target.vm.stopped() {
+            break Outcome::Stopped(reason);
+        }
+        let line = target.vcpu.interrupts.deliverable();
+        let exit = local.enter(&mut guest.owned().regs, &target, line).await;
+        match serve(&target, &mut guest, exit) {
+            Served::Resume => {}
+            Served::Leave(outcome) => break outcome,
+        }
+    };
+    // 6
+    guest.park();
+    target.vcpu.interrupts.look_again();
+    arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
+    primary.step_back();
+    wake_that_crossed(&target, outcome)
+}
+
+/// Step 4, and then 3 for what has been waited for.
+async fn wait<'a>(target: &Guest<'a>, claim: Claim<'a>) -> Result<ParkedRegs<'a>, Outcome> {
+    let mut regs = match select(claim, target.local.interrupt()).await {
+        Either::Left((Ok(regs), _)) => regs,
+        Either::Left((Err(_busy), _)) => return Err(Outcome::Busy),
+        Either::Right(((), _withdrawn)) => return Err(Outcome::Interrupted),
+    };
+    settle(target, &mut regs)?;
+    Ok(regs)
+}
+
+/// Step 6, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
+/// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
+/// injects then is the primary, or answers that it woke it.
+#[inline]
+fn wake_that_crossed(target: &Guest<'_>, outcome: Outcome) -> Outcome {
+    if outcome == Outcome::WaitForInterrupt && target.vcpu.interrupts.deliverable() {
+        return Outcome::Rewoken { vm: target.vm.id, vcpu: target.id };
+    }
+    outcome
 }
 
 /// What an exit of a secondary came to.
@@ -170,36 +191,25 @@ enum Served {
     Leave(Outcome),
 }
 
-/// Step 4, after an exit: serves it, or says with which answer the primary is to be entered.
-fn serve(local: &Local, guest: &mut LoadedVcpu<'_>, target: Target, exit: Exit) -> Served {
+/// Step 5, after an exit: serves it, or says with which answer the primary is to be entered.
+#[inline]
+fn serve(target: &Guest<'_>, guest: &mut LoadedVcpu<'_>, exit: Exit) -> Served {
     let owned = guest.owned();
     match exit {
-        // It was only to make us look: at interrupts, or that the VM was stopped.
-        Exit::Interrupt if arch::take_kick(local.pcpu()) && !arch::interrupt_pending() => Served::Resume,
-        Exit::Interrupt => Served::Leave(Outcome::Preempted),
-        Exit::Hypercall => {
-            let caller = Caller { machine: target.machine, vm: target.vm, vcpu: target.id };
-            match hypercall::serve(caller, Call::decode(owned.regs.args())) {
-                Answer::Return(result) => {
-                    owned.regs.return_from_hypercall(result);
-                    Served::Resume
-                }
-                Answer::ReturnThenLeave(result, outcome) => {
-                    owned.regs.return_from_hypercall(result);
-                    Served::Leave(outcome)
-                }
-                Answer::Block => {
-                    owned.life = Life::BlockedInReceive;
-                    Served::Leave(Outcome::WaitForInterrupt)
-                }
-            }
+        Exit::Call(Leave::BLOCKED) => {
+            owned.life = Life::BlockedInReceive;
+            Served::Leave(Outcome::WaitForInterrupt)
         }
+        Exit::Call(leave) => Served::Leave(leave.told()),
         Exit::Wfi if target.vcpu.interrupts.deliverable() => {
             owned.regs.skip_instruction();
             Served::Resume
         }
         // The program counter stays on it: it runs again.
         Exit::Wfi => Served::Leave(Outcome::WaitForInterrupt),
+        // It was only to make us look: at interrupts, or that the VM was stopped.
+        Exit::Interrupt if arch::take_kick(target.local.pcpu()) && !arch::interrupt_pending() => Served::Resume,
+        Exit::Interrupt => Served::Leave(Outcome::Preempted),
         Exit::Wfe => {
             owned.regs.skip_instruction();
             Served::Leave(Outcome::Yield)
@@ -210,18 +220,22 @@ fn serve(local: &Local, guest: &mut LoadedVcpu<'_>, target: Target, exit: Exit) 
         }
         Exit::Smc { immediate } => {
             let cause = Cause::IllegalSmc { immediate };
-            stop(local, target, Fault { cause, pc: owned.regs.pc(), syndrome: 0, address: 0 })
+            stop(target, Fault { cause, pc: owned.regs.pc(), syndrome: 0, address: 0 })
         }
-        Exit::Fault(fault) => stop(local, target, fault),
+        Exit::Fault(fault) => stop(target, fault),
     }
 }
 
 /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
-fn stop(local: &Local, target: Target, fault: Fault) -> Served {
-    target.vm.stop(fault.reason());
-    for other in target.vm.vcpus.iter().filter_map(Vcpu::loaded_on).filter(|&cpu| cpu != local.pcpu().id) {
-        arch::kick(&target.machine.pcpus[other.index()]);
+#[cold]
+fn stop(target: &Guest<'_>, fault: Fault) -> Served {
+    let Guest { local, vm, id, .. } = *target;
+    vm.stop(fault.reason());
+    for vcpu in vm.vcpus {
+        if let Some(cpu) = vcpu.loaded_on().filter(|&cpu| cpu != local.cpu()) {
+            hypercall::kick(local, vcpu, cpu);
+        }
     }
-    local.pcpu().reports.send(Report::Stopped { vm: target.vm.id, vcpu: target.id, fault });
+    local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: id, fault });
     Served::Leave(Outcome::Stopped(fault.reason()))
 }

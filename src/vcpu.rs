@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Holding a token *is* owning the registers (**Single Owner**): both are made only by an edge of the
-//! [handoff word](crate::handoff), borrow this pCPU's executor, and so can go to no other pCPU.
+//! [handoff word](crate::handoff), borrow this pCPU's executor, and so can go to no other pCPU. What was asked for inside
+//! a hypercall and is needed outside of it travels as [`Held`], which is no less owned and can only be taken up again.
 
 #![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
 
@@ -25,23 +26,24 @@ use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, ProtocolCell};
 
 /// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
-#[repr(align(64))]
+#[repr(C, align(64))] // the word, and what a switch needs besides the registers, in the first cache line
 pub struct Vcpu {
     handoff: Handoff,
-    pub interrupts: VirtualInterrupts,
-    pub counters: Counters,
     /// The log has said that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
+    pub interrupts: VirtualInterrupts,
+    pub counters: Counters,
     /// Whose these are is what `handoff` says.
     owned: ProtocolCell<Owned>,
 }
 
 /// What belongs to the owner of a vCPU's registers.
+#[repr(C)]
 pub struct Owned {
-    pub regs: Regs,
     pub life: Life,
     /// Where it ran last.
     last: Option<CpuId>,
+    pub regs: Regs,
 }
 
 /// What a vCPU that is not loaded would do next.
@@ -90,7 +92,18 @@ impl Vcpu {
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
-            owned: ProtocolCell::new(Owned { regs: Regs::new(), life: Life::Off, last: None }),
+            owned: ProtocolCell::new(Owned { life: Life::Off, last: None, regs: Regs::new() }),
+        }
+    }
+
+    /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
+    #[inline]
+    pub fn request<'a>(&'static self, local: &'a Local, patience: Patience) -> Requested<'a> {
+        match self.handoff.request(local.cpu(), patience) {
+            Request::Granted => Requested::Granted(ParkedRegs { vcpu: self, local }),
+            // Whoever lets go finds us in the word and wakes our main task: no waker to register.
+            Request::Queued => Requested::Queued(Claim { vcpu: self, local, patience, stage: Stage::Queued }),
+            Request::Busy => Requested::Busy,
         }
     }
 
@@ -104,11 +117,12 @@ impl Vcpu {
         Claim { vcpu: self, local, patience, stage: Stage::New }
     }
 
-    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU.
-    pub fn set_up(&'static self, local: &Local, prepare: impl FnOnce(&mut Owned)) {
-        if let Request::Granted = self.handoff.request(local.pcpu().id, Patience::WhileSaving) {
-            let mut regs = ParkedRegs { vcpu: self, local };
-            prepare(regs.owned());
+    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU, which `me` is.
+    pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned)) {
+        if let Request::Granted = self.handoff.request(me, Patience::WhileSaving) {
+            // SAFETY: Single Owner: the word says Claimed by this pCPU until it is released below.
+            prepare(unsafe { self.owned.get_mut() });
+            let Next::Nobody = self.handoff.release(me) else { unreachable!("at boot nobody waits") };
         }
     }
 
@@ -134,6 +148,15 @@ impl Default for Vcpu {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Busy;
 
+/// What a request for the registers came to at once.
+#[must_use]
+pub enum Requested<'a> {
+    Granted(ParkedRegs<'a>),
+    /// It is next, and is woken when the owner lets go.
+    Queued(Claim<'a>),
+    Busy,
+}
+
 /// A run request's wait for the registers; see [`Vcpu::claim`].
 #[must_use = "a claim does nothing until it is polled"]
 pub struct Claim<'a> {
@@ -150,47 +173,72 @@ enum Stage {
     Done,
 }
 
+impl<'a> Claim<'a> {
+    /// Takes the place in the queue out of this call; see [`Held`].
+    pub fn hold(self) -> Held {
+        let held = Held { vcpu: self.vcpu, queued: true };
+        core::mem::forget(self);
+        held
+    }
+}
+
 impl<'a> Future for Claim<'a> {
     type Output = Result<ParkedRegs<'a>, Busy>;
 
-    #[inline]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let me = self.local.pcpu().id;
-        let granted = match self.stage {
-            Stage::New => match self.vcpu.handoff.request(me, self.patience) {
-                Request::Granted => true,
-                Request::Queued => {
-                    // Whoever lets go finds us in the word and wakes our main task: no waker to register.
-                    self.stage = Stage::Queued;
-                    return Poll::Pending;
-                }
-                Request::Busy => {
+        let (vcpu, local) = (self.vcpu, self.local);
+        match self.stage {
+            Stage::New => match vcpu.request(local, self.patience) {
+                Requested::Granted(regs) => {
                     self.stage = Stage::Done;
-                    return Poll::Ready(Err(Busy));
+                    Poll::Ready(Ok(regs))
+                }
+                Requested::Queued(queued) => {
+                    let Held { .. } = queued.hold(); // this is the one now
+                    self.stage = Stage::Queued;
+                    Poll::Pending
+                }
+                Requested::Busy => {
+                    self.stage = Stage::Done;
+                    Poll::Ready(Err(Busy))
                 }
             },
-            Stage::Queued => {
-                let granted = self.vcpu.handoff.is_granted(me);
-                if granted {
-                    count(&self.vcpu.counters.waits);
-                }
-                granted
+            Stage::Queued if vcpu.handoff.is_granted(local.cpu()) => {
+                count(&vcpu.counters.waits);
+                self.stage = Stage::Done;
+                Poll::Ready(Ok(ParkedRegs { vcpu, local }))
             }
+            Stage::Queued => Poll::Pending,
             Stage::Done => unreachable!("a claim was polled after it had resolved"),
-        };
-        if !granted {
-            return Poll::Pending;
         }
-        self.stage = Stage::Done;
-        Poll::Ready(Ok(ParkedRegs { vcpu: self.vcpu, local: self.local }))
     }
 }
 
 impl Drop for Claim<'_> {
-    #[inline]
     fn drop(&mut self) {
         if self.stage == Stage::Queued {
-            wake_next(self.local, self.vcpu.handoff.withdraw(self.local.pcpu().id));
+            wake_next(self.local, self.vcpu.handoff.withdraw(self.local.cpu()));
+        }
+    }
+}
+
+/// Registers that are this pCPU's, or a place in the queue for them, on the way from the call that asked to the executor
+/// that goes on with it. It must be taken up again: it has no drop that would let go.
+#[must_use = "what is held and not taken up is nobody's for ever"]
+pub struct Held {
+    vcpu: &'static Vcpu,
+    queued: bool,
+}
+
+impl Held {
+    /// Back to the token that it was, on the same pCPU.
+    #[inline]
+    pub fn take_up(self, local: &Local) -> Requested<'_> {
+        let vcpu = self.vcpu;
+        if self.queued {
+            Requested::Queued(Claim { vcpu, local, patience: Patience::WhileSaving, stage: Stage::Queued })
+        } else {
+            Requested::Granted(ParkedRegs { vcpu, local })
         }
     }
 }
@@ -227,12 +275,20 @@ impl<'a> ParkedRegs<'a> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
+    /// Takes the registers out of this call; see [`Held`].
+    #[inline]
+    pub fn hold(self) -> Held {
+        let held = Held { vcpu: self.vcpu, queued: false };
+        core::mem::forget(self);
+        held
+    }
+
     /// Puts the vCPU into this pCPU's hardware.
     #[inline]
     pub fn load(self) -> LoadedVcpu<'a> {
         let (vcpu, local) = (self.vcpu, self.local);
         core::mem::forget(self); // the claim becomes the load
-        let me = local.pcpu().id;
+        let me = local.cpu();
         vcpu.handoff.load(me);
         vcpu.interrupts.look_again();
         let mut loaded = LoadedVcpu { vcpu, local };
@@ -252,7 +308,7 @@ impl<'a> ParkedRegs<'a> {
 impl Drop for ParkedRegs<'_> {
     #[inline]
     fn drop(&mut self) {
-        wake_next(self.local, self.vcpu.handoff.release(self.local.pcpu().id));
+        wake_next(self.local, self.vcpu.handoff.release(self.local.cpu()));
     }
 }
 
@@ -311,27 +367,17 @@ impl LoadedVcpu<'_> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Raises or lowers the virtual interrupt line for the next entry.
-    #[inline]
-    pub fn settle_interrupts(&mut self) {
-        let line = self.vcpu.interrupts.deliverable();
-        self.owned().regs.set_virtual_interrupt(line);
-    }
-
-    /// Makes room in the hardware for another vCPU, without giving this one up: only the primary's does this. From here
-    /// on this pCPU is open to kicks.
+    /// Makes room in the hardware for another vCPU, without giving this one up: only the primary's does this.
     #[inline]
     pub fn step_aside(&mut self) {
         let local = self.local;
         local.arch().set_aside(&mut self.owned().regs);
-        crate::arch::open(local.pcpu());
     }
 
     /// Comes back after [`Self::step_aside`].
     #[inline]
     pub fn step_back(&mut self) {
         let local = self.local;
-        crate::arch::close(local.pcpu());
         local.arch().load(&self.owned().regs);
     }
 
@@ -347,7 +393,7 @@ impl Drop for LoadedVcpu<'_> {
     #[inline]
     fn drop(&mut self) {
         let (vcpu, local) = (self.vcpu, self.local);
-        let me = local.pcpu().id;
+        let me = local.cpu();
         vcpu.handoff.deschedule(me);
         if cfg!(feature = "no-gate") {
             // The negative control: what everybody else has had to find out the hard way.

@@ -8,7 +8,7 @@ use crate::ids::{MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::{Mailbox, Pages};
 use crate::pcpu::Pcpu;
 use crate::report::Stop;
-use crate::sync::{AtomicU8, Lock, Once, Ordering};
+use crate::sync::{AtomicU8, Once, Ordering};
 use crate::vcpu::Vcpu;
 
 /// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
@@ -17,22 +17,22 @@ pub const MAX_REGIONS: usize = 8;
 /// Pieces of physical memory, each `start..end`.
 pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
 
-/// A VM. Everything but what the locks and atomics protect is fixed at boot.
+/// A VM. Everything but the atomics is fixed at boot.
 pub struct Vm {
     pub id: VmId,
     pub vcpus: &'static [Vcpu],
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
-    /// Fixed by the first `vm_configure`, which the mailbox lock makes one.
+    /// Fixed by the first `vm_configure`.
     pages: Once<Pages>,
-    pub mailbox: Lock<Mailbox>,
+    pub mailbox: Mailbox,
     /// A [`Stop`], or 0.
     stopped: AtomicU8,
 }
 
 impl Vm {
     pub fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
-        Self { id, vcpus, memory, pages: Once::new(), mailbox: Lock::new(Mailbox::new()), stopped: AtomicU8::new(0) }
+        Self { id, vcpus, memory, pages: Once::new(), mailbox: Mailbox::new(), stopped: AtomicU8::new(0) }
     }
 
     pub fn vcpu(&self, id: VcpuId) -> Option<&'static Vcpu> {
@@ -62,12 +62,12 @@ impl Vm {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
-        let _only_one = self.mailbox.lock();
-        if self.pages.get().is_some() {
-            return Err(Refused);
-        }
-        self.pages.call_once(|| Pages { send: Pa(send), recv: Pa(recv) });
-        Ok(())
+        let mut first = false;
+        self.pages.call_once(|| {
+            first = true;
+            Pages { send: Pa(send), recv: Pa(recv) }
+        });
+        if first { Ok(()) } else { Err(Refused) }
     }
 
     /// Why the VM was stopped, if it was.
@@ -79,9 +79,8 @@ impl Vm {
     pub fn stop(&self, reason: Stop) {
         // SeqCst, with `Handoff::load`: a vCPU that is about to run sees this, or the caller sees it loaded.
         self.stopped.store(reason as u8, Ordering::SeqCst);
-        let mut mailbox = self.mailbox.lock();
         for (n, _) in self.vcpus.iter().enumerate() {
-            mailbox.forget_waiter(VcpuId(n as u16));
+            self.mailbox.forget_waiter(VcpuId(n as u16));
         }
     }
 }

@@ -11,16 +11,25 @@ use std::task::Poll;
 use baton::arch::{self, Regs, fake};
 use baton::exec::{Local, Never, Round, Task, wake, waker};
 use baton::exit::Exit;
+use baton::hypercall::Guest;
 use baton::ids::{CpuId, MAX_CPUS, VcpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::report::Report;
+use baton::vcpu::Vcpu;
+use baton::vm::{Machine, Regions, Vm};
 use common::{On, P0, P1, Turn, refuses, said, trace};
+
+/// A machine without VMs.
+fn machine(pcpus: &'static [Pcpu]) -> &'static Machine {
+    Box::leak(Box::new(Machine { pcpus, vms: heapless::Vec::new() }))
+}
 
 /// Two pCPUs with executors and nothing on them.
 fn executors() -> (&'static [Pcpu], [Local; 2]) {
     let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
     fake::reset(pcpus);
-    (pcpus, [P0, P1].map(|cpu| Local::new(pcpus, cpu)))
+    let machine = machine(pcpus);
+    (pcpus, [P0, P1].map(|cpu| Local::new(machine, cpu)))
 }
 
 /// A task that counts its polls.
@@ -183,7 +192,7 @@ fn wake_while_a_guest_runs() {
     let name = regs.name;
     let main = async {
         loop {
-            local.enter(&mut regs).await;
+            local.enter(&mut regs, &anybody(&local), false).await;
         }
     };
     let (mut main, mut reporter) = (pin!(main), pin!(counting(&reporter_polls)));
@@ -201,6 +210,13 @@ fn wake_while_a_guest_runs() {
     assert_eq!(reporter_polls.get(), 1);
 }
 
+/// A guest of which nothing but the registers matters.
+fn anybody(local: &Local) -> Guest<'_> {
+    let vcpus: &'static [Vcpu] = Box::leak(Box::new([Vcpu::new()]));
+    let vm = Box::leak(Box::new(Vm::new(VmId(1), vcpus, Regions::new())));
+    Guest { local, vm, vcpu: &vcpus[0], id: VcpuId(0) }
+}
+
 /// Puts a vCPU into the hardware that nobody has named.
 fn arch_load(local: &Local) {
     local.arch().load(&Regs::new());
@@ -210,7 +226,7 @@ fn arch_load(local: &Local) {
 fn a_waker_carries_pcpu_and_task() {
     let (pcpus, _) = executors();
     for (n, task) in (0..MAX_CPUS).flat_map(|n| [(n, Task::Main), (n, Task::Reporter)]) {
-        let local = Local::new(pcpus, CpuId::new(n));
+        let local = Local::new(machine(pcpus), CpuId::new(n));
         let polls = [Cell::new(0), Cell::new(0)];
         let (mut main, mut reporter) = (pin!(counting(&polls[0])), pin!(counting(&polls[1])));
         let original = waker(&pcpus[n], task);
@@ -340,7 +356,7 @@ fn the_reporter_speaks_before_the_guest_is_entered() {
     let mut regs = Regs::new();
     let main = async {
         local.pcpu().reports.send(Report::RanStopped { vm: VmId(3), vcpu: VcpuId(1) });
-        let _exit = local.enter(&mut regs).await;
+        let _exit = local.enter(&mut regs, &anybody(&local), false).await;
         pending::<Never>().await
     };
     let (mut main, mut reporter) = (pin!(main), pin!(local.pcpu().reports.print_all()));
@@ -362,7 +378,7 @@ fn every_entry_is_asked_for() {
     let (pcpus, [local, _]) = executors();
     let mut regs = Regs::new();
     let main = async {
-        let exit = local.enter(&mut regs).await;
+        let exit = local.enter(&mut regs, &anybody(&local), false).await;
         assert_eq!(exit, Exit::Wfe);
         pending::<Never>().await
     };
@@ -380,7 +396,7 @@ fn the_fake_refuses_what_is_not_scripted() {
     let (_, [local, _]) = executors();
     let mut regs = Regs::new();
     arch_load(&local);
-    assert!(refuses(|| local.arch().enter(&mut regs)));
+    assert!(refuses(|| local.arch().enter(&mut regs, &anybody(&local), false)));
     local.arch().script(fake::Name { vm: 4, vcpu: 4 }, |_| Exit::Wfi);
-    assert!(refuses(|| local.arch().enter(&mut regs)));
+    assert!(refuses(|| local.arch().enter(&mut regs, &anybody(&local), false)));
 }

@@ -580,7 +580,7 @@ fn the_reasons_of_a_stop() {
 #[test]
 fn a_crash_stops_a_running_sibling() {
     let m = Bench::new(2, &[2]);
-    m.vcpu(1, 1).set_up(m.local(P0), |owned| owned.life = baton::vcpu::Life::Ready);
+    m.vcpu(1, 1).set_up(P0, |owned| owned.life = baton::vcpu::Life::Ready);
     m.guest(P1, 1, 1, move |_| {
         m.guest(P0, 1, 0, |_| fault(Cause::Undefined));
         assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 3 << 8);
@@ -595,7 +595,7 @@ fn a_crash_stops_a_running_sibling() {
 #[test]
 fn a_crash_stops_a_sibling_that_is_about_to_run() {
     let m = Bench::new(2, &[2]);
-    m.vcpu(1, 1).set_up(m.local(P0), |owned| owned.life = baton::vcpu::Life::Ready);
+    m.vcpu(1, 1).set_up(P0, |owned| owned.life = baton::vcpu::Life::Ready);
     fake::before("p1 save v0.1", || {
         m.guest(P0, 1, 0, |_| fault(Cause::Undefined));
         assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 3 << 8);

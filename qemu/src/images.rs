@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -278,6 +279,14 @@ pub fn load_address(image: &[u8]) -> Option<u64> {
     let offset = if word(0x10)? == 0 { 0x8_0000 } else { word(8)? };
     // QEMU keeps its own first instructions clear of the image.
     Some(MEMORY + if offset < BOOT_CODE { offset + 0x20_0000 } else { offset })
+}
+
+/// The memory that a hypervisor's flat image takes when QEMU has loaded it, zeroed data included.
+pub fn place(image: &Path) -> Result<Range<u64>> {
+    let flat = fs::read(image).with_context(|| format!("could not read {}", image.display()))?;
+    let start = load_address(&flat).with_context(|| format!("{} has no Image header", image.display()))?;
+    let size = flat.get(0x10..0x18).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes);
+    Ok(start..start + size.max(flat.len() as u64))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! everything else. QEMU never outlives this tool by Ctrl-C, SIGTERM or SIGHUP: [`end_with_us`]
 //! sees to that.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +90,15 @@ impl Machine {
 
     /// Starts it. `live` shows its console on ours, and gives it our input.
     pub fn start(&self, live: bool) -> Result<Running> {
+        self.start_with(live, None)
+    }
+
+    /// Runs it to its end, or for `limit`; what QEMU itself says goes to `listener` line by line, and is not kept.
+    pub fn run_listening(&self, limit: Option<Duration>, listener: Listener) -> Result<Outcome> {
+        self.start_with(false, Some(listener))?.finish(limit)
+    }
+
+    fn start_with(&self, live: bool, listener: Option<Listener>) -> Result<Running> {
         let mut command = self.command();
         command.stdin(if live { Stdio::inherit() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -101,12 +110,25 @@ impl Machine {
         let child = command.spawn().with_context(|| format!("could not run {}", setup::QEMU))?;
         running.push(pid(&child));
         drop(running);
-        Ok(Running::watch(child, live))
+        Ok(Running::watch(child, live, listener))
     }
 
     /// Runs it to its end, or for `limit`.
     pub fn run(&self, limit: Option<Duration>, live: bool) -> Result<Outcome> {
         self.start(live)?.finish(limit)
+    }
+}
+
+/// Takes in a line that QEMU itself says, without its end.
+pub type Listener = Box<dyn FnMut(&[u8]) + Send>;
+
+fn each_line(source: impl Read, mut listener: Listener) {
+    let mut source = BufReader::with_capacity(1 << 20, source);
+    let mut line = Vec::new();
+    // A source that fails has ended: QEMU's exit status tells the rest.
+    while let Ok(1..) = source.read_until(b'\n', &mut line) {
+        listener(line.trim_ascii_end());
+        line.clear();
     }
 }
 
@@ -169,7 +191,7 @@ impl Outcome {
 }
 
 impl Running {
-    fn watch(mut child: Child, live: bool) -> Running {
+    fn watch(mut child: Child, live: bool, listener: Option<Listener>) -> Running {
         let (console, complaints) = (Arc::<Console>::default(), Arc::<Console>::default());
         let output = child.stdout.take().expect("the output of QEMU is piped");
         let errors = child.stderr.take().expect("the errors of QEMU are piped");
@@ -180,7 +202,10 @@ impl Running {
             }),
             thread::spawn({
                 let complaints = complaints.clone();
-                move || complaints.feed(errors, live.then(io::stderr))
+                move || match listener {
+                    None => complaints.feed(errors, live.then(io::stderr)),
+                    Some(listener) => each_line(errors, listener),
+                }
             }),
         ];
         Running { child, console, complaints, threads, start: Instant::now() }

@@ -2,10 +2,11 @@
 //! tests them.
 //!
 //! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
-//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]),
+//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the [`bench`],
 //! [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
 //! [`setup`] (what this computer lacks).
 
+mod bench;
 mod console;
 mod device_tree;
 mod el2_faults;
@@ -52,6 +53,8 @@ enum Command {
     Build,
     /// Run the host tests and the QEMU tests; exits with 0 only if all passed.
     Test(Test),
+    /// Count the hypervisor's instructions, row by row.
+    Bench(bench::Options),
     /// Check formatting and lints, for this machine and for the target, warnings being errors.
     Clippy,
 }
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run(&options),
         Command::Build => Workspace::open(false)?.build_all().map(|()| true),
         Command::Test(options) => test(options),
+        Command::Bench(options) => bench(&options),
         Command::Clippy => Workspace::open(true)?.clippy().map(|()| true),
     });
     match result {
@@ -167,6 +171,12 @@ fn run(options: &Run) -> Result<bool> {
         eprintln!("error: {problem}");
     }
     Ok(problem.is_none())
+}
+
+fn bench(options: &bench::Options) -> Result<bool> {
+    let workspace = Workspace::open(false)?;
+    setup::qemu()?;
+    bench::run(&workspace, options)
 }
 
 fn test(options: Test) -> Result<bool> {

@@ -136,6 +136,12 @@ pub fn recipes() -> Vec<Recipe> {
                 .map(|(index, image)| Secondary::small(image, vcpus_in_suite(index)))
                 .collect(),
         },
+        Recipe {
+            name: "bench",
+            primary: "bench",
+            initrd: b"",
+            secondaries: (0..4).map(|_| Secondary::small("bench_peer", 1)).collect(),
+        },
     ]
 }
 

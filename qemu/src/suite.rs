@@ -19,7 +19,7 @@ use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
-use crate::{el2_faults, inputs, linux, save_window};
+use crate::{bench, el2_faults, inputs, linux, save_window};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +58,8 @@ pub enum Kind {
     Linux(&'static str),
     /// The save window, held open by the debugger.
     SaveWindow,
+    /// Figures of the hypervisor.
+    Bench(bench::Check),
 }
 
 impl Kind {
@@ -65,7 +67,7 @@ impl Kind {
     fn features(&self) -> &[String] {
         match self {
             Kind::Case(entry) => &entry.features,
-            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) => &[],
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) => &[],
             Kind::SaveWindow => save_window::features(),
         }
     }
@@ -75,6 +77,7 @@ impl Kind {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
             Kind::Linux(_) => "main",
+            Kind::Bench(_) => "bench",
             Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
         }
     }
@@ -165,6 +168,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
     tests.extend(el2_faults::tests());
     tests.extend(linux::tests());
     tests.extend(save_window::tests());
+    tests.extend(bench::tests());
     Ok(tests)
 }
 
@@ -308,6 +312,7 @@ impl Runner<'_> {
             Kind::Linux(cpu) => linux::run(self.workspace, test, cpu, &self.hypervisor(&[])?),
             Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::SaveWindow => save_window::run(self.workspace, test),
+            Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
         }
     }
 

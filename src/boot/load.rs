@@ -11,8 +11,8 @@ use super::platform::Platform;
 use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
-use crate::exec::Local;
-use crate::ids::{MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
+use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
+use crate::pcpu::Pcpu;
 use crate::psci::Start;
 use crate::vcpu::{Life, Vcpu};
 use crate::vm::{Machine, Regions, Vm};
@@ -50,7 +50,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
     Platform::parse(unsafe { bytes(&(address..address + u64::from(size))) }, address, image)
 }
 
-/// Loads all VMs. Returns the machine, and where the primary starts.
+/// Loads all VMs, on pCPU `me`. Returns the machine, and where the primary starts.
 ///
 /// # Errors
 ///
@@ -60,7 +60,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
 ///
 /// All RAM is mapped writable, nothing but the hypervisor's own image is in use, and the RAM disk is where the platform
 /// says. Called once.
-pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start), Error> {
+pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Result<(Machine, Start), Error> {
     // SAFETY: mapped and not written while it is used: the plan keeps it free, as the caller keeps the rest.
     let (ram_disk, original) = unsafe { (bytes(&platform.ram_disk), bytes(&platform.device_tree)) };
     let archive = Archive::new(ram_disk)?;
@@ -87,7 +87,7 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
     let vcpus = &of_primary[..platform.cpus.len()];
     for (index, vcpu) in vcpus.iter().enumerate() {
-        vcpu.set_up(local, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
+        vcpu.set_up(me, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
     }
     add(&mut vms, vcpus, without(&platform.ram, &reserved));
 
@@ -99,8 +99,8 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
         let (vcpus, rest) = of_secondaries.split_at(secondary.vcpus);
         of_secondaries = rest;
         for (index, vcpu) in vcpus.iter().enumerate() {
-            vcpu.set_up(local, |owned| {
-                owned.regs.bind_secondary(&stage_two, index);
+            vcpu.set_up(me, |owned| {
+                owned.regs.bind_secondary(&stage_two, index, secondary.vcpus);
                 if index == 0 {
                     owned.regs.start(secondary.memory.start, 0);
                     owned.life = Life::Ready;
@@ -118,7 +118,7 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
             secondary.vcpus
         );
     }
-    let machine = Machine { pcpus: local.pcpus(), vms };
+    let machine = Machine { pcpus, vms };
     Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))
 }
 

@@ -54,12 +54,11 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
     gic::set_up(&PCPUS[me.index()]);
 
-    let local = Local::new(&PCPUS, me);
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
-    let (machine, start) = unsafe { boot::load(&platform, &local) }.unwrap_or_else(|e| give_up(&e));
+    let (machine, start) = unsafe { boot::load(&platform, &PCPUS, me) }.unwrap_or_else(|e| give_up(&e));
     let machine = MACHINE.call_once(|| machine);
     PCPUS[me.index()].power.boot(start);
-    local.run(run::live(&local, machine), PCPUS[me.index()].reports.print_all())
+    live(machine, me)
 }
 
 /// Every further pCPU, from `vectors/entry.S`: EL2's final address space is on.
@@ -67,13 +66,17 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
 extern "C" fn baton_secondary_main(index: usize) -> ! {
     let me = CpuId::new(index);
     super::set_this_cpu(me);
-    let pcpu = &PCPUS[index];
-    gic::set_up(pcpu);
-    let local = Local::new(&PCPUS, me);
+    gic::set_up(&PCPUS[index]);
     match MACHINE.get() {
-        Some(machine) => local.run(run::live(&local, machine), pcpu.reports.print_all()),
+        Some(machine) => live(machine, me),
         None => panic!("{me} came up before the machine was there"),
     }
+}
+
+/// The rest of a pCPU's life.
+fn live(machine: &'static Machine, me: CpuId) -> ! {
+    let local = Local::new(machine, me);
+    local.run(run::live(&local), local.pcpu().reports.print_all())
 }
 
 /// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.

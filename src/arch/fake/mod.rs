@@ -29,13 +29,32 @@ use std::vec::Vec;
 pub use memory::{copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Leave};
+use crate::hypercall::{self, Guest, Verdict};
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
 
+/// How a few instructions of a guest end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// `hvc`, with its arguments in the registers.
+    Hypercall,
+    /// Anything else.
+    Exit(Exit),
+}
+
+impl From<Exit> for Step {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+/// A test drives its pCPUs guest by guest, so each entry is a round of the executor.
+pub const STEPWISE: bool = true;
+
 /// A few instructions of a guest, up to its next exit.
-type GuestStep = Box<dyn FnOnce(&mut Regs) -> Exit>;
+type GuestStep = Box<dyn FnOnce(&mut Regs) -> Step>;
 /// What happens when its event is announced.
 type Hook = (String, Box<dyn FnOnce()>);
 
@@ -131,7 +150,7 @@ pub fn wake_up(cpu: CpuId) -> bool {
                 return false;
             }
             arch.sleep.store(AWAKE, Ordering::Relaxed);
-            close(pcpu); // what follows the sleep in the executor
+            get_up(pcpu); // what follows the sleep in the executor
         }
         _ => {}
     }
@@ -177,8 +196,10 @@ pub struct PcpuArch {
     interrupt: AtomicBool,
     /// A kick is pending.
     kicked: AtomicBool,
-    /// It can be kicked.
-    open: AtomicBool,
+    /// It sleeps.
+    asleep: AtomicBool,
+    /// The line of the guest that it runs.
+    virtual_interrupt: AtomicBool,
     /// The event register of WFE.
     event: AtomicBool,
     /// It does not run, and what it waits for.
@@ -191,7 +212,8 @@ impl PcpuArch {
         Self {
             interrupt: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            open: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            virtual_interrupt: AtomicBool::new(false),
             event: AtomicBool::new(false),
             sleep: AtomicU8::new(AWAKE),
         }
@@ -217,13 +239,13 @@ impl Cpu {
     }
 
     /// After the steps that are scripted already, the next guest to be entered here is `who`, and this is what it does.
-    pub fn script(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
-        self.script.borrow_mut().push_back((who, Box::new(step)));
+    pub fn script<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
+        self.script.borrow_mut().push_back((who, Box::new(|regs| step(regs).into())));
     }
 
     /// As [`Self::script`], but before the steps that are scripted already.
-    pub fn script_first(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
-        self.script.borrow_mut().push_front((who, Box::new(step)));
+    pub fn script_first<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
+        self.script.borrow_mut().push_front((who, Box::new(|regs| step(regs).into())));
     }
 
     /// How many steps are left to do.
@@ -249,13 +271,36 @@ impl Cpu {
         self.save(regs);
     }
 
-    /// Enters the loaded vCPU, and returns at its next exit.
+    /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
     ///
     /// # Panics
     ///
     /// If it is not loaded here, or the script has somebody else, or nobody.
-    pub fn enter(&self, regs: &mut Regs) -> Exit {
+    pub fn enter(&self, regs: &mut Regs, guest: &Guest<'_>, line: bool) -> Exit {
+        set_virtual_interrupt(line);
+        loop {
+            match self.run_step(regs) {
+                Step::Exit(exit) => return exit,
+                Step::Hypercall => {
+                    let Verdict { result, leave } = hypercall::arrive(guest, regs.args());
+                    if leave != Leave::BLOCKED {
+                        regs.return_from_hypercall(result); // else it is owed
+                    }
+                    if leave != Leave::NOT {
+                        return Exit::Call(leave);
+                    }
+                    if self.steps_left() == 0 {
+                        return Exit::Interrupt; // it has nothing to do until something comes
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the guest does up to its next exit, finished or not.
+    fn run_step(&self, regs: &mut Regs) -> Step {
         self.announce("enter", regs.name);
+        regs.virtual_interrupt = pcpu(this_cpu()).arch.virtual_interrupt.load(Ordering::Relaxed);
         let here = p(self.pcpu.id);
         let (who, step) = self.script.borrow_mut().pop_front().unwrap_or_else(|| {
             panic!("{here} enters {}, which has nothing to do: script a step for it", regs.name);
@@ -264,10 +309,10 @@ impl Cpu {
         // The guest sees the hardware; memory keeps what it has until the save.
         let in_memory = regs.sys;
         regs.sys = self.take_loaded(regs.name, "entered");
-        let exit = step(regs);
+        let step = step(regs);
         self.loaded.set(Some((regs.name, regs.sys)));
         regs.sys = in_memory;
-        exit
+        step
     }
 
     fn take_loaded(&self, name: Name, what: &str) -> u64 {
@@ -305,7 +350,7 @@ pub fn doze() {
 
 /// WFI: sleeps until an interrupt is pending.
 ///
-/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`close`], which follows it, is put off
+/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`get_up`], which follows it, is put off
 /// until [`wake_up`].
 pub fn sleep() {
     announce_here("sleep");
@@ -323,33 +368,33 @@ pub fn send_event() {
     }
 }
 
-/// From here on this pCPU can be kicked.
-pub fn open(pcpu: &Pcpu) {
-    pcpu.arch.open.store(true, Ordering::Relaxed);
+/// Raises or lowers the virtual interrupt line of the guest that has called.
+pub fn set_virtual_interrupt(high: bool) {
+    pcpu(this_cpu()).arch.virtual_interrupt.store(high, Ordering::Relaxed);
 }
 
-/// As [`open`], for a pCPU that is turned off.
-pub fn open_asleep(pcpu: &Pcpu) {
-    open(pcpu);
+/// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
+pub fn lie_down(pcpu: &Pcpu) {
+    pcpu.arch.asleep.store(true, Ordering::Relaxed);
 }
 
-/// Whether a kick would reach this pCPU.
-pub fn is_open(pcpu: &Pcpu) -> bool {
-    pcpu.arch.open.load(Ordering::Relaxed)
+/// Whether a pCPU sleeps, or is about to.
+pub fn is_asleep(pcpu: &Pcpu) -> bool {
+    pcpu.arch.asleep.load(Ordering::Relaxed)
 }
 
-/// Until here: no kick is pending afterwards, and none will be.
-pub fn close(pcpu: &Pcpu) {
+/// It does not any more: no kick is pending afterwards, and none will be.
+pub fn get_up(pcpu: &Pcpu) {
     if pcpu.arch.sleep.load(Ordering::Relaxed) != SLEEPS {
-        pcpu.arch.open.store(false, Ordering::Relaxed);
+        pcpu.arch.asleep.store(false, Ordering::Relaxed);
         take_kick(pcpu);
     }
 }
 
-/// Makes an open pCPU come out of its guest or its sleep.
-pub fn kick(pcpu: &Pcpu) {
+/// Makes a pCPU come out of its guest or its sleep, if it is still there.
+pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
     announce_here(&format!("kick {}", p(pcpu.id)));
-    if is_open(pcpu) {
+    if still_there() {
         pcpu.arch.kicked.store(true, Ordering::Relaxed);
     }
 }

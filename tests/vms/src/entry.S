@@ -3,7 +3,8 @@
 // The stage-1 map (mmu.rs) is switched on before anything is stored: with stage 1 off every access would be to Device
 // memory, where exclusives need not work, and stores made then could be shadowed by stale cache lines later. The table
 // is constant and needs no relocation, so nothing has to be written first. Until then the three thread-id registers
-// hold what x0 and x1 and SCTLR_EL1 held, because the tests want to see the registers as the hypervisor left them.
+// hold what x0 and x1 and SCTLR_EL1 held, and FAR_EL1 what time it was, because the tests want to see the registers as
+// the hypervisor left them.
 
 .macro stage1_on scratch
     // In: nothing. Clobbers the scratch register only.
@@ -35,9 +36,11 @@ vm_start:
     msr     tpidrro_el0, x1
     mrs     x0, sctlr_el1
     msr     tpidr_el1, x0
+    mrs     x0, cntvct_el0
+    msr     far_el1, x0
     stage1_on x0
 
-    // Keep the entry state: x0..x30, SP_EL1, CurrentEL, DAIF, SPSel, SCTLR_EL1 (see entry.rs, EntryState).
+    // Keep the entry state: x0..x30, SP_EL1, CurrentEL, DAIF, SPSel, SCTLR_EL1, CNTVCT_EL0 (see entry.rs, EntryState).
     adrp    x0, VM_ENTRY_STATE
     add     x0, x0, :lo12:VM_ENTRY_STATE
     stp     x2, x3, [x0, #16]
@@ -65,6 +68,8 @@ vm_start:
     mrs     x1, spsel
     mrs     x2, tpidr_el1
     stp     x1, x2, [x0, #272]
+    mrs     x1, far_el1
+    str     x1, [x0, #288]
 
     // Relocate: add the load address to each R_AARCH64_RELATIVE addend.
     adrp    x0, __image_start

@@ -73,6 +73,8 @@ pub struct EntryState {
     pub spsel: u64,
     /// SCTLR_EL1.
     pub sctlr: u64,
+    /// CNTVCT_EL0.
+    pub counter: u64,
 }
 
 #[repr(transparent)]
@@ -84,7 +86,7 @@ unsafe impl Sync for Kept {}
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.entry_state")]
 static VM_ENTRY_STATE: Kept =
-    Kept(UnsafeCell::new(EntryState { x: [0; 31], sp: 0, current_el: 0, daif: 0, spsel: 0, sctlr: 0 }));
+    Kept(UnsafeCell::new(EntryState { x: [0; 31], sp: 0, current_el: 0, daif: 0, spsel: 0, sctlr: 0, counter: 0 }));
 
 /// The registers at the VM's first instruction.
 pub fn state() -> EntryState {

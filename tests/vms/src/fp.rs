@@ -20,11 +20,20 @@ global_asm!(
     "str q\\n, [x0], #16",
     ".endr",
     "ret",
+    "vm_fp_touch:",
+    "fmov s0, wzr",
+    "ret",
 );
 
 unsafe extern "C" {
     fn vm_fp_load(registers: &Registers);
     fn vm_fp_store(registers: &mut Registers);
+    safe fn vm_fp_touch();
+}
+
+/// Executes one FP instruction, which changes q0.
+pub fn touch() {
+    vm_fp_touch();
 }
 
 type Registers = [[u64; 2]; 32];

@@ -10,10 +10,11 @@
 //!
 //! The modules, bottom up: `entry` and `mmu` bring a CPU up; `cpu` holds what is private to one; `exception` handles
 //! faults and interrupts; `console` prints and `verdict` says how it went; `call` and `psci` are the ways into the hypervisor; `mailbox` is messages;
-//! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `puppet` and `wire` are
-//! what VMs of the tests share with the primary that drives them.
+//! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `puppet`, `wire` and
+//! `bench` are what VMs share with the primary that drives them.
 #![no_std]
 
+pub mod bench;
 pub mod call;
 pub mod console;
 pub mod cpu;

@@ -57,6 +57,24 @@ pub fn send_bytes(vm: u64, words: &[u64], size: u64) -> Result<u64, Refused> {
     call::mailbox_send(vm, size)
 }
 
+/// Puts a word into the send page, for those who send it later and alone.
+pub fn write(index: usize, word: u64) {
+    assert!(index < MAX_WORDS, "a message has no word {index}");
+    // SAFETY: in bounds; one CPU only.
+    unsafe { SEND.0.get().cast::<u64>().add(index).write_volatile(word) };
+}
+
+/// Copies the first `size` bytes of the receive page to the send page, rounded up to 64.
+pub fn copy_to_send_page(size: u64) {
+    type Block = [u64; 8];
+    let blocks = (size as usize).min(MAX_SIZE).div_ceil(size_of::<Block>());
+    let (to, from) = (SEND.0.get().cast::<Block>(), RECV.0.get().cast::<Block>());
+    for block in 0..blocks {
+        // SAFETY: in bounds; the message is ours until the mailbox is cleared, and one CPU sends.
+        unsafe { to.add(block).write_volatile(from.add(block).read_volatile()) };
+    }
+}
+
 /// Sends as soon as the receiver has room. Who makes that room needs a CPU: the primary, on another CPU or when its
 /// timer ends this VM's slice.
 pub fn send_until_taken(vm: u64, words: &[u64]) {

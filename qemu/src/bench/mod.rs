@@ -1,0 +1,147 @@
+//! `cargo baton bench`: instructions of the hypervisor, row by row.
+//!
+//! Wall time under an emulator says nothing; guest instructions under QEMU's `-icount` are exact, and the same on every
+//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts with
+//! the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and it shows
+//! where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another image.
+
+mod against;
+mod baseline;
+mod exec_log;
+mod guest;
+mod measure;
+mod rows;
+mod trace;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::bench::baseline::Finding;
+use crate::bench::guest::PATIENCE;
+use crate::bench::rows::DEFINITIONS;
+use crate::images::Workspace;
+use crate::suite::{Kind, Report, Test};
+
+/// Where the figures are stored that `--check` compares with.
+const BASELINE: &str = "qemu/bench-baseline.json";
+
+#[derive(Args)]
+pub struct Options {
+    /// Only these rows.
+    rows: Vec<String>,
+    /// Print JSON instead of a table, and nothing else.
+    #[arg(long, conflicts_with_all = ["trace", "referee", "against"])]
+    json: bool,
+    /// Fail if a row has grown by more than 1 % since the baseline was stored.
+    #[arg(long, conflicts_with_all = ["hypervisor", "against"])]
+    check: bool,
+    /// Store the figures as the baseline.
+    #[arg(long, conflicts_with_all = ["hypervisor", "against", "check", "rows"])]
+    save: bool,
+    /// Compare the guest's own figures with QEMU's execution log, which must agree to the instruction.
+    #[arg(long, conflicts_with_all = ["against", "check", "save"])]
+    referee: bool,
+    /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
+    trace: Option<String>,
+    /// Measure this image instead of Baton.
+    #[arg(long, value_name = "IMAGE")]
+    hypervisor: Option<PathBuf>,
+    /// Measure this image, too, and print both side by side.
+    #[arg(long, value_name = "IMAGE")]
+    against: Option<PathBuf>,
+}
+
+/// Does what `options` ask for; true if nothing was wrong.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    for name in options.rows.iter().chain(&options.trace) {
+        ensure!(
+            DEFINITIONS.iter().any(|definition| definition.name == name),
+            "there is no row `{name}`; there are {}",
+            DEFINITIONS.iter().map(|definition| definition.name).collect::<Vec<_>>().join(", ")
+        );
+    }
+    for image in options.hypervisor.iter().chain(&options.against) {
+        std::fs::metadata(image).with_context(|| format!("there is no hypervisor image {}", image.display()))?;
+    }
+    let image = match &options.hypervisor {
+        Some(image) => image.clone(),
+        None => workspace.hypervisor(&[])?,
+    };
+    if let Some(row) = &options.trace {
+        return watch::trace(workspace, &image, row).map(|()| true);
+    }
+    if options.referee {
+        let verdicts = watch::referee(workspace, &image, &options.rows)?;
+        print!("{}", watch::table(&verdicts));
+        return Ok(verdicts.iter().all(|verdict| verdict.problem().is_none()));
+    }
+    let measured = measure::all(workspace, &image)?;
+    for (name, why) in &measured.skipped {
+        eprintln!("row {name} is left out: {why}");
+    }
+    let rows = measured.rows.only(&options.rows);
+    if let Some(other) = &options.against {
+        let others = measure::all(workspace, other)?.rows;
+        print!("{}", against::table(&rows, &others));
+        return Ok(true);
+    }
+    print!("{}", if options.json { rows.json() } else { rows.table() });
+    let path = workspace.root().join(BASELINE);
+    if options.save {
+        std::fs::write(&path, rows.json()).with_context(|| format!("could not write {}", path.display()))?;
+        eprintln!("stored in {}", path.display());
+    }
+    if options.check {
+        let findings = baseline::compare(&baseline::load(&path)?.only(&options.rows), &rows);
+        findings.iter().for_each(|finding| eprintln!("{finding}"));
+        return Ok(!findings.iter().any(Finding::is_failure));
+    }
+    Ok(true)
+}
+
+/// The two tests of this kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Check {
+    /// No row has grown since the baseline was stored.
+    Baseline,
+    /// The figures are right: the execution log says so.
+    Referee,
+}
+
+pub fn tests() -> Vec<Test> {
+    [("bench_baseline", Check::Baseline), ("bench_referee", Check::Referee)]
+        .map(|(name, check)| Test {
+            name: name.to_owned(),
+            cpus: 1,
+            long: false,
+            beyond_reference: true,
+            timeout: PATIENCE.min(Duration::from_secs(60)),
+            kind: Kind::Bench(check),
+        })
+        .to_vec()
+}
+
+/// Runs a test of this kind.
+pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Report> {
+    let measured = measure::all(workspace, image)?;
+    let problems: Vec<String> = match check {
+        Check::Baseline => {
+            let findings = baseline::compare(&baseline::load(&workspace.root().join(BASELINE))?, &measured.rows);
+            findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string).collect()
+        }
+        Check::Referee => {
+            let verdicts = watch::referee(workspace, image, &[])?;
+            verdicts.iter().filter_map(watch::Verdict::problem).collect()
+        }
+    };
+    Ok(Report {
+        command_line: measured.command_line,
+        outcome: measured.outcome,
+        problem: (!problems.is_empty()).then(|| problems.join("\n      ")),
+    })
+}

@@ -1,0 +1,140 @@
+//! The rows of the table: what each is, what it was for the reference, what it is to be, and what was measured.
+
+use serde::{Deserialize, Serialize};
+
+/// A row by its definition.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    pub name: &'static str,
+    /// One iteration of it.
+    pub what: &'static str,
+    /// What the C hypervisor of 2018, whose ABI this is, needs at EL2; for `boot` in total.
+    pub reference: Option<u64>,
+    pub goal: Option<u64>,
+}
+
+const fn row(name: &'static str, what: &'static str, reference: u64, goal: u64) -> Definition {
+    Definition { name, what, reference: Some(reference), goal: Some(goal) }
+}
+
+const fn own(name: &'static str, what: &'static str) -> Definition {
+    Definition { name, what, reference: None, goal: None }
+}
+
+/// The name of the row that is measured by entering the primary.
+pub const BOOT: &str = "boot";
+
+/// All rows, in the order of the table.
+pub const DEFINITIONS: &[Definition] = &[
+    row("null", "vm_get_count from the primary", 84, 45),
+    row("vcpu_get_count", "vcpu_get_count(1)", 96, 55),
+    row("run_blocked", "vcpu_run of a blocked vCPU, no switch", 120, 70),
+    row("run_wfi", "vcpu_run, WFI, back in the primary", 463, 350),
+    row("run_receive", "vcpu_run, blocking receive, back", 516, 390),
+    row("send_run_receive", "send 0 bytes, vcpu_run, clear, blocking receive, back", 747, 550),
+    row("run_message", "vcpu_run, the secondary sends 0 bytes, the primary clears", 640, 470),
+    row("echo_0", "send 0 bytes, run, message back, clear, run to blocked", 1387, 1000),
+    row("echo_32", "the same with 32 bytes", 1591, 1030),
+    row("echo_4096", "the same with 4096 bytes", 25_975, 2600),
+    row(BOOT, "reset to the first instruction of the primary", 7_300_000, 1_500_000),
+    own("relay", "32 bytes over two secondaries and back, both run to blocked"),
+    own("inject_blocked", "inject into a blocked vCPU, run, it fetches and blocks"),
+    own("preempt", "vcpu_run that the primary's physical timer ends"),
+    own("fp_first", "what one FP instruction of a secondary costs its run"),
+    own("fp_switch", "run_message with an FP instruction on both sides"),
+];
+
+/// A row as it was measured. Of what could not be told apart there is the total only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    pub name: String,
+    pub el2: Option<u64>,
+    pub el1: Option<u64>,
+    pub total: u64,
+    pub reference: Option<u64>,
+    pub goal: Option<u64>,
+}
+
+impl Row {
+    /// A row whose instructions are known by level.
+    pub fn exact(name: &str, el2: u64, el1: u64) -> Row {
+        Row { el2: Some(el2), el1: Some(el1), ..Row::total(name, el2 + el1) }
+    }
+
+    /// A row of which only the total is known.
+    pub fn total(name: &str, total: u64) -> Row {
+        let definition = DEFINITIONS.iter().find(|definition| definition.name == name);
+        let (reference, goal) = definition.map_or((None, None), |definition| (definition.reference, definition.goal));
+        Row { name: name.to_owned(), el2: None, el1: None, total, reference, goal }
+    }
+
+    /// The number that is compared: instructions at EL2 if they are known.
+    pub fn figure(&self) -> u64 {
+        self.el2.unwrap_or(self.total)
+    }
+}
+
+/// Many rows, as JSON has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rows {
+    pub rows: Vec<Row>,
+}
+
+impl Rows {
+    /// In the order of the table.
+    pub fn new(mut rows: Vec<Row>) -> Rows {
+        rows.sort_by_key(|row| DEFINITIONS.iter().position(|definition| definition.name == row.name));
+        Rows { rows }
+    }
+
+    /// Those with these names; all if there are no names.
+    pub fn only(mut self, names: &[String]) -> Rows {
+        self.rows.retain(|row| names.is_empty() || names.contains(&row.name));
+        self
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.name == name)
+    }
+
+    /// As JSON, a row a line.
+    pub fn json(&self) -> String {
+        let lines: Vec<String> = self
+            .rows
+            .iter()
+            .map(|row| format!("    {}", serde_json::to_string(row).expect("numbers and words can be written")))
+            .collect();
+        format!("{{\n  \"rows\": [\n{}\n  ]\n}}\n", lines.join(",\n"))
+    }
+
+    /// As a table for a terminal.
+    pub fn table(&self) -> String {
+        let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+        let mut text = format!(
+            "{:<17} {:>9} {:>6} {:>9} {:>9} {:>9}  {:<5} {}\n",
+            "row", "el2", "el1", "total", "C 2018", "goal", "", "one iteration"
+        );
+        for row in &self.rows {
+            let verdict = match (row.el2, row.goal) {
+                (Some(el2), Some(goal)) if el2 <= goal => "ok",
+                (Some(_), Some(_)) => "over",
+                _ => "",
+            };
+            let what = DEFINITIONS.iter().find(|definition| definition.name == row.name).map_or("", |it| it.what);
+            let line = format!(
+                "{:<17} {:>9} {:>6} {:>9} {:>9} {:>9}  {verdict:<5} {what}",
+                row.name,
+                number(row.el2),
+                number(row.el1),
+                row.total,
+                number(row.reference),
+                number(row.goal),
+            );
+            text += line.trim_end();
+            text.push('\n');
+        }
+        text
+    }
+}
