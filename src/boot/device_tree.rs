@@ -32,6 +32,7 @@ pub const END: &core::ffi::CStr = c"linux,initrd-end";
 /// # Errors
 ///
 /// If `original` is malformed, or has no `/chosen`.
+#[inline(never)]
 pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
     let tree = Tree::parse(original)?;
     let mut nodes = tree.nodes();

@@ -228,6 +228,7 @@ fn take<'a>(rest: &mut &'a [u8], size: usize) -> Result<&'a [u8], Malformed> {
 }
 
 /// A number of one or two words.
+#[inline(never)]
 pub fn number(value: &[u8]) -> Option<u64> {
     match value.len() {
         4 => word(value).map(u64::from),

@@ -26,7 +26,7 @@ pub enum Error<'a> {
 
 impl fmt::Display for Error<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::NotText => write!(f, "it is not UTF-8 text without control characters"),
             Self::Fields => write!(f, "it does not have the form `<bytes> <vcpus> <file>`"),
             Self::Memory { text } => {

@@ -7,7 +7,7 @@ use heapless::Vec;
 use super::fdt::{self, Node, Tree, number};
 use super::{Error, device_tree};
 use crate::ids::MAX_CPUS;
-use crate::vm::{MAX_REGIONS, Regions};
+use crate::vm::Regions;
 
 /// The machine.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ impl Platform {
     /// # Errors
     ///
     /// Says what it lacks.
+    #[inline(never)]
     pub fn parse(bytes: &[u8], address: u64, image: Range<u64>) -> Result<Self, Error> {
         let used = device_tree::used(bytes).ok_or(Error::DeviceTreeMalformed)?;
         let Found { ram, cpus, controller, chosen } = Found::walk(Tree::parse(bytes)?)?;
@@ -143,13 +144,16 @@ impl Cells {
     fn ranges(self, node: &Node<'_>) -> Regions {
         let address = self.address * fdt::WORD;
         let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact((address + self.size * fdt::WORD).max(1));
-        let range = |entry: &[u8]| {
-            let (address, size) = entry.split_at_checked(address)?;
-            let (start, size) = (number(address)?, number(size)?);
-            let end = start.checked_add(size)?;
-            (size > 0).then_some(start..end)
-        };
-        entries.filter_map(range).take(MAX_REGIONS).collect()
+        let mut ranges = Regions::new();
+        for entry in entries {
+            if let Some((address, size)) = entry.split_at_checked(address)
+                && let (Some(start), Some(size @ 1..)) = (number(address), number(size))
+                && let Some(end) = start.checked_add(size)
+            {
+                let _ = ranges.push(start..end);
+            }
+        }
+        ranges
     }
 }
 

@@ -8,19 +8,18 @@ use crate::console::say;
 use crate::exec::Local;
 use crate::ids::CpuId;
 use crate::run;
-use crate::sync::Once;
+use crate::sync::{AtomicU8, Once, Ordering};
 use crate::vm::Machine;
 
 static MACHINE: Once<Machine> = Once::new();
 
-/// Which pCPU booted.
-static BOOT_CPU: Once<CpuId> = Once::new();
+/// The number of the pCPU that booted.
+static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
 
 /// The number of a pCPU's stack. The boot pCPU has the first one, for it did not know its number yet; should another pCPU
 /// be number 0, it gets the one that is left.
 pub fn stack_of(cpu: CpuId) -> u64 {
-    let stack = if cpu.index() == 0 { *BOOT_CPU.get().unwrap_or(&cpu) } else { cpu };
-    stack.index() as u64
+    if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
 }
 
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
@@ -46,7 +45,8 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
         give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
     };
-    let me = *BOOT_CPU.call_once(|| CpuId::new(me));
+    BOOT_CPU.store(me as u8, Ordering::Relaxed);
+    let me = CpuId::new(me);
     super::set_this_cpu(me);
     for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
         pcpu.set_present(mpidr);
