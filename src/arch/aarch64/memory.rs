@@ -21,7 +21,7 @@ use crate::ids::{MAX_CPUS, PAGE_SIZE, VmId};
 use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
-const STACK_SIZE: usize = 32 * 1024;
+pub const STACK_SIZE: usize = 32 * 1024;
 /// From one stack to the next: with a page under it that is not mapped.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 
@@ -46,7 +46,7 @@ pub const EARLY_NORMAL: u64 = EARLY_BLOCK | 1 << 2 | 0b11 << 8;
 const EARLY_BLOCK: u64 = 0b01 | 1 << 10;
 
 /// Pages for tables: EL2 needs some 12, a secondary up to 8, the primary some 24.
-const POOL_PAGES: usize = 192;
+pub const POOL_PAGES: usize = 192;
 
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE as usize]);

@@ -8,6 +8,7 @@ mod firmware;
 mod gic;
 mod memory;
 mod regs;
+mod sizes;
 mod start;
 mod uart;
 
