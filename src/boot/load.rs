@@ -3,8 +3,6 @@
 
 use core::ops::Range;
 
-use heapless::Vec;
-
 use super::archive::Archive;
 use super::plan::{plan, without};
 use super::platform::Platform;
@@ -12,7 +10,6 @@ use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
 use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
-use crate::pcpu::Pcpu;
 use crate::psci::Start;
 use crate::vcpu::{Life, Vcpu};
 use crate::vm::{Machine, Regions, Vm};
@@ -50,7 +47,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
     Platform::parse(unsafe { bytes(&(address..address + u64::from(size))) }, address, image)
 }
 
-/// Loads all VMs, on pCPU `me`. Returns the machine, and where the primary starts.
+/// Loads all VMs into `machine`, which has none yet, on pCPU `me`. Returns where the primary starts.
 ///
 /// # Errors
 ///
@@ -60,7 +57,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
 ///
 /// All RAM is mapped writable, nothing but the hypervisor's own image is in use, and the RAM disk is where the platform
 /// says. Called once.
-pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Result<(Machine, Start), Error> {
+pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Result<Start, Error> {
     // SAFETY: mapped and not written while it is used: the plan keeps it free, as the caller keeps the rest.
     let (ram_disk, original) = unsafe { (bytes(&platform.ram_disk), bytes(&platform.device_tree)) };
     let archive = Archive::new(ram_disk)?;
@@ -82,17 +79,16 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
     device_tree::write(original, tree, initrd, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
-    let mut vms: Vec<Vm, MAX_VMS> = Vec::new();
     let (of_primary, mut of_secondaries) = VCPUS.split_at(MAX_CPUS);
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
     let vcpus = &of_primary[..platform.cpus.len()];
     for (index, vcpu) in vcpus.iter().enumerate() {
         vcpu.set_up(me, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
     }
-    add(&mut vms, vcpus, without(&platform.ram, &reserved));
+    add(machine, vcpus, without(&platform.ram, &reserved));
 
     for secondary in &plan.secondaries {
-        let id = VmId(vms.len() as u16);
+        let id = VmId(machine.vms.len() as u16);
         // SAFETY: the plan put this where nothing else is.
         unsafe { place_image(secondary.memory.clone(), secondary.image) };
         let stage_two = StageTwo::of_secondary(id, secondary.memory.clone());
@@ -109,7 +105,7 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
         }
         let mut memory = Regions::new();
         let _ = memory.push(secondary.memory.clone());
-        add(&mut vms, vcpus, memory);
+        add(machine, vcpus, memory);
         say!(
             "{id} is {}: {} KiB at {:#x}, {} vCPU(s).",
             secondary.name,
@@ -118,13 +114,12 @@ pub unsafe fn load(platform: &Platform, pcpus: &'static [Pcpu], me: CpuId) -> Re
             secondary.vcpus
         );
     }
-    let machine = Machine { pcpus, vms };
-    Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))
+    Ok(Start { entry: plan.primary_entry, context: plan.device_tree.start })
 }
 
-fn add(vms: &mut Vec<Vm, MAX_VMS>, vcpus: &'static [Vcpu], memory: Regions) {
-    let id = VmId(vms.len() as u16);
-    if vms.push(Vm::new(id, vcpus, memory)).is_err() {
+fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
+    let id = VmId(machine.vms.len() as u16);
+    if machine.vms.push(Vm::new(id, vcpus, memory)).is_err() {
         unreachable!("the plan has no more VMs than there may be");
     }
 }

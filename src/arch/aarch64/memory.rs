@@ -21,7 +21,7 @@ use crate::ids::{MAX_CPUS, PAGE_SIZE, VmId};
 use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
-pub const STACK_SIZE: usize = 32 * 1024;
+pub const STACK_SIZE: usize = 16 * 1024;
 /// From one stack to the next: with a page under it that is not mapped.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 

@@ -1,6 +1,7 @@
 //! From the first Rust instruction of each pCPU to its executor.
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
+use heapless::Vec;
 
 use super::{PCPUS, cpu, gic, memory, uart};
 use crate::boot;
@@ -8,10 +9,14 @@ use crate::console::say;
 use crate::exec::Local;
 use crate::ids::CpuId;
 use crate::run;
-use crate::sync::{AtomicU8, Once, Ordering};
+use crate::sync::{AtomicU8, Once, Ordering, ProtocolCell};
 use crate::vm::Machine;
 
-static MACHINE: Once<Machine> = Once::new();
+/// The machine, once it is there.
+static MACHINE: Once<&Machine> = Once::new();
+
+/// Where it is put together. Large, so it is never moved.
+static ASSEMBLY: ProtocolCell<Option<Machine>> = ProtocolCell::new(None);
 
 /// The number of the pCPU that booted.
 static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
@@ -54,8 +59,10 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
     gic::set_up(&PCPUS[me.index()]);
 
+    // SAFETY: no other pCPU runs yet, and this is the only place that names it.
+    let machine = unsafe { ASSEMBLY.get_mut() }.insert(Machine { pcpus: &PCPUS, vms: Vec::new() });
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
-    let (machine, start) = unsafe { boot::load(&platform, &PCPUS, me) }.unwrap_or_else(|e| give_up(&e));
+    let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
     let machine = MACHINE.call_once(|| machine);
     PCPUS[me.index()].power.boot(start);
     live(machine, me)
