@@ -34,8 +34,8 @@ use crate::exit::Exit;
 use crate::hypercall::Guest;
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
-use crate::run::Run;
 use crate::sync::{AtomicU32, Ordering, fence};
+use crate::vcpu::Held;
 use crate::vm::Machine;
 
 /// A task of a pCPU; the number is its bit.
@@ -130,8 +130,8 @@ pub struct Local {
     entry: Cell<Option<Entry>>,
     /// How that vCPU came back.
     exit: Cell<Option<Exit>>,
-    /// What the primary asked for in the call that it is in.
-    run: Cell<Option<Run>>,
+    /// What was asked for in the call that the primary is in, and is to be run.
+    held: Cell<Option<Held>>,
     /// A task waits for a physical interrupt.
     listens: Cell<bool>,
 }
@@ -161,7 +161,7 @@ impl Local {
             arch: arch::Cpu::new(pcpu),
             entry: Cell::new(None),
             exit: Cell::new(None),
-            run: Cell::new(None),
+            held: Cell::new(None),
             listens: Cell::new(false),
         }
     }
@@ -191,20 +191,16 @@ impl Local {
         &self.arch
     }
 
-    /// Leaves a run with the executor, from inside the call that asks for it.
+    /// Leaves registers, or a place in the queue for them, with the executor, from inside the call that asks to run them.
     #[inline]
-    pub fn leave_run(&self, run: Run) {
-        self.run.set(Some(run));
+    pub fn leave_held(&self, held: Held) {
+        self.held.set(Some(held));
     }
 
-    /// Takes it, where the call's exit arrives.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
+    /// Takes them, where the call's exit arrives.
     #[inline]
-    pub fn take_run(&self) -> Run {
-        self.run.take().expect("a call that is to run a vCPU says which one")
+    pub fn take_held(&self) -> Option<Held> {
+        self.held.take()
     }
 
     /// Enters the guest whose registers these are, with its virtual interrupt line high or low, and resolves to its next

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::call::{Outcome, Style};
+use crate::handoff::Patience;
 use crate::report::Stop;
 
 /// An exit that the portable code decides about. What the architecture layer can finish by itself (a lazy FP switch, an
@@ -35,10 +36,12 @@ impl Leave {
     pub const NOT: Self = Self(0);
     /// A secondary waits in `mailbox_receive`, whose result is owed.
     pub const BLOCKED: Self = Self(Outcome::WaitForInterrupt.encode(Style::Reference));
-    /// The primary runs a vCPU; the request is with this pCPU's executor.
-    pub const RUN: Self = Self(0x80);
     /// The primary has its result; there is something to report before it goes on.
     pub const REPORT: Self = Self(0x82);
+    const RUN: u64 = 0x83;
+    const RUN_BITS: u64 = 0xff;
+    const RUN_QUEUED: u64 = 1 << 8;
+    const RUN_EXTENDED: u64 = 1 << 9;
     /// The primary's vCPU turns itself off.
     pub const TURN_OFF: Self = Self(0x81);
 
@@ -46,6 +49,26 @@ impl Leave {
     pub const fn with(outcome: Outcome) -> Self {
         debug_assert!(matches!(outcome, Outcome::Message { .. } | Outcome::WakeUp { .. }));
         Self(outcome.encode(Style::Reference))
+    }
+
+    /// The primary runs a vCPU, which is held on this pCPU's executor, or queued for.
+    #[inline]
+    pub const fn run(style: Style, queued: bool) -> Self {
+        let queued = if queued { Self::RUN_QUEUED } else { 0 };
+        let extended = if let Style::Extended { .. } = style { Self::RUN_EXTENDED } else { 0 };
+        Self(Self::RUN | queued | extended)
+    }
+
+    /// Whether it is that; and if so, whether it is queued for, and in which style the primary wants its answer.
+    #[inline]
+    pub const fn as_run(self) -> Option<(bool, Style)> {
+        if self.0 & Self::RUN_BITS != Self::RUN {
+            return None;
+        }
+        // How long it is willing to wait has been said to whom it waits for.
+        let extended = Style::Extended { patience: Patience::WhileSaving };
+        let style = if self.0 & Self::RUN_EXTENDED != 0 { extended } else { Style::Reference };
+        Some((self.0 & Self::RUN_QUEUED != 0, style))
     }
 
     /// The run result.

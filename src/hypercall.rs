@@ -8,7 +8,7 @@ use crate::arch;
 use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
 use crate::exec::Local;
 use crate::exit::Leave;
-use crate::ids::{CpuId, VcpuId};
+use crate::ids::CpuId;
 use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
 use crate::owed::{INTERRUPTS, Injected};
 use crate::psci;
@@ -21,9 +21,19 @@ use crate::vm::Vm;
 #[derive(Clone, Copy)]
 pub struct Guest<'a> {
     pub local: &'a Local,
-    pub vm: &'static Vm,
     pub vcpu: &'static Vcpu,
-    pub id: VcpuId,
+}
+
+impl Guest<'_> {
+    #[inline]
+    pub fn vm(&self) -> &'static Vm {
+        self.vcpu.vm()
+    }
+
+    #[inline]
+    fn is_primary(&self) -> bool {
+        self.vm().id.is_primary()
+    }
 }
 
 /// What becomes of the caller. Two registers, as the assembly has it.
@@ -39,11 +49,11 @@ pub struct Verdict {
 impl Verdict {
     /// It goes on at once.
     #[inline]
-    const fn answer(result: u64) -> Self {
+    pub const fn answer(result: u64) -> Self {
         Self { result, leave: Leave::NOT }
     }
 
-    const fn leave(leave: Leave) -> Self {
+    pub const fn leave(leave: Leave) -> Self {
         Self { result: 0, leave }
     }
 
@@ -87,27 +97,21 @@ pub fn serve(guest: &Guest<'_>, call: Call) -> Verdict {
 /// The primary's; what it names is looked up here.
 #[inline(never)]
 fn vcpu_run(guest: &Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
-    if !guest.vm.id.is_primary() {
+    if !guest.is_primary() {
         return Verdict::answer(match style {
             Style::Reference => Outcome::Absent.encode(style),
             Style::Extended { .. } => FAILED,
         });
     }
     match guest.local.machine().vcpu(vm, vcpu) {
-        Some((vm, id, vcpu)) if !vm.id.is_primary() => {
-            match run::ask(&Guest { local: guest.local, vm, vcpu, id }, style) {
-                None => Verdict::leave(Leave::RUN),
-                Some(outcome @ Outcome::Stopped(_)) => Verdict { result: outcome.encode(style), leave: Leave::REPORT },
-                Some(outcome) => Verdict::answer(outcome.encode(style)),
-            }
-        }
+        Some(target) if !target.vm().id.is_primary() => run::ask(guest.local, target, style),
         _ => Verdict::answer(Outcome::Absent.encode(style)),
     }
 }
 
 #[inline]
 fn vcpu_get_count(guest: &Guest<'_>, vm: u64) -> u64 {
-    if !guest.vm.id.is_primary() {
+    if !guest.is_primary() {
         return FAILED;
     }
     guest.local.machine().vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
@@ -115,12 +119,12 @@ fn vcpu_get_count(guest: &Guest<'_>, vm: u64) -> u64 {
 
 #[inline(never)]
 fn vm_configure(guest: &Guest<'_>, send: u64, recv: u64) -> Verdict {
-    Verdict::answer(guest.vm.configure(send, recv).map_or(FAILED, |()| 0))
+    Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
 }
 
 #[inline(never)]
 fn mailbox_send(guest: &Guest<'_>, to: u64, size: u64) -> Verdict {
-    if size > MAX_MESSAGE || to == guest.vm.id.0.into() {
+    if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
         return Verdict::answer(FAILED);
     }
     let Some(to) = guest.local.machine().vm(to) else { return Verdict::answer(FAILED) };
@@ -128,9 +132,9 @@ fn mailbox_send(guest: &Guest<'_>, to: u64, size: u64) -> Verdict {
     if to.stopped().is_some() {
         return Verdict::answer(FAILED);
     }
-    let (Some(from), Some(into)) = (guest.vm.pages(), to.pages()) else { return Verdict::answer(FAILED) };
+    let (Some(from), Some(into)) = (guest.vm().pages(), to.pages()) else { return Verdict::answer(FAILED) };
     let copy = || arch::copy_message(from.send, into.recv, size as usize);
-    let message = Message { from: guest.vm.id, size: size as u32 };
+    let message = Message { from: guest.vm().id, size: size as u32 };
 
     if to.id.is_primary() {
         return match to.mailbox.deliver_read(copy) {
@@ -140,21 +144,21 @@ fn mailbox_send(guest: &Guest<'_>, to: u64, size: u64) -> Verdict {
     }
     match to.mailbox.deliver(message, copy) {
         Err(_full) => Verdict::answer(FAILED),
-        Ok(woken) if guest.vm.id.is_primary() => Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
+        Ok(woken) if guest.is_primary() => Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
         Ok(woken) => Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken }),
     }
 }
 
 #[inline(never)]
 fn mailbox_receive(guest: &Guest<'_>, block: bool) -> Verdict {
-    if guest.vm.id.is_primary() {
+    if guest.is_primary() {
         return Verdict::answer(NO_MESSAGE);
     }
-    let mailbox = &guest.vm.mailbox;
+    let mailbox = &guest.vm().mailbox;
     if !block || guest.vcpu.interrupts.deliverable() {
-        return Verdict::answer(mailbox.take(guest.id).map_or(NO_MESSAGE, Message::encode));
+        return Verdict::answer(mailbox.take(guest.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
     }
-    match mailbox.take_or_wait(guest.id) {
+    match mailbox.take_or_wait(guest.vcpu.id()) {
         Some(message) => Verdict::answer(message.encode()),
         None => Verdict::leave(Leave::BLOCKED),
     }
@@ -162,7 +166,7 @@ fn mailbox_receive(guest: &Guest<'_>, block: bool) -> Verdict {
 
 #[inline(never)]
 fn mailbox_clear(guest: &Guest<'_>) -> Verdict {
-    Verdict::answer(if guest.vm.mailbox.clear() { 0 } else { FAILED })
+    Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
 #[inline(never)]
@@ -183,10 +187,11 @@ fn get_and_acknowledge_interrupt(guest: &Guest<'_>) -> Verdict {
 
 #[inline(never)]
 fn inject_interrupt(guest: &Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
-    let (Some((vm, vcpu_id, vcpu)), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
+    let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
         return Verdict::answer(FAILED);
     };
-    if !guest.vm.id.is_primary() && vm.id != guest.vm.id {
+    let vm = vcpu.vm();
+    if !guest.is_primary() && vm.id != guest.vm().id {
         return Verdict::answer(FAILED);
     }
     if vcpu.interrupts.inject(id) == Injected::NothingNew {
@@ -205,10 +210,10 @@ fn inject_interrupt(guest: &Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
         kick(guest.local, vcpu, cpu);
         return Verdict::answer(0);
     }
-    if guest.vm.id.is_primary() {
+    if guest.is_primary() {
         Verdict::answer(0) // the one who schedules knows already
     } else {
-        Verdict::then_tell(0, Outcome::WakeUp { vm: vm.id, vcpu: Some(vcpu_id) })
+        Verdict::then_tell(0, Outcome::WakeUp { vm: vm.id, vcpu: Some(vcpu.id()) })
     }
 }
 
@@ -220,17 +225,17 @@ pub fn kick(local: &Local, vcpu: &Vcpu, cpu: CpuId) {
 /// The caller's own virtual interrupt line, when what is deliverable has changed. The primary has none: its interrupts
 /// are physical.
 fn settle_line(guest: &Guest<'_>) {
-    if !guest.vm.id.is_primary() {
+    if !guest.is_primary() {
         arch::set_virtual_interrupt(guest.vcpu.interrupts.deliverable());
     }
 }
 
 #[inline(never)]
 fn vcpu_counter(guest: &Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
-    if !guest.vm.id.is_primary() {
+    if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }
-    let Some((_, _, vcpu)) = guest.local.machine().vcpu(vm, vcpu) else { return Verdict::answer(FAILED) };
+    let Some(vcpu) = guest.local.machine().vcpu(vm, vcpu) else { return Verdict::answer(FAILED) };
     let counters = &vcpu.counters;
     let counter = match counter {
         0 => &counters.waits,
@@ -253,7 +258,7 @@ fn call_exists(function: u64) -> Verdict {
 #[cold]
 #[inline(never)]
 fn unknown(guest: &Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
-    if !guest.vm.id.is_primary() {
+    if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }
     match psci::serve(guest.local.machine(), [x0, x1, x2, x3]) {

@@ -13,11 +13,9 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::ids::VcpuId;
 use crate::mailbox::NO_MESSAGE;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::vcpu::Vcpu;
-use crate::vm::Vm;
 
 /// Virtual interrupt ids are below this.
 pub const INTERRUPTS: u32 = 64;
@@ -111,25 +109,24 @@ impl Default for VirtualInterrupts {
 ///
 /// Cancel safety: it holds nothing; the vCPU's place among the waiters is the mailbox's, and is given up when it resolves
 /// or when its VM stops.
-pub struct BlockedReceive<'m> {
-    pub vm: &'m Vm,
-    pub vcpu: &'m Vcpu,
-    pub id: VcpuId,
+pub struct BlockedReceive {
+    pub vcpu: &'static Vcpu,
 }
 
-impl Future for BlockedReceive<'_> {
+impl Future for BlockedReceive {
     type Output = u64;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
-        let Self { vm, vcpu, id } = *self;
-        if vm.mailbox.has_message()
-            && let Some(message) = vm.mailbox.take(id)
+        let vcpu = self.vcpu;
+        let mailbox = &vcpu.vm().mailbox;
+        if mailbox.has_message()
+            && let Some(message) = mailbox.take(vcpu.id())
         {
             return Poll::Ready(message.encode());
         }
         if vcpu.interrupts.deliverable() {
-            vm.mailbox.forget_waiter(id);
+            mailbox.forget_waiter(vcpu.id());
             return Poll::Ready(NO_MESSAGE);
         }
         Poll::Pending

@@ -18,19 +18,15 @@ use crate::call::{Outcome, Style};
 use crate::exec::{Local, Never};
 use crate::exit::{Cause, Exit, Fault, Leave};
 use crate::handoff::Patience;
-use crate::hypercall::{self, Guest};
-use crate::ids::VcpuId;
+use crate::hypercall::{self, Guest, Verdict};
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
 use crate::vcpu::{Claim, Held, Life, LoadedVcpu, ParkedRegs, Requested, Vcpu};
-use crate::vm::Vm;
 
 /// The main task of a pCPU: off, on, off, on.
 pub async fn live(local: &Local) -> Never {
-    let vm = local.machine().primary();
-    let id = VcpuId(local.cpu().index() as u16);
-    let guest = Guest { local, vm, vcpu: &vm.vcpus[id.index()], id };
+    let guest = Guest { local, vcpu: &local.machine().primary().vcpus[local.cpu().index()] };
     loop {
         let start = local.pcpu().power.turned_on().await;
         // Nobody else ever asks for a vCPU of the primary: this resolves at once.
@@ -47,20 +43,19 @@ async fn run_primary(guest: &Guest<'_>, mut primary: LoadedVcpu<'_>) {
     loop {
         let exit = local.enter(&mut primary.owned().regs, guest, false).await;
         match exit {
-            Exit::Call(Leave::RUN) => {
-                let run = local.take_run();
-                let style = run.style;
-                let outcome = vcpu_run(local, &mut primary, run).await;
-                // 7
-                primary.owned().regs.return_from_hypercall(outcome.encode(style));
-            }
+            Exit::Call(leave) => match (leave.as_run(), local.take_held()) {
+                (Some((queued, style)), Some(held)) => {
+                    let outcome = vcpu_run(local, &mut primary, held, queued).await;
+                    // 7
+                    primary.owned().regs.return_from_hypercall(outcome.encode(style));
+                }
+                _ if leave == Leave::TURN_OFF => return,
+                _ => {} // it has its result already
+            },
             Exit::Smc { .. } => match psci::serve(local.machine(), primary.owned().regs.args()) {
                 psci::Answer::Return(result) => primary.owned().regs.return_from_smc(result),
                 psci::Answer::TurnOff => return,
             },
-            Exit::Call(Leave::TURN_OFF) => return,
-            // It has its result already.
-            Exit::Call(_) => {}
             // Nothing of the primary's is taken away from it but memory and features that are not there.
             Exit::Fault(fault) => primary.owned().regs.raise(fault),
             Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
@@ -68,41 +63,38 @@ async fn run_primary(guest: &Guest<'_>, mut primary: LoadedVcpu<'_>) {
     }
 }
 
-/// A `vcpu_run` on its way from the call to the executor.
-pub struct Run {
-    vm: &'static Vm,
-    id: VcpuId,
-    vcpu: &'static Vcpu,
-    style: Style,
-    held: Held,
-}
-
 /// Steps 2 and 3: asks for the vCPU that the primary wants to run on this pCPU. Either there is an outcome at once, or the
-/// run is left with the executor.
+/// registers are left with the executor.
 #[inline]
-pub fn ask(target: &Guest<'_>, style: Style) -> Option<Outcome> {
-    let Guest { local, vm, vcpu, id } = *target;
+pub fn ask(local: &Local, target: &'static Vcpu, style: Style) -> Verdict {
     // 2
-    let held = match vcpu.request(local, style.patience()) {
+    let refused = match target.request(local, style.patience()) {
         // 3
-        Requested::Granted(mut regs) => match settle(target, &mut regs) {
-            Ok(()) => regs.hold(),
-            Err(outcome) => return Some(outcome),
+        Requested::Granted(mut regs) => match settle(local, &mut regs) {
+            Ok(()) => {
+                local.leave_held(regs.hold());
+                return Verdict::leave(Leave::run(style, false));
+            }
+            Err(outcome) => outcome,
         },
-        Requested::Queued(claim) => claim.hold(),
-        Requested::Busy => return Some(Outcome::Busy),
+        Requested::Queued(claim) => {
+            local.leave_held(claim.hold());
+            return Verdict::leave(Leave::run(style, true));
+        }
+        Requested::Busy => Outcome::Busy,
     };
-    local.leave_run(Run { vm, id, vcpu, style, held });
-    None
+    let leave = if let Outcome::Stopped(_) = refused { Leave::REPORT } else { Leave::NOT };
+    Verdict { result: refused.encode(style), leave }
 }
 
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
 #[inline]
-fn settle(target: &Guest<'_>, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> {
-    if let Some(reason) = target.vm.stopped() {
-        report_stopped(target);
+fn settle(local: &Local, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> {
+    let vcpu = regs.vcpu();
+    if let Some(reason) = vcpu.vm().stopped() {
+        report_stopped(local, vcpu);
         return Err(Outcome::Stopped(reason));
     }
     let owned = regs.owned();
@@ -110,8 +102,7 @@ fn settle(target: &Guest<'_>, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> 
         Life::Ready => Ok(()),
         Life::Off => Err(Outcome::Stopped(Stop::Off)),
         Life::BlockedInReceive => {
-            let call = BlockedReceive { vm: target.vm, vcpu: target.vcpu, id: target.id };
-            let result = call.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
+            let result = BlockedReceive { vcpu }.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
             owned.regs.return_from_hypercall(result);
             owned.life = Life::Ready;
             Ok(())
@@ -120,20 +111,21 @@ fn settle(target: &Guest<'_>, regs: &mut ParkedRegs<'_>) -> Result<(), Outcome> 
 }
 
 #[cold]
-fn report_stopped(target: &Guest<'_>) {
-    if !target.vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
-        target.local.pcpu().reports.send(Report::RanStopped { vm: target.vm.id, vcpu: target.id });
+fn report_stopped(local: &Local, vcpu: &Vcpu) {
+    if !vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
+        local.pcpu().reports.send(Report::RanStopped { vm: vcpu.vm().id, vcpu: vcpu.id() });
     }
 }
 
 /// Runs a secondary's vCPU on this pCPU until the primary is needed.
 ///
 /// Cancel safety: up to the load, dropping it leaves the vCPU claimable and nobody waiting; it is not dropped after that.
-async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, run: Run) -> Outcome {
-    let target = Guest { local, vm: run.vm, vcpu: run.vcpu, id: run.id };
-    let regs = match run.held.take_up(local) {
+async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, held: Held, queued: bool) -> Outcome {
+    let vcpu = held.vcpu();
+    let target = Guest { local, vcpu };
+    let regs = match held.take_up(local, queued) {
         Requested::Granted(regs) => regs,
-        Requested::Queued(claim) => match wait(&target, claim).await {
+        Requested::Queued(claim) => match wait(local, claim).await {
             Ok(regs) => regs,
             Err(outcome) => return outcome,
         },
@@ -144,10 +136,10 @@ async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, run: Run) -> Outc
     let mut guest = regs.load();
     let outcome = loop {
         // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
-        if let Some(reason) = target.vm.stopped() {
+        if let Some(reason) = vcpu.vm().stopped() {
             break Outcome::Stopped(reason);
         }
-        let line = target.vcpu.interrupts.deliverable();
+        let line = vcpu.interrupts.deliverable();
         let exit = local.enter(&mut guest.owned().regs, &target, line).await;
         match serve(&target, &mut guest, exit) {
             Served::Resume => {}
@@ -156,20 +148,20 @@ async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, run: Run) -> Outc
     };
     // 6
     guest.park();
-    target.vcpu.interrupts.look_again();
+    vcpu.interrupts.look_again();
     arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
     primary.step_back();
-    wake_that_crossed(&target, outcome)
+    wake_that_crossed(vcpu, outcome)
 }
 
 /// Step 4, and then 3 for what has been waited for.
-async fn wait<'a>(target: &Guest<'a>, claim: Claim<'a>) -> Result<ParkedRegs<'a>, Outcome> {
-    let mut regs = match select(claim, target.local.interrupt()).await {
+async fn wait<'a>(local: &'a Local, claim: Claim<'a>) -> Result<ParkedRegs<'a>, Outcome> {
+    let mut regs = match select(claim, local.interrupt()).await {
         Either::Left((Ok(regs), _)) => regs,
         Either::Left((Err(_busy), _)) => return Err(Outcome::Busy),
         Either::Right(((), _withdrawn)) => return Err(Outcome::Interrupted),
     };
-    settle(target, &mut regs)?;
+    settle(local, &mut regs)?;
     Ok(regs)
 }
 
@@ -177,9 +169,9 @@ async fn wait<'a>(target: &Guest<'a>, claim: Claim<'a>) -> Result<ParkedRegs<'a>
 /// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
 /// injects then is the primary, or answers that it woke it.
 #[inline]
-fn wake_that_crossed(target: &Guest<'_>, outcome: Outcome) -> Outcome {
-    if outcome == Outcome::WaitForInterrupt && target.vcpu.interrupts.deliverable() {
-        return Outcome::Rewoken { vm: target.vm.id, vcpu: target.id };
+fn wake_that_crossed(vcpu: &Vcpu, outcome: Outcome) -> Outcome {
+    if outcome == Outcome::WaitForInterrupt && vcpu.interrupts.deliverable() {
+        return Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() };
     }
     outcome
 }
@@ -229,13 +221,14 @@ fn serve(target: &Guest<'_>, guest: &mut LoadedVcpu<'_>, exit: Exit) -> Served {
 /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
 #[cold]
 fn stop(target: &Guest<'_>, fault: Fault) -> Served {
-    let Guest { local, vm, id, .. } = *target;
+    let Guest { local, vcpu } = *target;
+    let vm = vcpu.vm();
     vm.stop(fault.reason());
-    for vcpu in vm.vcpus {
-        if let Some(cpu) = vcpu.loaded_on().filter(|&cpu| cpu != local.cpu()) {
-            hypercall::kick(local, vcpu, cpu);
+    for other in vm.vcpus {
+        if let Some(cpu) = other.loaded_on().filter(|&cpu| cpu != local.cpu()) {
+            hypercall::kick(local, other, cpu);
         }
     }
-    local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: id, fault });
+    local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
     Served::Leave(Outcome::Stopped(fault.reason()))
 }

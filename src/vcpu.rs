@@ -20,17 +20,20 @@ use core::task::{Context, Poll};
 use crate::arch::Regs;
 use crate::exec::{self, Local, Task};
 use crate::handoff::{Handoff, Next, Patience, Phase, Request};
-use crate::ids::CpuId;
+use crate::ids::{CpuId, VcpuId};
 use crate::owed::VirtualInterrupts;
 use crate::pcpu::Pcpu;
-use crate::sync::{AtomicBool, AtomicU32, Ordering, ProtocolCell};
+use crate::sync::{AtomicBool, AtomicU16, AtomicU32, Fixed, Ordering, ProtocolCell};
+use crate::vm::{self, Vm};
 
 /// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
 #[repr(C, align(64))] // the word, and what a switch needs besides the registers, in the first cache line
 pub struct Vcpu {
     handoff: Handoff,
+    id: AtomicU16,
     /// The log has said that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
+    vm: Fixed<Vm>,
     pub interrupts: VirtualInterrupts,
     pub counters: Counters,
     /// Whose these are is what `handoff` says.
@@ -89,11 +92,31 @@ impl Vcpu {
     pub const fn new() -> Self {
         Self {
             handoff: Handoff::parked(),
+            id: AtomicU16::new(0),
+            vm: Fixed::new(&vm::NOBODYS),
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
             owned: ProtocolCell::new(Owned { life: Life::Off, last: None, regs: Regs::new() }),
         }
+    }
+
+    /// Which of its VM's vCPUs this is.
+    #[inline]
+    pub fn id(&self) -> VcpuId {
+        VcpuId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// Whose it is.
+    #[inline]
+    pub fn vm(&self) -> &'static Vm {
+        self.vm.get()
+    }
+
+    /// Says so. At boot, before anybody runs.
+    pub fn belongs_to(&self, vm: &'static Vm, id: VcpuId) {
+        self.id.store(id.0, Ordering::Relaxed);
+        self.vm.set(vm);
     }
 
     /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
@@ -176,7 +199,7 @@ enum Stage {
 impl<'a> Claim<'a> {
     /// Takes the place in the queue out of this call; see [`Held`].
     pub fn hold(self) -> Held {
-        let held = Held { vcpu: self.vcpu, queued: true };
+        let held = Held(self.vcpu);
         core::mem::forget(self);
         held
     }
@@ -194,7 +217,7 @@ impl<'a> Future for Claim<'a> {
                     Poll::Ready(Ok(regs))
                 }
                 Requested::Queued(queued) => {
-                    let Held { .. } = queued.hold(); // this is the one now
+                    let Held(_) = queued.hold(); // this is the one now
                     self.stage = Stage::Queued;
                     Poll::Pending
                 }
@@ -223,19 +246,22 @@ impl Drop for Claim<'_> {
 }
 
 /// Registers that are this pCPU's, or a place in the queue for them, on the way from the call that asked to the executor
-/// that goes on with it. It must be taken up again: it has no drop that would let go.
+/// that goes on with it. It must be taken up again, as what it was: it has no drop that would let go.
 #[must_use = "what is held and not taken up is nobody's for ever"]
-pub struct Held {
-    vcpu: &'static Vcpu,
-    queued: bool,
-}
+pub struct Held(&'static Vcpu);
 
 impl Held {
-    /// Back to the token that it was, on the same pCPU.
+    /// The vCPU whose registers they are.
     #[inline]
-    pub fn take_up(self, local: &Local) -> Requested<'_> {
-        let vcpu = self.vcpu;
-        if self.queued {
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.0
+    }
+
+    /// Back to the token, on the same pCPU. What is `queued` turns out to be granted, or is not yet, at the next poll.
+    #[inline]
+    pub fn take_up(self, local: &Local, queued: bool) -> Requested<'_> {
+        let Self(vcpu) = self;
+        if queued {
             Requested::Queued(Claim { vcpu, local, patience: Patience::WhileSaving, stage: Stage::Queued })
         } else {
             Requested::Granted(ParkedRegs { vcpu, local })
@@ -270,6 +296,11 @@ pub struct ParkedRegs<'a> {
 
 impl<'a> ParkedRegs<'a> {
     #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
+    #[inline]
     pub fn owned(&mut self) -> &mut Owned {
         // SAFETY: Single Owner: the word says Claimed by this pCPU for as long as the token lives.
         unsafe { self.vcpu.owned.get_mut() }
@@ -278,7 +309,7 @@ impl<'a> ParkedRegs<'a> {
     /// Takes the registers out of this call; see [`Held`].
     #[inline]
     pub fn hold(self) -> Held {
-        let held = Held { vcpu: self.vcpu, queued: false };
+        let held = Held(self.vcpu);
         core::mem::forget(self);
         held
     }

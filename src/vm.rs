@@ -31,12 +31,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    pub fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
+    pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
         Self { id, vcpus, memory, pages: Once::new(), mailbox: Mailbox::new(), stopped: AtomicU8::new(0) }
-    }
-
-    pub fn vcpu(&self, id: VcpuId) -> Option<&'static Vcpu> {
-        self.vcpus.get(id.index())
     }
 
     /// Whether `page` is the address of a page of this VM's RAM.
@@ -96,7 +92,20 @@ pub struct Machine {
     pub vms: Vec<Vm, MAX_VMS>,
 }
 
+/// The VM of a vCPU that belongs to none yet.
+pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), &[], Regions::new());
+
 impl Machine {
+    /// Tells every vCPU whose it is, now that this is the machine.
+    pub fn settle(&'static self) -> &'static Self {
+        for vm in &self.vms {
+            for (n, vcpu) in vm.vcpus.iter().enumerate() {
+                vcpu.belongs_to(vm, VcpuId(n as u16));
+            }
+        }
+        self
+    }
+
     pub fn vm(&self, id: u64) -> Option<&Vm> {
         self.vms.get(usize::try_from(id).ok()?)
     }
@@ -106,9 +115,8 @@ impl Machine {
     }
 
     /// A vCPU of any VM, by the numbers a guest gave.
-    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<(&Vm, VcpuId, &'static Vcpu)> {
-        let vm = self.vm(vm)?;
-        let found = vm.vcpus.get(usize::try_from(vcpu).ok()?)?;
-        Some((vm, VcpuId(vcpu as u16), found))
+    #[inline]
+    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        self.vm(vm)?.vcpus.get(usize::try_from(vcpu).ok()?)
     }
 }

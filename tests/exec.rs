@@ -16,7 +16,7 @@ use baton::ids::{CpuId, MAX_CPUS, VcpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::report::Report;
 use baton::vcpu::Vcpu;
-use baton::vm::{Machine, Regions, Vm};
+use baton::vm::Machine;
 use common::{On, P0, P1, Turn, refuses, said, trace};
 
 /// A machine without VMs.
@@ -212,9 +212,7 @@ fn wake_while_a_guest_runs() {
 
 /// A guest of which nothing but the registers matters.
 fn anybody(local: &Local) -> Guest<'_> {
-    let vcpus: &'static [Vcpu] = Box::leak(Box::new([Vcpu::new()]));
-    let vm = Box::leak(Box::new(Vm::new(VmId(1), vcpus, Regions::new())));
-    Guest { local, vm, vcpu: &vcpus[0], id: VcpuId(0) }
+    Guest { local, vcpu: Box::leak(Box::new(Vcpu::new())) }
 }
 
 /// Puts a vCPU into the hardware that nobody has named.

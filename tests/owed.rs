@@ -69,12 +69,12 @@ proptest! {
 }
 
 /// A blocked receive of that vCPU of VM 1.
-fn blocked_receive(m: &'static Bench, vcpu: u16) -> BlockedReceive<'static> {
-    BlockedReceive { vm: m.vm(1), vcpu: m.vcpu(1, vcpu), id: VcpuId(vcpu) }
+fn blocked_receive(m: &'static Bench, vcpu: u16) -> BlockedReceive {
+    BlockedReceive { vcpu: m.vcpu(1, vcpu) }
 }
 
 /// A machine whose VM 1 has two vCPUs, the first of which waits for a message.
-fn blocked() -> (&'static Bench, BlockedReceive<'static>) {
+fn blocked() -> (&'static Bench, BlockedReceive) {
     let m = Bench::turned_off(1, &[2]);
     let vm = m.vm(1);
     assert_eq!(vm.mailbox.take_or_wait(VcpuId(0)), None);

@@ -15,7 +15,7 @@ use baton::console::{self, Sink};
 use baton::exec::{self, Local, Never, Round};
 use baton::exit::Exit;
 use baton::hypercall::Guest;
-use baton::ids::{CpuId, VcpuId, VmId};
+use baton::ids::{CpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::psci::Start;
 use baton::run;
@@ -110,6 +110,7 @@ impl Bench {
             assert!(vms.push(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
         }
         let machine: &'static Machine = Box::leak(Box::new(Machine { pcpus, vms }));
+        machine.settle();
         let seats = (0..cpus).map(|n| {
             let local: &'static Local = Box::leak(Box::new(Local::new(machine, CpuId::new(n))));
             // As the start of an executor does.
@@ -150,7 +151,7 @@ impl Bench {
 
     /// Somebody who makes a hypercall, on the first pCPU.
     pub fn caller(&self, vm: u16, vcpu: u16) -> Guest<'static> {
-        Guest { local: self.local(P0), vm: self.vm(vm), vcpu: self.vcpu(vm, vcpu), id: VcpuId(vcpu) }
+        Guest { local: self.local(P0), vcpu: self.vcpu(vm, vcpu) }
     }
 
     /// One round of a pCPU's executor, unless it sleeps.

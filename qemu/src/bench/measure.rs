@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 
 use crate::bench::guest::{self, Count, PATIENCE, Told};
-use crate::bench::rows::{BOOT, Row, Rows};
+use crate::bench::rows::{BOOT, DEFINITIONS, Row, Rows};
 use crate::images::Workspace;
 use crate::machine::Outcome;
 
@@ -19,9 +19,24 @@ pub struct Measured {
     pub outcome: Outcome,
 }
 
-/// Measures all rows.
+/// Measures all rows. A further source adds its rows to those of the first.
 pub fn all(workspace: &Workspace, image: &Path) -> Result<Measured> {
-    one_pcpu(workspace, image)
+    let measured = one_pcpu(workspace, image)?;
+    complete(&measured.rows, &measured.skipped)?;
+    Ok(measured)
+}
+
+/// Every row of the table was measured or left out for a reason, and no other.
+fn complete(rows: &Rows, skipped: &[(String, String)]) -> Result<()> {
+    let is_defined = |name: &str| DEFINITIONS.iter().any(|definition| definition.name == name);
+    if let Some(row) = rows.rows.iter().find(|row| !is_defined(&row.name)) {
+        bail!("the guest has a row {} that the table of qemu/src/bench/rows.rs does not: add it there", row.name);
+    }
+    let is_skipped = |name: &str| skipped.iter().any(|(skipped, _)| skipped == name);
+    match DEFINITIONS.iter().find(|it| rows.get(it.name).is_none() && !is_skipped(it.name)) {
+        Some(definition) => bail!("nobody measured row {} of the table in qemu/src/bench/rows.rs", definition.name),
+        None => Ok(()),
+    }
 }
 
 /// The rows of one pCPU: the guest `bench` counts by itself. It runs twice, and must say the same.
@@ -53,7 +68,8 @@ fn boot(told: &Told) -> Row {
     Row::exact(BOOT, told.entry_ticks * guest::INSTRUCTIONS_PER_TICK, 0)
 }
 
-/// Every iteration comes to the same at EL2, or its row is not what it is meant to be.
+/// Every iteration comes to the same at EL2, or its row is not what it is meant to be. EL1 may differ: a peer that is to be
+/// preempted computes until the timer's tick; the least is kept.
 fn row(name: &str, count: Count) -> Result<Row> {
     match count {
         Count::Exact { el2: (least, most), .. } if least != most => {
@@ -77,6 +93,17 @@ mod tests {
         assert_eq!(row("null", count((84, 84))).unwrap(), Row::exact("null", 84, 6));
         let error = row("null", count((84, 85))).unwrap_err().to_string();
         assert!(error.contains("row null differ: they have 84 to 85"), "{error}");
+    }
+
+    #[test]
+    fn the_table_is_complete_and_has_nothing_else() {
+        let mut rows = Rows::new(DEFINITIONS.iter().map(|it| Row::exact(it.name, 1, 1)).collect());
+        complete(&rows, &[]).unwrap();
+        let last = rows.rows.pop().unwrap();
+        assert!(complete(&rows, &[]).unwrap_err().to_string().contains(&last.name));
+        complete(&rows, &[(last.name.clone(), "for a reason".to_owned())]).unwrap();
+        rows.rows.extend([last, Row::exact("other", 1, 1)]);
+        assert!(complete(&rows, &[]).unwrap_err().to_string().contains("a row other"));
     }
 
     #[test]

@@ -138,3 +138,44 @@ impl Rows {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_told_in_the_order_of_the_table_and_judged_by_el2() {
+        let rows = Rows::new(vec![
+            Row::exact("relay", 9000, 100),
+            Row::total("run_blocked", 70),
+            Row::exact("vcpu_get_count", 56, 6),
+            Row::exact("null", 45, 6),
+        ]);
+        let table = rows.table();
+        let lines: Vec<Vec<&str>> =
+            table.lines().skip(1).map(|line| line.split_whitespace().take(7).collect()).collect();
+        assert_eq!(lines[0], ["null", "45", "6", "51", "84", "45", "ok"]);
+        assert_eq!(lines[1], ["vcpu_get_count", "56", "6", "62", "96", "55", "over"]);
+        assert_eq!(lines[2][..6], ["run_blocked", "-", "-", "70", "120", "70"]);
+        assert!(!["ok", "over"].contains(&lines[2][6]), "a total is not judged: {table}");
+        assert_eq!(lines[3][..6], ["relay", "9000", "100", "9100", "-", "-"]);
+    }
+
+    #[test]
+    fn json_has_the_fields_that_others_read() {
+        let rows = Rows { rows: vec![Row::exact("null", 45, 6), Row::total("relay", 9)] };
+        let lines = [
+            r#"    {"name":"null","el2":45,"el1":6,"total":51,"reference":84,"goal":45},"#,
+            r#"    {"name":"relay","el2":null,"el1":null,"total":9,"reference":null,"goal":null}"#,
+        ];
+        assert_eq!(rows.json(), format!("{{\n  \"rows\": [\n{}\n  ]\n}}\n", lines.join("\n")));
+        assert_eq!(serde_json::from_str::<Rows>(&rows.json()).unwrap(), rows);
+    }
+
+    #[test]
+    fn names_choose_rows() {
+        let rows = || Rows { rows: vec![Row::exact("null", 45, 6), Row::total("relay", 9)] };
+        assert_eq!(rows().only(&[]), rows());
+        assert_eq!(rows().only(&["relay".to_owned()]).rows, [Row::total("relay", 9)]);
+    }
+}

@@ -42,8 +42,9 @@ struct Instruction {
 }
 
 impl Listing {
-    /// Reads a hypervisor's flat image, and the ELF file beside it if there is one.
-    pub fn read(image: &Path) -> Result<Listing> {
+    /// Reads a hypervisor's flat image, and the ELF file beside it if there is one. Source files below `root` are named
+    /// from there.
+    pub fn read(image: &Path, root: &Path) -> Result<Listing> {
         let range = images::place(image)?;
         let start = range.start;
         let mut listing = Listing { range, functions: BTreeMap::new(), instructions: BTreeMap::new() };
@@ -60,7 +61,6 @@ impl Listing {
                 }
             }
             if let Some(text) = disassemble(&path) {
-                let root = path.ancestors().nth(3).unwrap_or(Path::new("/"));
                 listing.instructions = instructions(&text, root, shift).collect();
             }
         }
@@ -69,10 +69,12 @@ impl Listing {
 
     /// The function that an address lies in, and the offset there.
     pub fn function(&self, pc: u64) -> (&str, u64) {
-        let function = self.functions.range(..=pc).next_back().filter(|_| self.range.contains(&pc));
-        match function {
+        if !self.range.contains(&pc) {
+            return ("outside of the image", 0);
+        }
+        match self.functions.range(..=pc).next_back() {
             Some((start, function)) => (&function.name, pc - start),
-            None => ("outside of the image", 0),
+            None => ("no symbol", pc - self.range.start),
         }
     }
 

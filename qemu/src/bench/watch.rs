@@ -201,7 +201,7 @@ pub fn referee(workspace: &Workspace, image: &Path, names: &[String]) -> Result<
 /// Writes the listing of a row and prints its summary.
 pub fn trace(workspace: &Workspace, image: &Path, row: &str) -> Result<()> {
     const SUMMARY_LINES: usize = 40;
-    let listing = Listing::read(image)?;
+    let listing = Listing::read(image, workspace.root())?;
     let watched = watch(workspace, image, &[row])?;
     let (text, executed) = if row == BOOT {
         (listing.profile(&watched.boot), watched.boot)

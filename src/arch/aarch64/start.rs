@@ -63,7 +63,7 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     let machine = unsafe { ASSEMBLY.get_mut() }.insert(Machine { pcpus: &PCPUS, vms: Vec::new() });
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
     let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
-    let machine = MACHINE.call_once(|| machine);
+    let machine = MACHINE.call_once(|| machine).settle();
     PCPUS[me.index()].power.boot(start);
     live(machine, me)
 }
