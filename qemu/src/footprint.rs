@@ -36,6 +36,8 @@ const WORK: &str = "messages=200 handoffs=1200 slices=40";
 
 /// What the image may have of code and constants.
 const LARGEST_IMAGE: u64 = 64 << 10;
+/// What is not zero at boot has to be in the file; more than this is something that was meant to be zero.
+const LARGEST_DATA: u64 = 16 << 10;
 /// What a vCPU may take without its FP registers.
 const LARGEST_VCPU: u64 = 1536;
 
@@ -61,7 +63,7 @@ pub struct Image {
     pub data: u64,
     /// Zeroed at boot.
     pub bss: u64,
-    /// Not in the file and not zeroed: stacks and pages for page tables.
+    /// Not in the file and not zeroed: stacks, pages for page tables, vCPUs.
     pub unzeroed: u64,
 }
 
@@ -88,6 +90,7 @@ impl Footprint {
         let deepest = self.stack_use.iter().copied().max().unwrap_or(0);
         let limits = [
             ("code and constants have", image, LARGEST_IMAGE),
+            ("data in the file has", self.image.data, LARGEST_DATA),
             ("a vCPU without FP registers has", self.vcpu.without_fp, LARGEST_VCPU),
             // The rest is for what the main job does not do.
             ("the deepest stack has used", deepest, self.pcpu.stack / 2),
@@ -106,6 +109,7 @@ impl fmt::Display for Footprint {
             ("text + rodata", image.text + image.rodata, format!("of at most {LARGEST_IMAGE}")),
             ("data", image.data, String::new()),
             ("bss", image.bss, "zeroed at boot".to_owned()),
+            ("unzeroed", image.unzeroed, "all stacks, page tables and vCPUs that there may be".to_owned()),
             ("pCPU", pcpu.shared + pcpu.stack, format!("{} and a stack of {}", pcpu.shared, pcpu.stack)),
             ("VM", *vm, "without its page tables".to_owned()),
             ("vCPU", vcpu.without_fp + vcpu.fp, format!("{} and {} of FP registers", vcpu.without_fp, vcpu.fp)),
@@ -183,7 +187,7 @@ fn sections(elf: &[u8]) -> Result<Image> {
             ".text" => &mut image.text,
             ".data" => &mut image.data,
             ".bss" => &mut image.bss,
-            ".stacks" => &mut image.unzeroed,
+            ".unzeroed" => &mut image.unzeroed,
             // Constants proper, those with addresses in them, and the tables of the dynamic linker that it does without.
             _ => &mut image.rodata,
         } += section.size();
@@ -284,7 +288,7 @@ mod tests {
 
     fn footprint() -> Footprint {
         Footprint {
-            image: Image { text: LARGEST_IMAGE - 1000, rodata: 1000, ..Image::default() },
+            image: Image { text: LARGEST_IMAGE - 1000, rodata: 1000, data: LARGEST_DATA, ..Image::default() },
             pcpu: Pcpu { shared: 384, stack: 32 << 10 },
             vm: 192,
             vcpu: Vcpu { without_fp: LARGEST_VCPU, fp: 528 },
@@ -301,7 +305,8 @@ mod tests {
     #[test]
     fn each_limit_counts() {
         type Edit = fn(&mut Footprint);
-        let edits: [(Edit, &str); 4] = [
+        let edits: [(Edit, &str); 5] = [
+            (|footprint| footprint.image.data = LARGEST_DATA + 1, "data in the file has 16385 bytes"),
             (|footprint| footprint.image.rodata += 1, "code and constants have 65537 bytes"),
             (|footprint| footprint.image.text += 1, "code and constants have 65537 bytes"),
             (|footprint| footprint.vcpu.without_fp += 1, "a vCPU without FP registers has 1537 bytes"),

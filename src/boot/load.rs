@@ -1,6 +1,7 @@
 //! Carrying the plan out: images and device tree to their places, stage 2, vCPUs.
 #![allow(unsafe_code)] // writes memory that is going to be VMs'
 
+use core::mem::MaybeUninit;
 use core::ops::Range;
 
 use super::archive::Archive;
@@ -11,12 +12,26 @@ use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
 use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
 use crate::psci::Start;
+use crate::sync::ProtocolCell;
 use crate::vcpu::{Life, Vcpu};
 use crate::vm::{Machine, Regions, Vm};
 
-/// One for each pCPU, for the primary; then those of the secondaries.
-static VCPUS: [Vcpu; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS] =
-    [const { Vcpu::new() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS];
+/// Room for one vCPU for each pCPU, for the primary, and for those of the secondaries. Most machines need a few of them,
+/// so a vCPU is made when a VM gets it, and the rest is not even zeroed.
+#[unsafe(link_section = ".unzeroed.vcpus")]
+static VCPUS: ProtocolCell<[MaybeUninit<Vcpu>; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]> =
+    ProtocolCell::new([const { MaybeUninit::uninit() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]);
+
+/// Makes the first `count` vCPUs of the room that is left.
+fn make_vcpus(room: &mut &'static mut [MaybeUninit<Vcpu>], count: usize) -> &'static [Vcpu] {
+    let (mine, rest) = core::mem::take(room).split_at_mut(count);
+    *room = rest;
+    for vcpu in mine.iter_mut() {
+        vcpu.write(Vcpu::new());
+    }
+    // SAFETY: just now all of them were written.
+    unsafe { core::slice::from_raw_parts(mine.as_ptr().cast(), count) }
+}
 
 /// Reads the device tree at this address.
 ///
@@ -79,9 +94,10 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     device_tree::write(original, tree, initrd, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
-    let (of_primary, mut of_secondaries) = VCPUS.split_at(MAX_CPUS);
+    // SAFETY: this runs once, and it is the only place that names them.
+    let mut room: &mut [_] = unsafe { VCPUS.get_mut() };
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
-    let vcpus = &of_primary[..platform.cpus.len()];
+    let vcpus = make_vcpus(&mut room, platform.cpus.len());
     for (index, vcpu) in vcpus.iter().enumerate() {
         vcpu.set_up(me, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
     }
@@ -92,8 +108,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
         // SAFETY: the plan put this where nothing else is.
         unsafe { place_image(secondary.memory.clone(), secondary.image) };
         let stage_two = StageTwo::of_secondary(id, secondary.memory.clone());
-        let (vcpus, rest) = of_secondaries.split_at(secondary.vcpus);
-        of_secondaries = rest;
+        let vcpus = make_vcpus(&mut room, secondary.vcpus);
         for (index, vcpu) in vcpus.iter().enumerate() {
             vcpu.set_up(me, |owned| {
                 owned.regs.bind_secondary(&stage_two, index, secondary.vcpus);

@@ -51,7 +51,7 @@ pub const POOL_PAGES: usize = 192;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE as usize]);
 
-#[unsafe(link_section = ".stacks.a")]
+#[unsafe(link_section = ".unzeroed.stacks")]
 static STACKS: [[Page; STACK_STRIDE / PAGE_SIZE as usize]; MAX_CPUS] =
     [const { [const { Page([0; PAGE_SIZE as usize]) }; STACK_STRIDE / PAGE_SIZE as usize] }; MAX_CPUS];
 
@@ -62,7 +62,7 @@ struct Pool {
 /// Which pages of the pool are not handed out yet. The pages themselves are behind the stacks, not zeroed at boot.
 static POOL: Lock<Pool> = Lock::new(Pool { next: 0 });
 
-#[unsafe(link_section = ".stacks.b")]
+#[unsafe(link_section = ".unzeroed.tables")]
 static mut POOL_MEMORY: [Page; POOL_PAGES] = [const { Page([0; PAGE_SIZE as usize]) }; POOL_PAGES];
 
 impl Pool {
