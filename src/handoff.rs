@@ -137,7 +137,8 @@ impl State {
     fn expect(self, phase: Phase, owner: CpuId) {
         assert!(
             self.phase == phase && self.owner == Some(owner),
-            "handoff: {owner} takes the edge out of {phase:?}, but the vCPU is {self:?}",
+            "handoff: {owner} takes the edge out of {phase:?}, but the word is {:#x}",
+            self.encode(),
         );
     }
 }

@@ -116,14 +116,24 @@ pub struct Machine {
 pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), &[], Regions::new());
 
 impl Machine {
-    pub fn new(pcpus: &'static [Pcpu], vms: Vec<Vm, MAX_VMS>) -> Self {
-        let mut runnable = [[None; MAX_VCPUS]; MAX_VMS];
-        for (row, vm) in runnable.iter_mut().zip(&vms).filter(|(_, vm)| !vm.id.is_primary()) {
-            for (entry, vcpu) in row.iter_mut().zip(vm.vcpus) {
-                *entry = Some(vcpu);
-            }
+    /// A machine without VMs.
+    pub const fn new(pcpus: &'static [Pcpu]) -> Self {
+        Self { pcpus, vms: Vec::new(), runnable: [[None; MAX_VCPUS]; MAX_VMS] }
+    }
+
+    /// Adds the next VM, whose id is its place.
+    ///
+    /// # Errors
+    ///
+    /// If there are [`MAX_VMS`] already; it comes back.
+    pub fn add(&mut self, vm: Vm) -> Result<(), Vm> {
+        let vcpus = if vm.id.is_primary() { &[] } else { vm.vcpus };
+        let row = self.vms.len();
+        self.vms.push(vm)?;
+        for (entry, vcpu) in self.runnable[row].iter_mut().zip(vcpus) {
+            *entry = Some(vcpu);
         }
-        Self { pcpus, vms, runnable }
+        Ok(())
     }
 
     /// Tells every vCPU whose it is, now that this is the machine.

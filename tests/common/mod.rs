@@ -14,12 +14,13 @@ use baton::arch::fake::{self, Name, Step};
 use baton::console::{self, Sink};
 use baton::exec::{self, Local, Never, Round};
 use baton::exit::Exit;
+use baton::handoff::Life;
 use baton::hypercall::Guest;
 use baton::ids::{CpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::psci::Start;
 use baton::run;
-use baton::vcpu::{Life, Vcpu};
+use baton::vcpu::Vcpu;
 use baton::vm::{Machine, Regions, Vm};
 
 pub const P0: CpuId = CpuId::new(0);
@@ -91,7 +92,7 @@ impl Bench {
         for (n, pcpu) in pcpus[..cpus].iter().enumerate() {
             pcpu.set_present(mpidr(CpuId::new(n)));
         }
-        let mut vms = heapless::Vec::new();
+        let machine = Box::leak(Box::new(Machine::new(pcpus)));
         for (n, &vcpus) in [cpus].iter().chain(secondaries).enumerate() {
             let id = VmId(n as u16);
             let vcpus: &'static [Vcpu] = (0..vcpus).map(|_| Vcpu::new()).collect::<Vec<_>>().leak();
@@ -99,17 +100,18 @@ impl Bench {
             for (index, vcpu) in vcpus.iter().enumerate() {
                 vcpu.set_up(P0, |owned| {
                     owned.regs.name = Name { vm: id.0, vcpu: index as u16 };
-                    if !id.is_primary() && index == 0 {
-                        owned.regs.start(start, 0);
-                        owned.life = Life::Ready;
+                    if id.is_primary() || index != 0 {
+                        return Life::Off;
                     }
+                    owned.regs.start(start, 0);
+                    Life::Ready
                 });
             }
             let mut memory = Regions::new();
             memory.push(start..start + PAGES_OF_A_VM * 4096).expect("one region");
-            assert!(vms.push(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
+            assert!(machine.add(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
         }
-        let machine: &'static Machine = Box::leak(Box::new(Machine::new(pcpus, vms)));
+        let machine: &'static Machine = machine;
         machine.settle();
         let seats = (0..cpus).map(|n| {
             let local: &'static Local = Box::leak(Box::new(Local::new(machine, CpuId::new(n))));

@@ -23,6 +23,7 @@ use clap::Args;
 use crate::bench::baseline::Finding;
 use crate::bench::guest::PATIENCE;
 use crate::bench::rows::DEFINITIONS;
+use crate::footprint;
 use crate::images::Workspace;
 use crate::suite::{Kind, Report, Test};
 
@@ -48,6 +49,9 @@ pub struct Options {
     /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
     #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
+    /// Say how much memory the hypervisor takes instead, and how deep its stacks get.
+    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "check", "save", "hypervisor", "against"])]
+    footprint: bool,
     /// Measure this image instead of Baton.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
@@ -58,6 +62,16 @@ pub struct Options {
 
 /// Does what `options` ask for; true if nothing was wrong.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    if options.footprint {
+        let footprint = footprint::report(workspace)?;
+        match options.json {
+            true => println!("{}", serde_json::to_string_pretty(&footprint)?),
+            false => print!("{footprint}"),
+        }
+        let problems = footprint.problems();
+        problems.iter().for_each(|problem| eprintln!("{problem}"));
+        return Ok(problems.is_empty());
+    }
     for name in options.rows.iter().chain(&options.trace) {
         ensure!(
             DEFINITIONS.iter().any(|definition| definition.name == name),

@@ -8,6 +8,7 @@ mod firmware;
 mod gic;
 mod memory;
 mod regs;
+mod sizes;
 mod start;
 mod uart;
 
@@ -32,6 +33,18 @@ global_asm!(
     TCR = const memory::TCR,
     SCTLR = const memory::SCTLR,
     SCTLR_M_C = const memory::SCTLR_M_C,
+    EARLY_DEVICE = const memory::EARLY_DEVICE,
+    EARLY_NORMAL = const memory::EARLY_NORMAL,
+);
+global_asm!(include_str!("../../../vectors/memory.S"));
+// What compiled code calls. The compiler's own, which these take the place of, move 8 bytes at a time.
+global_asm!(
+    ".global memcpy, memmove, memset, memcmp, bcmp",
+    ".set memcpy, baton_copy",
+    ".set memmove, baton_copy",
+    ".set memset, baton_fill",
+    ".set memcmp, baton_compare",
+    ".set bcmp, baton_compare",
 );
 global_asm!(include_str!("../../../vectors/fp.S"));
 global_asm!(

@@ -8,24 +8,27 @@ use crate::console::say;
 use crate::exec::Local;
 use crate::ids::CpuId;
 use crate::run;
-use crate::sync::Once;
+use crate::sync::{AtomicU8, Once, Ordering, ProtocolCell};
 use crate::vm::Machine;
 
-static MACHINE: Once<Machine> = Once::new();
+/// The machine, once it is there.
+static MACHINE: Once<&Machine> = Once::new();
 
-/// Which pCPU booted.
-static BOOT_CPU: Once<CpuId> = Once::new();
+/// Where it is put together. Large, so it is never moved.
+static ASSEMBLY: ProtocolCell<Option<Machine>> = ProtocolCell::new(None);
+
+/// The number of the pCPU that booted.
+static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
 
 /// The number of a pCPU's stack. The boot pCPU has the first one, for it did not know its number yet; should another pCPU
 /// be number 0, it gets the one that is left.
 pub fn stack_of(cpu: CpuId) -> u64 {
-    let stack = if cpu.index() == 0 { *BOOT_CPU.get().unwrap_or(&cpu) } else { cpu };
-    stack.index() as u64
+    if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
 }
 
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
 #[unsafe(no_mangle)]
-extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
+extern "C" fn baton_main(device_tree: u64) -> ! {
     super::set_this_cpu(CpuId::new(0));
     uart::set_up_console();
     cpu::note_reset_values();
@@ -46,7 +49,8 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
         give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
     };
-    let me = *BOOT_CPU.call_once(|| CpuId::new(me));
+    BOOT_CPU.store(me as u8, Ordering::Relaxed);
+    let me = CpuId::new(me);
     super::set_this_cpu(me);
     for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
         pcpu.set_present(mpidr);
@@ -54,8 +58,10 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
     gic::set_up(&PCPUS[me.index()]);
 
+    // SAFETY: no other pCPU runs yet, and this is the only place that names it.
+    let machine = unsafe { ASSEMBLY.get_mut() }.insert(Machine::new(&PCPUS));
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
-    let (machine, start) = unsafe { boot::load(&platform, &PCPUS, me) }.unwrap_or_else(|e| give_up(&e));
+    let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
     let machine = MACHINE.call_once(|| machine).settle();
     PCPUS[me.index()].power.boot(start);
     live(machine, me)

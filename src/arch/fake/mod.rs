@@ -293,6 +293,9 @@ impl Cpu {
     #[allow(unsafe_code)] // as the real one
     pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
         set_virtual_interrupt(line);
+        if self.pcpu.arch.kicked.load(Ordering::Relaxed) {
+            return Exit::Interrupt; // before its first instruction
+        }
         loop {
             // SAFETY: as the caller promises, for as long as no call is being served.
             let step = self.run_step(unsafe { &mut *regs });
