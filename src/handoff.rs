@@ -79,8 +79,9 @@ pub struct State {
 }
 
 impl State {
-    const LIFE: u32 = 4;
-    const OWNER: u32 = 8;
+    // The owner lowest, so that it need not be shifted where the word of a run is put together.
+    const PHASE: u32 = 8;
+    const LIFE: u32 = 12;
     const NEXT: u32 = 16;
 
     const fn parked(life: Life) -> Self {
@@ -99,9 +100,9 @@ impl State {
                 Some(cpu) => cpu.index() as u32 + 1,
             }
         }
-        self.phase as u32
+        cpu(self.owner)
+            | (self.phase as u32) << Self::PHASE
             | (self.life as u32) << Self::LIFE
-            | cpu(self.owner) << Self::OWNER
             | cpu(self.next) << Self::NEXT
     }
 
@@ -112,7 +113,7 @@ impl State {
                 n => Some(CpuId::new(n as usize - 1)),
             }
         }
-        let phase = match word & 0b11 {
+        let phase = match word >> Self::PHASE & 0b11 {
             0 => Phase::Parked,
             1 => Phase::Claimed,
             2 => Phase::Loaded,
@@ -123,7 +124,7 @@ impl State {
             1 => Life::BlockedInReceive,
             _ => Life::Off,
         };
-        Self { phase, life, owner: cpu(word >> Self::OWNER), next: cpu(word >> Self::NEXT) }
+        Self { phase, life, owner: cpu(word), next: cpu(word >> Self::NEXT) }
     }
 
     /// The state after the owner lets go of a vCPU with this life, and whom to wake.
@@ -247,7 +248,7 @@ impl Handoff {
     /// Edge 4: the guest ran its last instruction on `me` for now; its registers are about to be saved.
     #[inline]
     pub fn deschedule(&self, me: CpuId) {
-        const STEP: u32 = Phase::Saving as u32 - Phase::Loaded as u32;
+        const STEP: u32 = (Phase::Saving as u32 - Phase::Loaded as u32) << State::PHASE;
         if cfg!(debug_assertions) {
             self.state().expect(Phase::Loaded, me);
         }

@@ -14,7 +14,7 @@
 
 use futures_util::future::{Either, FutureExt, select};
 
-use crate::arch;
+use crate::arch::{self, Regs};
 use crate::call::{Outcome, Style};
 use crate::exec::{Local, Never};
 use crate::exit::{Cause, Exit, Fault, Leave};
@@ -127,10 +127,10 @@ fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
 /// among them.
 #[cold]
 #[inline(never)]
-fn attend(ready: &ReadyVcpu<'_>) -> Option<Stop> {
-    let stopped = ready.vcpu().vm().stopped();
+fn attend(vcpu: &Vcpu, local: &Local) -> Option<Stop> {
+    let stopped = vcpu.vm().stopped();
     if stopped.is_none() {
-        ready.drop_translations_of_others();
+        local.arch().drop_translations_of_others(vcpu.vm().id, vcpu.id());
     }
     stopped
 }
@@ -162,7 +162,7 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     let (vcpu, local) = (ready.vcpu(), ready.local());
     // 4. Not before the word says Loaded: whoever stops the VM later than this look sees that, and kicks the vCPU.
     if vcpu.vm().needs_attention()
-        && let Some(reason) = attend(&ready)
+        && let Some(reason) = attend(vcpu, local)
     {
         return tell(stopped(local, vcpu, reason), style);
     }
@@ -223,16 +223,16 @@ fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
         }
         // The program counter stays on it: it runs again. What has come since the entry is looked for below.
         Exit::Wfi => Verdict::answer(WAIT),
-        Exit::Interrupt => interrupted(guest, style),
-        exit => serve_rare(guest, exit, style),
+        Exit::Interrupt => interrupted(guest.vcpu(), guest.local(), style),
+        exit => serve_rare(guest.vcpu(), guest.local(), &mut guest.owned().regs, exit, style),
     }
 }
 
 /// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.
 #[inline(never)]
-fn interrupted(guest: &LoadedVcpu<'_>, style: Style) -> Verdict {
-    let kicked = arch::take_kick(guest.local().pcpu()) && !arch::interrupt_pending();
-    match (kicked, guest.vcpu().vm().stopped()) {
+fn interrupted(vcpu: &Vcpu, local: &Local, style: Style) -> Verdict {
+    let kicked = arch::take_kick(local.pcpu()) && !arch::interrupt_pending();
+    match (kicked, vcpu.vm().stopped()) {
         (true, None) => Verdict::RESUME,
         (true, Some(reason)) => Verdict::answer(Outcome::Stopped(reason).encode(style)),
         (false, _) => Verdict::answer(Outcome::Preempted.encode(style)),
@@ -241,9 +241,7 @@ fn interrupted(guest: &LoadedVcpu<'_>, style: Style) -> Verdict {
 
 #[cold]
 #[inline(never)]
-fn serve_rare(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
-    let (vcpu, local) = (guest.vcpu(), guest.local());
-    let regs = &mut guest.owned().regs;
+fn serve_rare(vcpu: &Vcpu, local: &Local, regs: &mut Regs, exit: Exit, style: Style) -> Verdict {
     let fault = match exit {
         Exit::Wfe => {
             regs.skip_instruction();

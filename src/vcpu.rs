@@ -363,13 +363,6 @@ impl<'a> ReadyVcpu<'a> {
         self.vcpu
     }
 
-    /// Another vCPU of this VM may have been here last.
-    pub fn drop_translations_of_others(&self) {
-        // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
-        let owned = unsafe { self.vcpu.owned.get_mut() };
-        self.local.arch().drop_translations_of_others(&owned.regs);
-    }
-
     /// Puts the registers into this pCPU's hardware.
     pub fn load(self) -> LoadedVcpu<'a> {
         let mut loaded = self.loading();

@@ -101,7 +101,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     let vcpus = make_vcpus(&mut room, platform.cpus.len());
     for (index, vcpu) in vcpus.iter().enumerate() {
         vcpu.set_up(me, |owned| {
-            owned.regs.bind_primary(&stage_two, index, platform.cpus[index]);
+            owned.regs.bind_primary(&stage_two, platform.cpus[index]);
             Life::Off
         });
     }

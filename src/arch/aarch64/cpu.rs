@@ -27,7 +27,7 @@ use super::regs::{self, FpRegs, Regs};
 use crate::exec::Local;
 use crate::exit::{Cause, Exit, Fault, Leave};
 use crate::hypercall::{self, Guest, Verdict};
-use crate::ids::MAX_VMS;
+use crate::ids::{MAX_VMS, VcpuId, VmId};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU64, Ordering};
 use crate::vcpu::Vcpu;
@@ -79,8 +79,8 @@ pub struct Cpu {
     special: Cell<u32>,
     /// Whose FP registers are in the hardware: where they belong in memory.
     fp_holder: Cell<Option<NonNull<FpRegs>>>,
-    /// For each VMID, the vCPU whose translations this pCPU's TLB may hold, if the VM has several.
-    translations: [Cell<u32>; MAX_VMS + 1],
+    /// For each VM that has several, the vCPU whose translations this pCPU's TLB may hold: its number, plus one.
+    translations: [Cell<u8>; MAX_VMS],
     rare: features::Rare,
 }
 
@@ -105,7 +105,7 @@ impl Cpu {
             pcpu,
             special: Cell::new(if rare.any() { special::RARE_REGISTERS } else { 0 }),
             fp_holder: Cell::new(None),
-            translations: [const { Cell::new(0) }; MAX_VMS + 1],
+            translations: [const { Cell::new(0) }; MAX_VMS],
             rare,
         }
     }
@@ -154,6 +154,7 @@ impl Cpu {
     /// Back to the primary, when the secondary has been saved.
     #[inline]
     pub fn take_back(&self, primary: &Regs) {
+        let primary = forget_offsets(primary);
         self.load(primary);
         // SAFETY: this is where the primary's call came from.
         unsafe {
@@ -176,6 +177,7 @@ impl Cpu {
     /// in memory already, and the primary's is saved in [`Self::switch`] or not at all, because it was turned off.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
+        let regs = forget_offsets_mut(regs);
         let timer = regs.sys.save();
         if self.special.get() != 0 {
             self.save_special(regs, true);
@@ -234,20 +236,20 @@ impl Cpu {
     }
 
     /// Drops the translations that another vCPU of the same VM left on this pCPU; they need not agree with this one's.
-    pub fn drop_translations_of_others(&self, regs: &Regs) {
-        let identity = regs.constants.identity;
-        if self.translations[(identity >> 16) as usize].replace(identity) != identity {
-            // SAFETY: drops translations of this VMID on this pCPU; they are only a cache. EL1 does not run, and whoever is
-            // loaded next has a VTTBR_EL2 of its own.
+    pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
+        let here = vcpu.0 as u8 + 1;
+        if self.translations[vm.index()].replace(here) != here {
+            // SAFETY: drops translations of this VM on this pCPU; they are only a cache. EL1 does not run, and whoever is
+            // loaded next has a VTTBR_EL2 of its own, of which only the VMID matters here.
             unsafe {
                 asm!(
-                    "msr vttbr_el2, {vttbr}",
+                    "msr vttbr_el2, {vmid}",
                     "isb",
                     "tlbi vmalle1",
                     "ic iallu",
                     "dsb nsh",
                     "isb",
-                    vttbr = in(reg) regs.constants.vttbr,
+                    vmid = in(reg) u64::from(super::memory::vmid(vm)) << 48,
                     options(nostack, preserves_flags),
                 );
             }
@@ -368,6 +370,29 @@ const SYNDROME_CLASS: u32 = 26;
 pub(super) const HOW_INTERRUPT: u64 = 1 << 32;
 pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 33;
 pub(super) const HOW_CALL: u64 = 1 << 34;
+
+/// The same reference, of which the compiler does not know that it is: so that it does not keep addresses of parts of it
+/// in the stack while a guest runs, where one address and an addition each will do.
+#[inline(always)]
+fn forget_offsets<T>(value: &T) -> &T {
+    let mut pointer = core::ptr::from_ref(value);
+    // SAFETY: does nothing, so that the pointer is as good as before.
+    unsafe {
+        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        &*pointer
+    }
+}
+
+/// As [`forget_offsets`].
+#[inline(always)]
+fn forget_offsets_mut<T>(value: &mut T) -> &mut T {
+    let mut pointer = core::ptr::from_mut(value);
+    // SAFETY: does nothing, so that the pointer is as good as before.
+    unsafe {
+        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        &mut *pointer
+    }
+}
 
 /// A secondary's timer that has expired would interrupt the primary at every entry, and the vCPU would never get on.
 #[cold]

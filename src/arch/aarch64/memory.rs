@@ -214,21 +214,21 @@ pub struct StageTwo {
     vmid: u16,
 }
 
+/// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
+pub fn vmid(vm: VmId) -> u16 {
+    vm.0 + 1
+}
+
 impl StageTwo {
     pub fn vttbr(&self) -> u64 {
         u64::from(self.vmid) << 48 | self.root
-    }
-
-    /// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
-    pub fn vmid(&self) -> u16 {
-        self.vmid
     }
 
     fn build(vm: VmId, fill: impl FnOnce(&mut Tables<Stage2>, u64)) -> Self {
         let format = format();
         let mut tables = Tables(RootTable::new(FromPool, format.root_level, Stage2));
         fill(&mut tables, 1 << format.bits);
-        Self { root: tables.root(), vmid: vm.0 + 1 }
+        Self { root: tables.root(), vmid: vmid(vm) }
     }
 
     /// All there is, but the hypervisor's memory and the secondaries': RAM as RAM, everything else as devices.

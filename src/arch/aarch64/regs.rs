@@ -131,8 +131,6 @@ pub struct Constants {
     pub ich_hcr: u64,
     pub mdscr: u64,
     pub hcr: u64,
-    /// VM and vCPU in one number: whose translations a pCPU's TLB holds.
-    pub identity: u32,
     pub primary: bool,
 }
 
@@ -263,7 +261,6 @@ impl Regs {
                 ich_hcr: 0,
                 mdscr: 0,
                 hcr: 0,
-                identity: 0,
                 primary: false,
             },
             sys: SysRegs::new(),
@@ -273,8 +270,8 @@ impl Regs {
     }
 
     /// Makes these the registers of a vCPU of the primary, on the pCPU with this MPIDR.
-    pub fn bind_primary(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64) {
-        self.bind(stage_two, index, mpidr, true);
+    pub fn bind_primary(&mut self, stage_two: &StageTwo, mpidr: u64) {
+        self.bind(stage_two, mpidr, true);
         self.constants.hcr = hcr::ALL;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN | mdcr::TPMS | mdcr::TTRF;
         self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
@@ -283,7 +280,7 @@ impl Regs {
 
     /// Makes these the registers of vCPU `index` of a secondary.
     pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
-        self.bind(stage_two, index, index as u64, false);
+        self.bind(stage_two, index as u64, false);
         self.constants.hcr = hcr::SECONDARY;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
             | mdcr::TPMS
@@ -297,11 +294,10 @@ impl Regs {
         self.constants.ich_hcr = gic::TC | gic::TALL0 | gic::TALL1;
     }
 
-    fn bind(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64, primary: bool) {
+    fn bind(&mut self, stage_two: &StageTwo, mpidr: u64, primary: bool) {
         const RES1: u64 = 1 << 31;
         self.constants.vttbr = stage_two.vttbr();
         self.constants.vmpidr = RES1 | mpidr;
-        self.constants.identity = u32::from(stage_two.vmid()) << 16 | (index as u32 + 1);
         self.constants.primary = primary;
     }
 

@@ -15,7 +15,7 @@ use crate::vm::Machine;
 static MACHINE: Once<&Machine> = Once::new();
 
 /// Where it is put together. Large, so it is never moved.
-static ASSEMBLY: ProtocolCell<Option<Machine>> = ProtocolCell::new(None);
+static ASSEMBLY: ProtocolCell<Machine> = ProtocolCell::new(Machine::new(&PCPUS));
 
 /// The number of the pCPU that booted.
 static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
@@ -59,7 +59,7 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     gic::set_up(&PCPUS[me.index()]);
 
     // SAFETY: no other pCPU runs yet, and this is the only place that names it.
-    let machine = unsafe { ASSEMBLY.get_mut() }.insert(Machine::new(&PCPUS));
+    let machine = unsafe { ASSEMBLY.get_mut() };
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
     let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
     let machine = MACHINE.call_once(|| machine).settle();

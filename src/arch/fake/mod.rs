@@ -32,7 +32,7 @@ pub use regs::{Name, Regs};
 use crate::exec::Local;
 use crate::exit::{Exit, Fault, Leave};
 use crate::hypercall::{self, Guest};
-use crate::ids::CpuId;
+use crate::ids::{CpuId, VcpuId, VmId};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
 use crate::vcpu::Vcpu;
@@ -279,7 +279,7 @@ impl Cpu {
     }
 
     /// There is no TLB here.
-    pub fn drop_translations_of_others(&self, _: &Regs) {}
+    pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
 
     /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
     ///
