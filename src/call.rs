@@ -84,6 +84,7 @@ const FLAG_WAIT: u64 = 1 << 0;
 
 impl Call {
     /// Decodes x0 to x3 of a guest that executed `hvc #0`.
+    #[inline]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         match (x0 & 0xffff_ffff) & !SMC64 {
             0xff00 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Reference },
@@ -107,6 +108,13 @@ impl Call {
             0xff82 => Self::VcpuCounter { vm: x1, vcpu: x2, counter: x3 },
             _ => Self::Unknown,
         }
+    }
+
+    /// Whether this function is `vcpu_run`, in its plain form: a quicker question than the whole, for the call that all
+    /// the others are there for.
+    #[inline]
+    pub const fn is_vcpu_run(x0: u64) -> bool {
+        x0 == 0xff00
     }
 
     /// Whether a function has this number.
@@ -146,6 +154,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// As the caller's x0 has it.
+    #[inline]
     pub const fn encode(self, style: Style) -> u64 {
         match style {
             Style::Reference => self.encode_reference(),

@@ -46,6 +46,8 @@ pub fn line(text: fmt::Arguments<'_>) {
 
 /// Writes one line even if another pCPU, or this one, will never let go of the console. For a panic only: the machine
 /// ends after it.
+#[cold]
+#[inline(never)]
 pub fn last_words(text: fmt::Arguments<'_>) {
     for _ in 0..1_000_000 {
         if let Some(mut console) = CONSOLE.try_lock() {

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
-//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path). Both are pinned on the
-//! pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function whose states are
-//! plain code addresses and registers.
+//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path).
+//! Both are pinned on the pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function.
+//! When nothing else is woken, step 2 happens right where the main task awaits it, without a way through the loop.
 //!
 //! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
 //! interrupt for one that sleeps in WFI. A pCPU that is going to sleep opens itself to that interrupt, then looks at the
@@ -29,11 +29,13 @@ use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
-use crate::arch::{self, Regs};
+use crate::arch;
 use crate::exit::Exit;
 use crate::ids::CpuId;
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU32, Ordering, fence};
+use crate::vcpu::{Held, LoadedVcpu};
+use crate::vm::Machine;
 
 /// A task of a pCPU; the number is its bit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,22 +55,20 @@ impl Wakeups {
         Self { woken: AtomicU32::new(0) }
     }
 
-    /// Takes the bits of all woken tasks.
-    fn take(&self) -> u32 {
-        if self.woken.load(Ordering::Relaxed) == 0 {
-            return 0; // the common case: the exit itself was the wake
-        }
-        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
-        self.woken.swap(0, Ordering::Acquire)
+    /// Whether nobody is woken.
+    #[inline]
+    fn are_none(&self) -> bool {
+        self.woken.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes the bit of one task.
-    fn take_task(&self, task: Task) -> u32 {
+    /// Takes the bit of one task; whether it was set.
+    fn take(&self, task: Task) -> bool {
         let bit = 1 << task as u32;
         if self.woken.load(Ordering::Relaxed) & bit == 0 {
-            return 0;
+            return false; // the common case: an exit was the wake
         }
-        self.woken.fetch_and(!bit, Ordering::Acquire) & bit
+        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
+        self.woken.fetch_and(!bit, Ordering::Acquire) & bit != 0
     }
 }
 
@@ -85,10 +85,10 @@ pub fn wake(pcpu: &'static Pcpu, task: Task) {
     if pcpu.id == arch::this_cpu() {
         return; // its loop looks at the bits before it enters a guest or sleeps
     }
-    // Pairs with the fence in `sleep`: either it sees the bit, or we see that it is open to kicks.
+    // Pairs with the fence in `sleep`: either it sees the bit, or we see that it is asleep.
     fence(Ordering::SeqCst);
-    if arch::is_open(pcpu) {
-        arch::kick(pcpu);
+    if arch::is_asleep(pcpu) {
+        arch::kick(pcpu, || arch::is_asleep(pcpu));
     } else {
         arch::send_event();
     }
@@ -121,14 +121,16 @@ fn wake_raw(data: *const ()) {
 
 /// The part of an executor that only its own pCPU touches: what the main task asked it to do.
 pub struct Local {
+    cpu: CpuId,
     pcpu: &'static Pcpu,
-    /// All of them, to wake others.
-    pcpus: &'static [Pcpu],
+    machine: &'static Machine,
     arch: arch::Cpu,
-    /// The vCPU that is to be entered.
-    entry: Cell<Option<NonNull<Regs>>>,
+    /// The loaded vCPU that is to be entered when nothing else is to be done.
+    entry: Cell<Option<NonNull<LoadedVcpu<'static>>>>,
     /// How that vCPU came back.
     exit: Cell<Option<Exit>>,
+    /// The place in the queue that was given to the call that the primary is in.
+    held: Cell<Option<Held>>,
     /// A task waits for a physical interrupt.
     listens: Cell<bool>,
 }
@@ -141,43 +143,79 @@ pub enum Round {
 }
 
 impl Local {
-    /// The executor's local part, for the pCPU of `pcpus` that the caller runs on.
-    pub fn new(pcpus: &'static [Pcpu], cpu: CpuId) -> Self {
-        let pcpu = &pcpus[cpu.index()];
+    /// The executor's local part, for the pCPU of `machine` that the caller runs on.
+    pub fn new(machine: &'static Machine, cpu: CpuId) -> Self {
+        let pcpu = &machine.pcpus[cpu.index()];
         Self {
+            cpu,
             pcpu,
-            pcpus,
+            machine,
             arch: arch::Cpu::new(pcpu),
             entry: Cell::new(None),
             exit: Cell::new(None),
+            held: Cell::new(None),
             listens: Cell::new(false),
         }
     }
 
+    #[inline]
+    pub fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
+    #[inline]
     pub fn pcpu(&self) -> &'static Pcpu {
         self.pcpu
     }
 
+    #[inline]
     pub fn pcpus(&self) -> &'static [Pcpu] {
-        self.pcpus
+        self.machine.pcpus
     }
 
+    #[inline]
+    pub fn machine(&self) -> &'static Machine {
+        self.machine
+    }
+
+    #[inline]
     pub fn arch(&self) -> &arch::Cpu {
         &self.arch
     }
 
-    /// Enters the guest whose registers these are, and resolves to its next exit.
+    /// Leaves a place in the queue for a vCPU with the executor, from inside the call that asks to run it.
+    pub fn leave_held(&self, held: Held) {
+        self.held.set(Some(held));
+    }
+
+    /// Takes it, where the call's exit arrives.
+    pub fn take_held(&self) -> Option<Held> {
+        self.held.take()
+    }
+
+    /// Enters the loaded vCPU, and resolves to its next exit. If no other task is woken it is entered in the poll itself,
+    /// which is where the loop would come to.
     ///
     /// Cancel safety: must not be dropped between its polls; a loaded vCPU is never abandoned. Nothing in [`crate::run`]
     /// selects over it.
-    pub fn enter<'a>(&'a self, regs: &'a mut Regs) -> impl Future<Output = Exit> + 'a {
-        let regs = NonNull::from(regs);
-        core::future::poll_fn(move |_| match self.exit.take() {
-            Some(exit) => Poll::Ready(exit),
-            None => {
-                self.entry.set(Some(regs));
-                Poll::Pending
+    #[inline]
+    pub fn enter<'a>(&'a self, vcpu: &'a mut LoadedVcpu<'_>) -> impl Future<Output = Exit> + 'a {
+        let vcpu = NonNull::from(vcpu).cast::<LoadedVcpu<'static>>();
+        let mut put_up = false;
+        core::future::poll_fn(move |_| {
+            if put_up {
+                return match self.exit.take() {
+                    Some(exit) => Poll::Ready(exit),
+                    None => Poll::Pending,
+                };
             }
+            if !arch::STEPWISE && self.pcpu.wakeups.are_none() {
+                // SAFETY: the exclusive borrow that this future was made with.
+                return Poll::Ready(unsafe { &mut *vcpu.as_ptr() }.enter(false));
+            }
+            put_up = true;
+            self.entry.set(Some(vcpu));
+            Poll::Pending
         })
     }
 
@@ -199,22 +237,21 @@ impl Local {
         reporter: Pin<&mut R>,
         woken_by_exit: bool,
     ) -> Round {
-        let woken = self.pcpu.wakeups.take();
-        // 1
-        if woken_by_exit || woken & 1 << Task::Main as u32 != 0 {
+        let wakeups = &self.pcpu.wakeups;
+        // 1: each bit is taken just before its task is polled, so that `enter` sees who is left.
+        if wakeups.take(Task::Main) || woken_by_exit {
             self.listens.set(false);
             let waker = waker(self.pcpu, Task::Main);
             let Poll::Pending = main.poll(&mut Context::from_waker(&waker));
         }
-        let woken = woken | self.pcpu.wakeups.take_task(Task::Reporter);
-        if woken & 1 << Task::Reporter as u32 != 0 {
+        if wakeups.take(Task::Reporter) {
             let waker = waker(self.pcpu, Task::Reporter);
             let Poll::Pending = reporter.poll(&mut Context::from_waker(&waker));
         }
         // 2
-        if let Some(mut regs) = self.entry.take() {
+        if let Some(mut vcpu) = self.entry.take() {
             // SAFETY: `enter` made the pointer from an exclusive borrow that its future holds until the exit is taken.
-            let exit = self.arch.enter(unsafe { regs.as_mut() });
+            let exit = unsafe { vcpu.as_mut() }.enter(false);
             self.exit.set(Some(exit));
             return Round::Entered;
         }
@@ -237,7 +274,7 @@ impl Local {
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
     ///
-    /// Out of line: there is nothing to be fast for, and instruments find the wait by it.
+    /// Out of line: out of the way of those who do not, and instruments find the wait by it.
     #[inline(never)]
     fn sleep(&self) {
         let wakeups = &self.pcpu.wakeups;
@@ -251,13 +288,13 @@ impl Local {
                 wake(self.pcpu, Task::Main);
             }
         } else {
-            // Turned off: it may take hours. Open to kicks, look again, sleep: No Wake Is Lost.
-            arch::open_asleep(self.pcpu);
+            // Turned off: it may take hours. Say so, look again, sleep: No Wake Is Lost.
+            arch::lie_down(self.pcpu);
             fence(Ordering::SeqCst);
-            if wakeups.woken.load(Ordering::Relaxed) == 0 {
+            if wakeups.are_none() {
                 arch::sleep();
             }
-            arch::close(self.pcpu);
+            arch::get_up(self.pcpu);
         }
     }
 }

@@ -4,13 +4,15 @@
 //! go. Everything that is true about their ownership is in this one word; there is no second flag that could disagree.
 //!
 //! ```text
-//!             1 request           3 load                  4 deschedule
-//!    Parked ───────────► Claimed ────────► Loaded ───────────────────► Saving
-//!      ▲ ▲                │   ▲                                           │
-//!      │ └────────────────┘   │ 6 with next = Some(q): Claimed by q,      │
-//!      │    5 release         │   and q is woken                          │
-//!      └──────────────────────┴───────────────────────────────────────────┘
-//!                               6 publish (next = None: Parked)
+//!           0 take: of one that is Ready          4 deschedule
+//!    Parked ─────────────────────────────► Loaded ────────────► Saving
+//!     ▲ ▲ │     1 claim             3 load   ▲                    │
+//!     │ │ └────────────────────► Claimed ────┘                    │
+//!     │ │        5 release        │   ▲                           │
+//!     │ └─────────────────────────┘   │  6 with next = Some(q):   │
+//!     │                               │  Claimed by q, who is     │
+//!     │  6 publish                    │  woken                    │
+//!     └───────────────────────────────┴───────────────────────────┘
 //!
 //!    2 queue: next = Some(me)   in Saving; with `Patience::WhileLoaded` also in Claimed and Loaded
 //!    7 withdraw: next = None    or, if the grant came first, as 5
@@ -18,8 +20,9 @@
 //!
 //! | edge | function | order | caller |
 //! |---|---|---|---|
-//! | 1 request | [`Handoff::request`] | acquire: pairs with the release of 5 and 6 of the previous owner | a run request's first poll |
-//! | 2 queue | [`Handoff::request`] | acquire (also the re-check: the word it edits is the word it waits for) | the same poll |
+//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded as it is |
+//! | 1 claim | [`Handoff::request`] | acquire: pairs with the release of 5 and 6 of the previous owner | any other run request |
+//! | 2 queue | [`Handoff::request`] | acquire (also the re-check: the word it edits is the word it waits for) | the same |
 //! | 3 load | [`Handoff::load`] | sequentially consistent, with [`crate::owed`] | the pCPU that holds the claim |
 //! | 4 deschedule | [`Handoff::deschedule`] | relaxed: tells nobody that anything is ready | the pCPU that runs it |
 //! | 5 release | [`Handoff::release`] | release | a claim that is dropped |
@@ -36,7 +39,7 @@
 //! - **Cancel Is Clean**: 7 leaves nobody waiting and nothing claimed, whichever side of the grant it comes.
 //!
 //! Each edge is a compare-and-swap of a pure transition that returns what is to be done next; the doing (waking) is the
-//! caller's, after the swap.
+//! caller's, after the swap. The edges of a run that nobody waits for try the one likely swap first.
 
 use crate::ids::CpuId;
 use crate::sync::{AtomicU32, Ordering};
@@ -45,25 +48,50 @@ use crate::sync::{AtomicU32, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// In memory, owned by nobody.
-    Parked,
-    /// In memory, owned by a pCPU that is about to load them.
-    Claimed,
-    /// In the hardware of a pCPU.
-    Loaded,
+    Parked = 0,
+    /// In memory, owned by a pCPU that settles what is owed and loads them, or lets go.
+    Claimed = 1,
+    /// In the hardware of a pCPU, or just about to be.
+    Loaded = 2,
     /// On their way from the hardware of a pCPU to memory.
-    Saving,
+    Saving = 3,
 }
 
-/// What the word says. `owner` is meaningful in every phase but `Parked`; `next` waits for the owner to let go.
+/// What a vCPU that is not loaded would do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It can be loaded as it is.
+    Ready = 0,
+    /// It is in `mailbox_receive`, whose return value is owed.
+    BlockedInReceive = 1,
+    /// It was not started, or turned itself off.
+    Off = 2,
+}
+
+/// What the word says. There is an `owner` in every phase but `Parked`; `next` waits for it to let go. `life` is `Ready`
+/// from the load to the publish.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct State {
     pub phase: Phase,
+    pub life: Life,
     pub owner: Option<CpuId>,
     pub next: Option<CpuId>,
 }
 
 impl State {
-    const PARKED: Self = Self { phase: Phase::Parked, owner: None, next: None };
+    // The owner lowest, so that it need not be shifted where the word of a run is put together.
+    const PHASE: u32 = 8;
+    const LIFE: u32 = 12;
+    const NEXT: u32 = 16;
+
+    const fn parked(life: Life) -> Self {
+        Self { phase: Phase::Parked, life, owner: None, next: None }
+    }
+
+    /// Owned by `owner`, and nobody waits.
+    const fn owned(phase: Phase, life: Life, owner: CpuId) -> Self {
+        Self { phase, life, owner: Some(owner), next: None }
+    }
 
     const fn encode(self) -> u32 {
         const fn cpu(id: Option<CpuId>) -> u32 {
@@ -72,7 +100,10 @@ impl State {
                 Some(cpu) => cpu.index() as u32 + 1,
             }
         }
-        self.phase as u32 | cpu(self.owner) << 8 | cpu(self.next) << 16
+        cpu(self.owner)
+            | (self.phase as u32) << Self::PHASE
+            | (self.life as u32) << Self::LIFE
+            | cpu(self.next) << Self::NEXT
     }
 
     const fn decode(word: u32) -> Self {
@@ -82,27 +113,33 @@ impl State {
                 n => Some(CpuId::new(n as usize - 1)),
             }
         }
-        let phase = match word & 0xff {
+        let phase = match word >> Self::PHASE & 0b11 {
             0 => Phase::Parked,
             1 => Phase::Claimed,
             2 => Phase::Loaded,
             _ => Phase::Saving,
         };
-        Self { phase, owner: cpu(word >> 8), next: cpu(word >> 16) }
+        let life = match word >> Self::LIFE & 0b11 {
+            0 => Life::Ready,
+            1 => Life::BlockedInReceive,
+            _ => Life::Off,
+        };
+        Self { phase, life, owner: cpu(word), next: cpu(word >> Self::NEXT) }
     }
 
-    /// The state after the owner lets go, and whom to wake.
-    const fn let_go(self) -> (Self, Next) {
+    /// The state after the owner lets go of a vCPU with this life, and whom to wake.
+    const fn let_go(self, life: Life) -> (Self, Next) {
         match self.next {
-            None => (Self::PARKED, Next::Nobody),
-            Some(q) => (Self { phase: Phase::Claimed, owner: Some(q), next: None }, Next::Wake(q)),
+            None => (Self::parked(life), Next::Nobody),
+            Some(q) => (Self::owned(Phase::Claimed, life, q), Next::Wake(q)),
         }
     }
 
     fn expect(self, phase: Phase, owner: CpuId) {
         assert!(
             self.phase == phase && self.owner == Some(owner),
-            "handoff: {owner} takes the edge out of {phase:?}, but the vCPU is {self:?}",
+            "handoff: {owner} takes the edge out of {phase:?}, but the word is {:#x}",
+            self.encode(),
         );
     }
 }
@@ -120,8 +157,8 @@ pub enum Patience {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Request {
-    /// The registers are the caller's: it loads or releases them.
-    Granted,
+    /// The registers are the caller's: it settles what this life owes and loads them, or releases them.
+    Granted(Life),
     /// The caller is `next`: it is woken by the pCPU that lets go, or withdraws.
     Queued,
     /// They are somebody else's, and the caller would not or cannot wait: one claimant at a time.
@@ -142,8 +179,8 @@ pub struct Handoff(AtomicU32);
 
 impl Handoff {
     /// A vCPU whose registers are in memory and nobody's.
-    pub const fn parked() -> Self {
-        Self(AtomicU32::new(State::PARKED.encode()))
+    pub const fn parked(life: Life) -> Self {
+        Self(AtomicU32::new(State::parked(life).encode()))
     }
 
     /// What the word says now; stale as soon as it is returned, unless the caller owns the phase it reads.
@@ -152,11 +189,26 @@ impl Handoff {
         State::decode(self.0.load(Ordering::SeqCst))
     }
 
+    /// Whether it is parked in `mailbox_receive`; stale as soon as it is returned.
+    #[inline]
+    pub fn is_blocked(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == State::parked(Life::BlockedInReceive).encode()
+    }
+
+    /// Edge 0: takes the registers on behalf of `me`, to be loaded as they are; false if they are not to be had like that.
+    #[inline]
+    pub fn take(&self, me: CpuId) -> bool {
+        let (ready, taken) = (State::parked(Life::Ready), State::owned(Phase::Loaded, Life::Ready, me));
+        // Acquire, within SeqCst: the registers that their last owner saved are there. SeqCst: as `load`.
+        self.swap(ready, taken, Ordering::SeqCst)
+    }
+
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.
     pub fn request(&self, me: CpuId, patience: Patience) -> Request {
+        // Acquire: the registers that their last owner saved are there to be settled and loaded.
         self.edit(Ordering::Acquire, |state| match state {
-            State { phase: Phase::Parked, .. } => {
-                Edit::To(State { phase: Phase::Claimed, owner: Some(me), next: None }, Request::Granted)
+            State { phase: Phase::Parked, life, .. } => {
+                Edit::To(State::owned(Phase::Claimed, life, me), Request::Granted(life))
             }
             State { next: None, phase, .. } if phase == Phase::Saving || patience == Patience::WhileLoaded => {
                 Edit::To(State { next: Some(me), ..state }, Request::Queued)
@@ -165,11 +217,11 @@ impl Handoff {
         })
     }
 
-    /// Whether the owner has let go in favour of `me`, who is queued.
-    pub fn is_granted(&self, me: CpuId) -> bool {
+    /// Whether the owner has let go in favour of `me`, who is queued; and of which life.
+    pub fn is_granted(&self, me: CpuId) -> Option<Life> {
         // Acquire: pairs with the release of `publish` or `release`, whose swap made the grant.
         let state = State::decode(self.0.load(Ordering::Acquire));
-        state.phase == Phase::Claimed && state.owner == Some(me)
+        (state.phase == Phase::Claimed && state.owner == Some(me)).then_some(state.life)
     }
 
     /// Edge 7: takes back a request that was queued, whether or not it has been granted meanwhile.
@@ -179,47 +231,62 @@ impl Handoff {
                 return Edit::To(State { next: None, ..state }, Next::Nobody);
             }
             state.expect(Phase::Claimed, me);
-            let (after, next) = state.let_go();
+            let (after, next) = state.let_go(state.life);
             Edit::To(after, next)
         })
     }
 
-    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim.
+    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what was owed.
     pub fn load(&self, me: CpuId) {
         // SeqCst: an injector that misses `Loaded` here has published its interrupt before `owed` looks for it.
         self.edit(Ordering::SeqCst, |state| {
             state.expect(Phase::Claimed, me);
-            Edit::To(State { phase: Phase::Loaded, ..state }, ())
+            Edit::To(State { phase: Phase::Loaded, life: Life::Ready, ..state }, ())
         });
     }
 
     /// Edge 4: the guest ran its last instruction on `me` for now; its registers are about to be saved.
+    #[inline]
     pub fn deschedule(&self, me: CpuId) {
-        // Relaxed: nobody may touch the registers because of this edge; it only lets others queue.
-        self.edit(Ordering::Relaxed, |state| {
-            state.expect(Phase::Loaded, me);
-            Edit::To(State { phase: Phase::Saving, ..state }, ())
-        });
+        const STEP: u32 = (Phase::Saving as u32 - Phase::Loaded as u32) << State::PHASE;
+        if cfg!(debug_assertions) {
+            self.state().expect(Phase::Loaded, me);
+        }
+        // Relaxed: nobody may touch the registers because of this edge; it only lets others queue. Added, because only the
+        // owner changes the phase, and nothing that others may change meanwhile is in its way.
+        self.0.fetch_add(STEP, Ordering::Relaxed);
     }
 
-    /// Edge 6: every register is in memory.
-    pub fn publish(&self, me: CpuId) -> Next {
+    /// Edge 6: every register is in memory, of a vCPU with this life.
+    #[inline]
+    pub fn publish(&self, me: CpuId, life: Life) -> Next {
         // Release: Saved Before Published.
+        if self.swap(State::owned(Phase::Saving, Life::Ready, me), State::parked(life), Ordering::Release) {
+            return Next::Nobody;
+        }
+        self.let_go(Phase::Saving, me, life)
+    }
+
+    /// Edge 5: `me` lets go of a claim that it did not load, of a vCPU with this life.
+    pub fn release(&self, me: CpuId, life: Life) -> Next {
+        // Release: the owner may have settled what was owed, which writes registers.
+        self.let_go(Phase::Claimed, me, life)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn let_go(&self, from: Phase, me: CpuId, life: Life) -> Next {
         self.edit(Ordering::Release, |state| {
-            state.expect(Phase::Saving, me);
-            let (after, next) = state.let_go();
+            state.expect(from, me);
+            let (after, next) = state.let_go(life);
             Edit::To(after, next)
         })
     }
 
-    /// Edge 5: `me` lets go of a claim that it did not load.
-    pub fn release(&self, me: CpuId) -> Next {
-        // Release: the owner may have settled what was owed, which writes registers.
-        self.edit(Ordering::Release, |state| {
-            state.expect(Phase::Claimed, me);
-            let (after, next) = state.let_go();
-            Edit::To(after, next)
-        })
+    /// The likely transition; false if the word is another one, or the swap failed.
+    #[inline]
+    fn swap(&self, from: State, to: State, order: Ordering) -> bool {
+        self.0.compare_exchange_weak(from.encode(), to.encode(), order, Ordering::Relaxed).is_ok()
     }
 
     fn edit<R>(&self, order: Ordering, transition: impl Fn(State) -> Edit<R>) -> R {

@@ -1,164 +1,282 @@
-//! Serving the hypercalls that answer at once, or block. Running a vCPU is in [`crate::run`].
+//! Serving the hypercalls, on the way in: [`arrive`] is called straight from the exception vector, and a call that answers
+//! at once goes back to its guest from there, without a register saved that the answer does not need.
 //!
 //! Each function follows its row of the contract (`src/abi.md`): who may call, what is checked, in which order, and the
 //! number that says no. A guest's mistake is an answer, never a fault of ours.
 
+use core::fmt;
+
 use crate::arch;
-use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome};
-use crate::ids::VcpuId;
+use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
+use crate::exec::Local;
+use crate::exit::Leave;
+use crate::ids::CpuId;
 use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
 use crate::owed::{INTERRUPTS, Injected};
+use crate::psci;
+use crate::run;
 use crate::sync::Ordering;
 use crate::vcpu::Vcpu;
-use crate::vm::{Machine, Vm};
+use crate::vm::Vm;
 
-/// Who calls.
+/// Who calls: a vCPU, and the executor of the pCPU that it runs on.
 #[derive(Clone, Copy)]
-pub struct Caller<'m> {
-    pub machine: &'m Machine,
-    pub vm: &'m Vm,
-    pub vcpu: VcpuId,
+pub struct Guest<'a> {
+    pub local: &'a Local,
+    pub vcpu: &'static Vcpu,
 }
 
-/// What is to be done with the caller.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Answer {
-    /// It goes on with this result.
-    Return(u64),
-    /// It has this result when it runs next; the primary is entered with the outcome first. Of secondaries only.
-    ReturnThenLeave(u64, Outcome),
-    /// It waits in `mailbox_receive`; the result is owed. Of secondaries only.
-    Block,
-}
+impl Guest<'_> {
+    #[inline]
+    pub fn vm(&self) -> &'static Vm {
+        self.vcpu.vm()
+    }
 
-/// Serves any call but `vcpu_run`, which only the primary can make and [`crate::run`] serves.
-pub fn serve(caller: Caller<'_>, call: Call) -> Answer {
-    match call {
-        // The primary's are served before they come here.
-        Call::VcpuRun { style, .. } => Answer::Return(match style {
-            crate::call::Style::Reference => Outcome::Absent.encode(style),
-            crate::call::Style::Extended { .. } => FAILED,
-        }),
-        Call::VmGetCount => Answer::Return(caller.machine.vms.len() as u64),
-        Call::VcpuGetCount { vm } => Answer::Return(vcpu_get_count(caller, vm)),
-        Call::VmConfigure { send, recv } => Answer::Return(caller.vm.configure(send, recv).map_or(FAILED, |()| 0)),
-        Call::MailboxSend { vm, size } => mailbox_send(caller, vm, size),
-        Call::MailboxReceive { block } => mailbox_receive(caller, block),
-        Call::MailboxClear => Answer::Return(if caller.vm.mailbox.lock().clear() { 0 } else { FAILED }),
-        Call::EnableInterrupt { id, enable } => Answer::Return(enable_interrupt(caller, id, enable)),
-        Call::GetAndAcknowledgeInterrupt => Answer::Return(get_and_acknowledge_interrupt(caller)),
-        Call::InjectInterrupt { vm, vcpu, id } => inject_interrupt(caller, vm, vcpu, id),
-        Call::CallExists { function } => Answer::Return(Call::exists(function).into()),
-        Call::VcpuCounter { vm, vcpu, counter } => Answer::Return(vcpu_counter(caller, vm, vcpu, counter)),
-        Call::Unknown => Answer::Return(FAILED),
+    #[inline]
+    fn is_primary(&self) -> bool {
+        self.vm().id.is_primary()
     }
 }
 
-fn vcpu_get_count(caller: Caller<'_>, vm: u64) -> u64 {
-    if !caller.vm.id.is_primary() {
+/// What becomes of the caller: its x0, and whether it goes on. One value of two registers, so that whoever passes it on can
+/// do so by a jump.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+#[must_use]
+pub struct Verdict(u128);
+
+impl Verdict {
+    /// A secondary goes on with what it did.
+    pub const RESUME: Self = Self::new(0, Leave::RESUME);
+
+    #[inline]
+    const fn new(result: u64, leave: Leave) -> Self {
+        Self((leave.word() as u128) << 64 | result as u128)
+    }
+
+    /// It goes on at once.
+    #[inline]
+    pub const fn answer(result: u64) -> Self {
+        Self::new(result, Leave::NOT)
+    }
+
+    /// It waits for its result, or for more than that.
+    #[inline]
+    pub const fn leave(leave: Leave) -> Self {
+        Self::new(0, leave)
+    }
+
+    /// It goes on when what there is to report has been reported.
+    pub const fn report(result: u64) -> Self {
+        Self::new(result, Leave::REPORT)
+    }
+
+    /// It goes on when the primary has been told.
+    pub const fn then_tell(result: u64, outcome: Outcome) -> Self {
+        Self::new(result, Leave::with(outcome))
+    }
+
+    /// Its x0 when it runs next, unless it waits for that.
+    #[inline]
+    pub const fn result(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Why it does not go on at once.
+    #[inline]
+    pub const fn why(self) -> Leave {
+        Leave::from_word((self.0 >> 64) as u64)
+    }
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} and {:?}", self.result(), self.why())
+    }
+}
+
+/// Serves the hypercall that `guest` has just made with these registers x0 to x3.
+///
+/// Every case that is more than a few instructions is a function of its own, so that the rest needs no stack.
+#[inline]
+pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
+    // The one that all the others are there for comes first.
+    if Call::is_vcpu_run(x0) {
+        return vcpu_run(guest, x1, x2, Style::Reference);
+    }
+    match Call::decode([x0, x1, x2, x3]) {
+        Call::Unknown => unknown(guest, x0, x1, x2, x3),
+        call => serve(guest, call),
+    }
+}
+
+/// Serves a call that is decoded.
+#[inline]
+pub fn serve(guest: Guest<'_>, call: Call) -> Verdict {
+    match call {
+        Call::VcpuRun { vm, vcpu, style } => vcpu_run_ext(guest, vm, vcpu, style),
+        Call::VmGetCount => Verdict::answer(guest.local.machine().vms.len() as u64),
+        Call::VcpuGetCount { vm } => Verdict::answer(vcpu_get_count(guest, vm)),
+        Call::VmConfigure { send, recv } => vm_configure(guest, send, recv),
+        Call::MailboxSend { vm, size } => mailbox_send(guest, vm, size),
+        Call::MailboxReceive { block } => mailbox_receive(guest, block),
+        Call::MailboxClear => mailbox_clear(guest),
+        Call::EnableInterrupt { id, enable } => enable_interrupt(guest, id, enable),
+        Call::GetAndAcknowledgeInterrupt => get_and_acknowledge_interrupt(guest),
+        Call::InjectInterrupt { vm, vcpu, id } => inject_interrupt(guest, vm, vcpu, id),
+        Call::CallExists { function } => call_exists(function),
+        Call::VcpuCounter { vm, vcpu, counter } => vcpu_counter(guest, vm, vcpu, counter),
+        Call::Unknown => Verdict::answer(FAILED),
+    }
+}
+
+/// The primary's; what it names is looked up here.
+#[inline(always)]
+fn vcpu_run(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
+    if !guest.is_primary() {
+        return Verdict::answer(match style {
+            Style::Reference => Outcome::Absent.encode(style),
+            Style::Extended { .. } => FAILED,
+        });
+    }
+    match guest.local.machine().runnable(vm, vcpu) {
+        Some(target) => run::vcpu_run(guest, target, style),
+        None => Verdict::answer(Outcome::Absent.encode(style)),
+    }
+}
+
+#[inline(never)]
+fn vcpu_run_ext(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
+    vcpu_run(guest, vm, vcpu, style)
+}
+
+#[inline]
+fn vcpu_get_count(guest: Guest<'_>, vm: u64) -> u64 {
+    if !guest.is_primary() {
         return FAILED;
     }
-    caller.machine.vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
+    guest.local.machine().vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
 }
 
-fn mailbox_send(caller: Caller<'_>, to: u64, size: u64) -> Answer {
-    if size > MAX_MESSAGE || to == caller.vm.id.0.into() {
-        return Answer::Return(FAILED);
+#[inline(never)]
+fn vm_configure(guest: Guest<'_>, send: u64, recv: u64) -> Verdict {
+    Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
+}
+
+#[inline(never)]
+fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
+    if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
+        return Verdict::answer(FAILED);
     }
-    let Some(to) = caller.machine.vm(to) else { return Answer::Return(FAILED) };
+    let Some(to) = guest.local.machine().vm(to) else { return Verdict::answer(FAILED) };
     // A stopped VM reads nothing any more.
     if to.stopped().is_some() {
-        return Answer::Return(FAILED);
+        return Verdict::answer(FAILED);
     }
-    let (Some(from), Some(into)) = (caller.vm.pages(), to.pages()) else { return Answer::Return(FAILED) };
+    let (Some(from), Some(into)) = (guest.vm().pages(), to.pages()) else { return Verdict::answer(FAILED) };
     let copy = || arch::copy_message(from.send, into.recv, size as usize);
-    let message = Message { from: caller.vm.id, size: size as u32 };
+    let message = Message { from: guest.vm().id, size: size as u32 };
 
     if to.id.is_primary() {
-        return match to.mailbox.lock().deliver_read(copy) {
-            Ok(()) => Answer::ReturnThenLeave(0, Outcome::Message { size: message.size }),
-            Err(_full) => Answer::Return(FAILED),
+        return match to.mailbox.deliver_read(copy) {
+            Ok(()) => Verdict::then_tell(0, Outcome::Message { size: message.size }),
+            Err(_full) => Verdict::answer(FAILED),
         };
     }
-    match to.mailbox.lock().deliver(message, copy) {
-        Err(_full) => Answer::Return(FAILED),
-        Ok(woken) if caller.vm.id.is_primary() => Answer::Return(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
-        Ok(woken) => Answer::ReturnThenLeave(0, Outcome::WakeUp { vm: to.id, vcpu: woken }),
+    match to.mailbox.deliver(message, copy) {
+        Err(_full) => Verdict::answer(FAILED),
+        Ok(woken) if guest.is_primary() => Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
+        Ok(woken) => Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken }),
     }
 }
 
-fn mailbox_receive(caller: Caller<'_>, block: bool) -> Answer {
-    let vm = caller.vm;
-    if vm.id.is_primary() {
-        return Answer::Return(NO_MESSAGE);
+#[inline(never)]
+fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
+    if guest.is_primary() {
+        return Verdict::answer(NO_MESSAGE);
     }
-    let Some(vcpu) = vm.vcpu(caller.vcpu) else { return Answer::Return(NO_MESSAGE) };
-    let mut mailbox = vm.mailbox.lock();
-    if !block || vcpu.interrupts.deliverable() {
-        return Answer::Return(mailbox.take(caller.vcpu).map_or(NO_MESSAGE, Message::encode));
+    let mailbox = &guest.vm().mailbox;
+    if !block || guest.vcpu.interrupts.deliverable() {
+        return Verdict::answer(mailbox.take(guest.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
     }
-    match mailbox.take_or_wait(caller.vcpu) {
-        Some(message) => Answer::Return(message.encode()),
-        None => Answer::Block,
-    }
-}
-
-fn enable_interrupt(caller: Caller<'_>, id: u64, enable: bool) -> u64 {
-    match (checked_id(id), caller.vm.vcpu(caller.vcpu)) {
-        (Some(id), Some(vcpu)) => {
-            vcpu.interrupts.enable(id, enable);
-            0
-        }
-        _ => FAILED,
+    match mailbox.take_or_wait(guest.vcpu.id()) {
+        Some(message) => Verdict::answer(message.encode()),
+        None => Verdict::leave(Leave::BLOCKED),
     }
 }
 
-fn get_and_acknowledge_interrupt(caller: Caller<'_>) -> u64 {
-    let Some(vcpu) = caller.vm.vcpu(caller.vcpu) else { return NO_INTERRUPT };
-    match vcpu.interrupts.fetch() {
-        Some(id) => {
-            vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
-            id.into()
-        }
-        None => NO_INTERRUPT,
-    }
+#[inline(never)]
+fn mailbox_clear(guest: Guest<'_>) -> Verdict {
+    Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
-fn inject_interrupt(caller: Caller<'_>, vm: u64, vcpu: u64, id: u64) -> Answer {
-    let (Some((vm, vcpu_id, vcpu)), Some(id)) = (caller.machine.vcpu(vm, vcpu), checked_id(id)) else {
-        return Answer::Return(FAILED);
+#[inline(never)]
+fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
+    let Some(id) = checked_id(id) else { return Verdict::answer(FAILED) };
+    guest.vcpu.interrupts.enable(id, enable);
+    settle_line(guest);
+    Verdict::answer(0)
+}
+
+#[inline(never)]
+fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
+    let Some(id) = guest.vcpu.interrupts.fetch() else { return Verdict::answer(NO_INTERRUPT) };
+    guest.vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
+    settle_line(guest);
+    Verdict::answer(id.into())
+}
+
+#[inline(never)]
+fn inject_interrupt(guest: Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
+    let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
+        return Verdict::answer(FAILED);
     };
-    if !caller.vm.id.is_primary() && vm.id != caller.vm.id {
-        return Answer::Return(FAILED);
+    let vm = vcpu.vm();
+    if !guest.is_primary() && vm.id != guest.vm().id {
+        return Verdict::answer(FAILED);
     }
-    let injected = vcpu.interrupts.inject(id);
-    let to_itself = vm.id == caller.vm.id && vcpu_id == caller.vcpu;
-    if injected == Injected::NothingNew || to_itself {
-        return Answer::Return(0);
+    if vcpu.interrupts.inject(id) == Injected::NothingNew {
+        return Verdict::answer(0);
+    }
+    if core::ptr::eq(vcpu, guest.vcpu) {
+        settle_line(guest);
+        return Verdict::answer(0);
+    }
+    if vm.id.is_primary() {
+        return Verdict::answer(0); // it has no line: it fetches what is pending when it likes
     }
     if let Some(cpu) = vcpu.loaded_on() {
         // It runs on another pCPU and would see it only at its next exit.
-        kick(caller.machine, vcpu, cpu.index());
-        return Answer::Return(0);
+        vcpu.counters.kicks.fetch_add(1, Ordering::Relaxed);
+        kick(guest.local, vcpu, cpu);
+        return Verdict::answer(0);
     }
-    if caller.vm.id.is_primary() {
-        Answer::Return(0) // the one who schedules knows already
+    if guest.is_primary() {
+        Verdict::answer(0) // the one who schedules knows already
     } else {
-        Answer::ReturnThenLeave(0, Outcome::WakeUp { vm: vm.id, vcpu: Some(vcpu_id) })
+        Verdict::then_tell(0, Outcome::WakeUp { vm: vm.id, vcpu: Some(vcpu.id()) })
     }
 }
 
-fn kick(machine: &Machine, vcpu: &Vcpu, cpu: usize) {
-    vcpu.counters.kicks.fetch_add(1, Ordering::Relaxed);
-    arch::kick(&machine.pcpus[cpu]);
+/// Makes `vcpu`, which was seen to run on `cpu`, exit from there.
+pub fn kick(local: &Local, vcpu: &Vcpu, cpu: CpuId) {
+    arch::kick(&local.pcpus()[cpu.index()], || vcpu.loaded_on() == Some(cpu));
 }
 
-fn vcpu_counter(caller: Caller<'_>, vm: u64, vcpu: u64, counter: u64) -> u64 {
-    if !caller.vm.id.is_primary() {
-        return FAILED;
+/// The caller's own virtual interrupt line, when what is deliverable has changed. The primary has none: its interrupts
+/// are physical.
+fn settle_line(guest: Guest<'_>) {
+    if !guest.is_primary() {
+        arch::set_virtual_interrupt(guest.vcpu.interrupts.deliverable());
     }
-    let Some((_, _, vcpu)) = caller.machine.vcpu(vm, vcpu) else { return FAILED };
+}
+
+#[inline(never)]
+fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
+    if !guest.is_primary() {
+        return Verdict::answer(FAILED);
+    }
+    let Some(vcpu) = guest.local.machine().vcpu(vm, vcpu) else { return Verdict::answer(FAILED) };
     let counters = &vcpu.counters;
     let counter = match counter {
         0 => &counters.waits,
@@ -166,9 +284,28 @@ fn vcpu_counter(caller: Caller<'_>, vm: u64, vcpu: u64, counter: u64) -> u64 {
         2 => &counters.interrupts,
         3 => &counters.kicks,
         4 => &counters.runs,
-        _ => return FAILED,
+        _ => return Verdict::answer(FAILED),
     };
-    counter.load(Ordering::Relaxed).into()
+    Verdict::answer(counter.load(Ordering::Relaxed).into())
+}
+
+#[cold]
+#[inline(never)]
+fn call_exists(function: u64) -> Verdict {
+    Verdict::answer(Call::exists(function).into())
+}
+
+/// The primary's may be one to the firmware.
+#[cold]
+#[inline(never)]
+fn unknown(guest: Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
+    if !guest.is_primary() {
+        return Verdict::answer(FAILED);
+    }
+    match psci::serve(guest.local.machine(), [x0, x1, x2, x3]) {
+        psci::Answer::Return(result) => Verdict::answer(result),
+        psci::Answer::TurnOff => Verdict::leave(Leave::TURN_OFF),
+    }
 }
 
 fn checked_id(id: u64) -> Option<u32> {

@@ -1,18 +1,26 @@
-//! A VM's mailbox: one message of at most a page, and the vCPUs that wait for one.
+//! A VM's mailbox: one message of at most a page, and the vCPUs that wait for one. All of it is one atomic word.
 //!
 //! ```text
-//!    Empty ──deliver──► Received (perhaps promised to one waiter) ──take──► Read ──clear──► Empty
+//!           1 begin              2 deliver: promised to the first waiter, if any
+//!    Empty ─────────► Filling ──────────────────────────────────────► Received
+//!      ▲                 │ 2 of the primary: it has read it                │ 3 take
+//!      │                 └───────────────────────────────► Read ◄──────────┘
+//!      └────────────────────────── 4 clear ─────────────────┘
+//!
+//!    5 wait: behind the other waiters, in Empty, Filling or Read, or if the message is promised to another one
+//!    6 forget: out of the waiters; a promise to it is void
 //! ```
 //!
 //! A message for the primary goes straight to Read: being entered with it is the delivery. The rules that keep messages
 //! from being lost or read twice: only Empty accepts a message, only Read can be cleared, and a message that woke a waiter
 //! is promised to it until it takes it or gives its wait up.
 //!
-//! Everything here is behind the VM's mailbox lock; nothing here wakes, injects or touches a vCPU.
+//! The waiters are in the same word as the message, so that to find no message and to wait for one is one step, and to
+//! bring a message and to find out who waits is one, too (**No Wake Is Lost**). Nobody holds a lock while a page is copied:
+//! to a second sender a mailbox that is being filled is full. Nothing here wakes, injects or touches a vCPU.
 
-use heapless::Deque;
-
-use crate::ids::{MAX_VCPUS, Pa, VcpuId, VmId};
+use crate::ids::{MAX_VCPUS, MAX_VMS, Pa, VcpuId, VmId};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The largest message, in bytes: a page.
 pub const MAX_MESSAGE: u64 = 4096;
@@ -34,44 +42,134 @@ pub struct Message {
     pub size: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Inbox {
-    Empty,
-    Received { message: Message, promised: Option<VcpuId> },
-    Read,
+impl Message {
+    /// As `mailbox_receive` returns it.
+    pub const fn encode(self) -> u64 {
+        self.from.0 as u64 | (self.size as u64) << 32
+    }
 }
 
 /// The mailbox is not empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
 
-/// The part of a VM that its mailbox lock protects.
-pub struct Mailbox {
-    inbox: Inbox,
-    /// vCPUs blocked in receive, longest first; each at most once, so that all fit.
-    waiters: Deque<VcpuId, MAX_VCPUS>,
+/// Bits of the word. A vCPU is its number plus one, in four bits; 0 is none.
+mod bits {
+    pub const PHASE: u64 = 0b11;
+    pub const EMPTY: u64 = 0;
+    pub const FILLING: u64 = 1;
+    pub const RECEIVED: u64 = 2;
+    pub const READ: u64 = 3;
+
+    pub const FROM: u32 = 4;
+    pub const SIZE: u32 = 8;
+    pub const PROMISED: u32 = 24;
+    /// First come, first in the lowest bits.
+    pub const WAITERS: u32 = 32;
 }
+
+const _: () = assert!(MAX_VMS <= 16 && MAX_VCPUS <= 8, "senders and waiters have to fit into the word");
+
+/// What the word says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    fn is(self, phase: u64) -> bool {
+        self.0 & bits::PHASE == phase
+    }
+
+    /// This phase with nothing but the waiters.
+    fn only(phase: u64, waiters: Waiters) -> Self {
+        Self(phase | u64::from(waiters.0) << bits::WAITERS)
+    }
+
+    fn waiters(self) -> Waiters {
+        Waiters((self.0 >> bits::WAITERS) as u32)
+    }
+
+    fn promised(self) -> u32 {
+        (self.0 >> bits::PROMISED) as u32 & 0xf
+    }
+
+    fn message(self) -> Message {
+        Message { from: VmId((self.0 >> bits::FROM) as u16 & 0xf), size: (self.0 >> bits::SIZE) as u32 & 0xffff }
+    }
+
+    /// The message in here, if it is `vcpu`'s to take.
+    fn message_for(self, vcpu: u32) -> Option<Message> {
+        (self.is(bits::RECEIVED) && (self.promised() == 0 || self.promised() == vcpu)).then(|| self.message())
+    }
+}
+
+/// A queue of vCPUs in which each is at most once, so that all of them fit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Waiters(u32);
+
+impl Waiters {
+    const EACH: u32 = 4;
+
+    fn first(self) -> u32 {
+        self.0 & 0xf
+    }
+
+    fn without_first(self) -> Self {
+        Self(self.0 >> Self::EACH)
+    }
+
+    /// Which bit `vcpu` begins at, if it is here: the lowest zero of four bits in the difference.
+    fn find(self, vcpu: u32) -> Option<u32> {
+        const ONES: u32 = 0x1111_1111;
+        let difference = self.0 ^ (vcpu * ONES);
+        let zeros = difference.wrapping_sub(ONES) & !difference & ONES << 3;
+        (zeros != 0).then(|| zeros.trailing_zeros() & !(Self::EACH - 1))
+    }
+
+    fn with(self, vcpu: u32) -> Self {
+        if self.find(vcpu).is_some() {
+            return self;
+        }
+        let end = (u32::BITS - self.0.leading_zeros()).next_multiple_of(Self::EACH);
+        Self(self.0 | vcpu << end)
+    }
+
+    fn without(self, vcpu: u32) -> Self {
+        match self.find(vcpu) {
+            None => self,
+            Some(at) => {
+                let before = self.0 & ((1 << at) - 1);
+                let after = (u64::from(self.0) >> (at + Self::EACH) << at) as u32;
+                Self(before | after)
+            }
+        }
+    }
+}
+
+/// The mailbox of a VM.
+pub struct Mailbox(AtomicU64);
 
 impl Mailbox {
     pub const fn new() -> Self {
-        Self { inbox: Inbox::Empty, waiters: Deque::new() }
+        Self(AtomicU64::new(bits::EMPTY))
     }
 
-    /// Puts a message in, running `copy` once it is certain to be accepted.
+    /// Edges 1 and 2: puts a message in, running `copy` once it is certain to be accepted.
     ///
     /// Returns the vCPU that was waiting longest, to which the message is now promised.
     ///
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty; nothing is copied then.
-    pub fn deliver(&mut self, message: Message, copy: impl FnOnce()) -> Result<Option<VcpuId>, Full> {
-        if self.inbox != Inbox::Empty {
-            return Err(Full);
-        }
+    pub fn deliver(&self, message: Message, copy: impl FnOnce()) -> Result<Option<VcpuId>, Full> {
+        self.begin()?;
         copy();
-        let promised = self.waiters.pop_front();
-        self.inbox = Inbox::Received { message, promised };
-        Ok(promised)
+        let contents = bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
+        // Release: pairs with the acquire of `take`, whose vCPU reads the page.
+        let before = self.edit(Ordering::Release, |word| {
+            let (first, rest) = (word.waiters().first(), word.waiters().without_first());
+            Some(Word(contents | u64::from(first) << bits::PROMISED | Word::only(0, rest).0))
+        });
+        Ok(vcpu(before.unwrap_or_else(|word| word).waiters().first()))
     }
 
     /// As [`Self::deliver`], for a receiver that is entered with the message and so has read it.
@@ -79,55 +177,87 @@ impl Mailbox {
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty.
-    pub fn deliver_read(&mut self, copy: impl FnOnce()) -> Result<(), Full> {
-        if self.inbox != Inbox::Empty {
-            return Err(Full);
-        }
+    pub fn deliver_read(&self, copy: impl FnOnce()) -> Result<(), Full> {
+        self.begin()?;
         copy();
-        self.inbox = Inbox::Read;
+        // Release: as in `deliver`; the primary is entered on this pCPU or is told by its own.
+        let _ = self.edit(Ordering::Release, |word| Some(Word::only(bits::READ, word.waiters())));
         Ok(())
     }
 
-    /// Takes the message on behalf of `vcpu`, unless it is promised to another one.
-    pub fn take(&mut self, vcpu: VcpuId) -> Option<Message> {
-        match self.inbox {
-            Inbox::Received { message, promised } if promised.is_none_or(|p| p == vcpu) => {
-                self.inbox = Inbox::Read;
-                Some(message)
-            }
-            _ => None,
-        }
+    /// Edge 1: from here on the page is the caller's to write.
+    fn begin(&self) -> Result<(), Full> {
+        // Acquire: pairs with the release of `clear`: the last message has been read.
+        let begun = self
+            .edit(Ordering::Acquire, |word| word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters())));
+        begun.map_or(Err(Full), |_| Ok(()))
     }
 
-    /// Takes the message on behalf of `vcpu`, or makes it wait for one.
-    pub fn take_or_wait(&mut self, vcpu: VcpuId) -> Option<Message> {
-        let message = self.take(vcpu);
-        if message.is_none() && !self.waiters.iter().any(|&w| w == vcpu) {
-            // A vCPU waits at most once, so there is room for all of them.
-            let _ = self.waiters.push_back(vcpu);
-        }
-        message
+    /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
+    pub fn take(&self, vcpu: VcpuId) -> Option<Message> {
+        let me = number(vcpu);
+        // Acquire: pairs with the release of `deliver`.
+        let taken = self.edit(Ordering::Acquire, |word| {
+            word.message_for(me).map(|_| Word::only(bits::READ, word.waiters().without(me)))
+        });
+        taken.ok().map(Word::message)
     }
 
-    /// `vcpu` waits no more; a message that was promised to it is anybody's again.
-    pub fn forget_waiter(&mut self, vcpu: VcpuId) {
-        self.waiters.retain(|&w| w != vcpu);
-        if let Inbox::Received { promised, .. } = &mut self.inbox
-            && *promised == Some(vcpu)
-        {
-            *promised = None;
-        }
+    /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
+    pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
+        let me = number(vcpu);
+        let before = self.edit(Ordering::Acquire, |word| match word.message_for(me) {
+            Some(_) => Some(Word::only(bits::READ, word.waiters().without(me))),
+            None => Some(Word(word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().with(me)).0)),
+        });
+        before.unwrap_or_else(|word| word).message_for(me)
     }
 
-    /// Makes the mailbox ready for the next message; false if there is nothing read to clear.
+    /// Whether there is a message that nobody has taken. Stale as soon as it is returned: whoever brings one says so.
+    #[inline]
+    pub fn has_message(&self) -> bool {
+        Word(self.0.load(Ordering::Relaxed)).is(bits::RECEIVED)
+    }
+
+    /// Edge 6: `vcpu` waits no more; a message that was promised to it is anybody's again.
+    pub fn forget_waiter(&self, vcpu: VcpuId) {
+        let me = number(vcpu);
+        let _ = self.edit(Ordering::Relaxed, |word| {
+            let rest = word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().without(me)).0;
+            Some(Word(if word.promised() == me { rest & !(0xf << bits::PROMISED) } else { rest }))
+        });
+    }
+
+    /// Edge 4: makes the mailbox ready for the next message; false if there is nothing read to clear.
     #[must_use]
-    pub fn clear(&mut self) -> bool {
-        let read = self.inbox == Inbox::Read;
-        if read {
-            self.inbox = Inbox::Empty;
-        }
-        read
+    pub fn clear(&self) -> bool {
+        // Release: pairs with the acquire of `begin`: the message has been read.
+        self.edit(Ordering::Release, |word| word.is(bits::READ).then(|| Word::only(bits::EMPTY, word.waiters())))
+            .is_ok()
     }
+
+    /// Takes a transition. Returns the word as it was, whether it was changed (`Ok`) or was to be left alone (`Err`).
+    #[inline]
+    fn edit(&self, order: Ordering, transition: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        let mut word = Word(self.0.load(Ordering::Relaxed));
+        loop {
+            let Some(to) = transition(word) else { return Err(word) };
+            match self.0.compare_exchange_weak(word.0, to.0, order, Ordering::Relaxed) {
+                Ok(_) => return Ok(word),
+                Err(now) => word = Word(now),
+            }
+        }
+    }
+}
+
+/// A vCPU as the word has it.
+fn number(vcpu: VcpuId) -> u32 {
+    u32::from(vcpu.0) + 1
+}
+
+/// The vCPU with this number; none for 0.
+fn vcpu(number: u32) -> Option<VcpuId> {
+    (number != 0).then(|| VcpuId(number as u16 - 1))
 }
 
 impl Default for Mailbox {

@@ -13,15 +13,15 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::ids::VcpuId;
-use crate::mailbox::{Message, NO_MESSAGE};
+use crate::mailbox::NO_MESSAGE;
 use crate::sync::{AtomicU64, Ordering, fence};
-use crate::vm::Vm;
+use crate::vcpu::Vcpu;
 
 /// Virtual interrupt ids are below this.
 pub const INTERRUPTS: u32 = 64;
 
 /// The virtual interrupts of one vCPU: two sets of ids, lock-free.
+#[repr(C)] // side by side, for they are looked at together
 pub struct VirtualInterrupts {
     /// Changed by the vCPU itself only.
     enabled: AtomicU64,
@@ -59,11 +59,13 @@ impl VirtualInterrupts {
     }
 
     /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in [`Self::inject`].
+    #[inline]
     pub fn look_again(&self) {
         fence(Ordering::SeqCst);
     }
 
     /// Whether the vCPU's virtual interrupt line is high.
+    #[inline]
     pub fn deliverable(&self) -> bool {
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
     }
@@ -107,31 +109,26 @@ impl Default for VirtualInterrupts {
 ///
 /// Cancel safety: it holds nothing; the vCPU's place among the waiters is the mailbox's, and is given up when it resolves
 /// or when its VM stops.
-pub struct BlockedReceive<'m> {
-    pub vm: &'m Vm,
-    pub vcpu: VcpuId,
+pub struct BlockedReceive {
+    pub vcpu: &'static Vcpu,
 }
 
-impl Future for BlockedReceive<'_> {
+impl Future for BlockedReceive {
     type Output = u64;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
-        let mut mailbox = self.vm.mailbox.lock();
-        if let Some(message) = mailbox.take(self.vcpu) {
-            mailbox.forget_waiter(self.vcpu);
+        let vcpu = self.vcpu;
+        let mailbox = &vcpu.vm().mailbox;
+        if mailbox.has_message()
+            && let Some(message) = mailbox.take(vcpu.id())
+        {
             return Poll::Ready(message.encode());
         }
-        if self.vm.vcpu(self.vcpu).is_some_and(|vcpu| vcpu.interrupts.deliverable()) {
-            mailbox.forget_waiter(self.vcpu);
+        if vcpu.interrupts.deliverable() {
+            mailbox.forget_waiter(vcpu.id());
             return Poll::Ready(NO_MESSAGE);
         }
         Poll::Pending
-    }
-}
-
-impl Message {
-    /// As `mailbox_receive` returns it.
-    pub const fn encode(self) -> u64 {
-        self.from.0 as u64 | (self.size as u64) << 32
     }
 }

@@ -1,227 +1,273 @@
 //! The life of a pCPU, and in it the life of a `vcpu_run`, in the order in which it happens.
 //!
-//! 1. the primary's `vcpu_run(vm, vcpu)` arrives as an exit of the primary's vCPU: decode and validate
-//! 2. claim the registers: at once if they are parked, later if another pCPU is still saving them; a physical interrupt
-//!    for the primary ends the wait (**Nobody Spins**)
+//! 1. the primary's `vcpu_run(vm, vcpu)` arrives: decode and validate ([`crate::hypercall`])
+//! 2. take the registers if nothing is owed; else claim them: now, or, if another pCPU is still saving them, later; a
+//!    physical interrupt for the primary ends the wait (**Nobody Spins**)
 //! 3. settle what is owed, now that the registers are exclusively ours
 //! 4. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
 //! 5. save, publish; whoever waits for this vCPU is woken
-//! 6. encode the answer into the primary's registers, and enter the primary
+//! 6. encode the answer for the primary, and go back to it
 //!
-//! A call that answers at once never leaves the poll that took it.
+//! All of that is polled once on the way in from the primary, on top of the entry that the primary is in: its general
+//! registers stay where that poll put them. Only a run that has to wait brings it back to the executor, which awaits the
+//! claim and then runs the same function.
 
 use futures_util::future::{Either, FutureExt, select};
 
-use crate::arch;
-use crate::call::{Call, Outcome, Style};
+use crate::arch::{self, Regs};
+use crate::call::{Outcome, Style};
 use crate::exec::{Local, Never};
-use crate::exit::{Cause, Exit, Fault};
-use crate::handoff::Patience;
-use crate::hypercall::{self, Answer, Caller};
-use crate::ids::VcpuId;
+use crate::exit::{Cause, Exit, Fault, Leave};
+use crate::handoff::{Life, Patience};
+use crate::hypercall::{self, Guest, Verdict};
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
-use crate::vcpu::{Life, LoadedVcpu, ParkedRegs, Vcpu};
-use crate::vm::{Machine, Vm};
+use crate::vcpu::{Claim, LoadedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
 
 /// The main task of a pCPU: off, on, off, on.
-pub async fn live(local: &Local, machine: &'static Machine) -> Never {
-    let vcpu = &machine.primary().vcpus[local.pcpu().id.index()];
+pub async fn live(local: &Local) -> Never {
+    let vcpu = &local.machine().primary().vcpus[local.cpu().index()];
     loop {
         let start = local.pcpu().power.turned_on().await;
         // Nobody else ever asks for a vCPU of the primary: this resolves at once.
         let Ok(mut regs) = vcpu.claim(local, Patience::WhileLoaded).await else { continue };
         regs.owned().regs.start(start.entry, start.context);
-        run_primary(local, machine, regs.load()).await;
+        run_primary(local, regs.load()).await;
         local.pcpu().power.set_off();
     }
 }
 
 /// Runs the primary's vCPU of this pCPU until it turns itself off.
-async fn run_primary(local: &Local, machine: &'static Machine, mut primary: LoadedVcpu<'_>) {
-    let caller = Caller { machine, vm: machine.primary(), vcpu: VcpuId(local.pcpu().id.index() as u16) };
+async fn run_primary(local: &Local, mut primary: LoadedVcpu<'_>) {
     loop {
-        let exit = local.enter(&mut primary.owned().regs).await;
+        let exit = local.enter(&mut primary).await;
         match exit {
-            Exit::Hypercall => {
-                let regs = &mut primary.owned().regs;
-                // 1
-                let result = match Call::decode(regs.args()) {
-                    Call::VcpuRun { vm, vcpu, style } => {
-                        let outcome = match machine.vcpu(vm, vcpu) {
-                            Some((vm, id, vcpu)) if !vm.id.is_primary() => {
-                                let target = Target { machine, vm, id, vcpu };
-                                vcpu_run(local, &mut primary, target, style).await
-                            }
-                            _ => Outcome::Absent,
-                        };
-                        // 6
-                        outcome.encode(style)
-                    }
-                    Call::Unknown => match psci::serve(machine, regs.args()) {
-                        psci::Answer::Return(result) => result,
-                        psci::Answer::TurnOff => return,
-                    },
-                    call => match hypercall::serve(caller, call) {
-                        Answer::Return(result) | Answer::ReturnThenLeave(result, _) => result,
-                        Answer::Block => unreachable!("mailbox_receive never blocks the primary"),
-                    },
-                };
-                primary.owned().regs.return_from_hypercall(result);
-            }
-            Exit::Smc { .. } => match psci::serve(machine, primary.owned().regs.args()) {
+            Exit::Call(leave) => match (leave.waits(), local.take_held()) {
+                (Some(style), Some(held)) => {
+                    let verdict = match wait(held.take_up(local)).await {
+                        Ok(ready) => run_for(primary.vcpu(), ready, style),
+                        Err(outcome) => tell(outcome, style),
+                    };
+                    primary.owned().regs.return_from_hypercall(verdict.result());
+                }
+                _ if leave == Leave::TURN_OFF => return,
+                _ => {} // it has its result already
+            },
+            Exit::Smc { .. } => match psci::serve(local.machine(), primary.owned().regs.args()) {
                 psci::Answer::Return(result) => primary.owned().regs.return_from_smc(result),
                 psci::Answer::TurnOff => return,
             },
             // Nothing of the primary's is taken away from it but memory and features that are not there.
-            Exit::Fault(fault) => primary.owned().regs.raise(fault),
+            Exit::Fault => {
+                let regs = &mut primary.owned().regs;
+                regs.raise(local.arch().fault(regs));
+            }
             Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
         }
     }
 }
 
-/// The vCPU that the primary asked for.
-#[derive(Clone, Copy)]
-struct Target {
-    machine: &'static Machine,
-    vm: &'static Vm,
-    id: VcpuId,
-    vcpu: &'static Vcpu,
+/// Steps 2 to 6, in one poll: runs the vCPU that the primary, which is in the call, wants to run; unless it has to wait for
+/// it, which the executor does.
+#[inline]
+pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    match target.take(caller.local) {
+        Some(ready) => run_for(caller.vcpu, ready, style),
+        // Not even claimed, unless there is something to settle.
+        None if target.is_blocked() && target.vm().stopped().is_none() => Verdict::answer(WAIT),
+        None => claim_and_run(caller, target, style),
+    }
 }
 
-/// Runs a secondary's vCPU on this pCPU until the primary is needed.
-///
-/// Cancel safety: up to the load, dropping it leaves the vCPU claimable and nobody waiting; it is not dropped after that.
-async fn vcpu_run(local: &Local, primary: &mut LoadedVcpu<'_>, target: Target, style: Style) -> Outcome {
-    // 2
-    let claim = target.vcpu.claim(local, style.patience());
-    let mut regs = match select(claim, local.interrupt()).await {
-        Either::Left((Ok(regs), _)) => regs,
-        Either::Left((Err(_busy), _)) => return Outcome::Busy,
-        Either::Right(((), _withdrawn)) => return Outcome::Interrupted,
-    };
-    // 3
-    if let Err(outcome) = settle(local, &mut regs, target) {
-        return outcome;
+/// As [`vcpu_run`], for one that is not simply there to be taken.
+#[inline(never)]
+fn claim_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    let local = caller.local;
+    match target.request(local, style.patience()) {
+        Requested::Granted(regs) => match settle(regs) {
+            Ok(ready) => run_for(caller.vcpu, ready, style),
+            Err(outcome) => tell(outcome, style),
+        },
+        Requested::Queued(claim) => {
+            local.leave_held(claim.hold());
+            Verdict::leave(Leave::to_wait(style))
+        }
+        Requested::Busy => tell(Outcome::Busy, style),
     }
-    // 4
-    primary.step_aside();
-    let mut guest = regs.load();
-    let outcome = loop {
-        // Not before the load: whoever stops the VM later than this look sees the vCPU loaded, and kicks it.
-        if let Some(reason) = target.vm.stopped() {
-            break Outcome::Stopped(reason);
-        }
-        guest.settle_interrupts();
-        let exit = local.enter(&mut guest.owned().regs).await;
-        match serve(local, &mut guest, target, exit) {
-            Served::Resume => {}
-            Served::Leave(outcome) => break outcome,
-        }
-    };
-    // 5
-    guest.park();
-    primary.step_back();
-    wake_that_crossed(target, outcome)
 }
 
-/// Step 5, afterwards: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody
-/// else will say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever
-/// injects then is the primary, or answers that it woke it.
-fn wake_that_crossed(target: Target, outcome: Outcome) -> Outcome {
-    if outcome == Outcome::WaitForInterrupt {
-        target.vcpu.interrupts.look_again();
-        if target.vcpu.interrupts.deliverable() {
-            return Outcome::Rewoken { vm: target.vm.id, vcpu: target.id };
-        }
-    }
-    outcome
+/// What the primary is told about a run that did not happen.
+fn tell(outcome: Outcome, style: Style) -> Verdict {
+    let told = outcome.encode(style);
+    if let Outcome::Stopped(_) = outcome { Verdict::report(told) } else { Verdict::answer(told) }
 }
 
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
-fn settle(local: &Local, regs: &mut ParkedRegs<'_>, target: Target) -> Result<(), Outcome> {
-    if let Some(reason) = target.vm.stopped() {
-        if !target.vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
-            local.pcpu().reports.send(Report::RanStopped { vm: target.vm.id, vcpu: target.id });
-        }
-        return Err(Outcome::Stopped(reason));
+#[inline]
+fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
+    let vcpu = regs.vcpu();
+    if let Some(reason) = vcpu.vm().stopped() {
+        return Err(stopped(regs.local(), vcpu, reason));
     }
-    let owned = regs.owned();
-    match owned.life {
-        Life::Ready => Ok(()),
-        Life::Off => Err(Outcome::Stopped(Stop::Off)),
+    match regs.life() {
+        Life::Ready => {}
+        Life::Off => return Err(Outcome::Stopped(Stop::Off)),
         Life::BlockedInReceive => {
-            let call = BlockedReceive { vm: target.vm, vcpu: target.id };
-            let result = call.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
-            owned.regs.return_from_hypercall(result);
-            owned.life = Life::Ready;
-            Ok(())
+            let result = BlockedReceive { vcpu }.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
+            regs.owned().regs.return_from_hypercall(result);
         }
+    }
+    Ok(regs.ready())
+}
+
+/// What not every VM needs before it runs: one that was stopped does not, and one with several vCPUs shares its TLB entries
+/// among them.
+#[cold]
+#[inline(never)]
+fn attend(vcpu: &Vcpu, local: &Local) -> Option<Stop> {
+    let stopped = vcpu.vm().stopped();
+    if stopped.is_none() {
+        local.arch().drop_translations_of_others(vcpu.vm().id, vcpu.id());
+    }
+    stopped
+}
+
+/// The primary asks for a vCPU of a VM that was stopped. The log says so once.
+#[cold]
+fn stopped(local: &Local, vcpu: &Vcpu, reason: Stop) -> Outcome {
+    if !vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
+        local.pcpu().reports.send(Report::RanStopped { vm: vcpu.vm().id, vcpu: vcpu.id() });
+    }
+    Outcome::Stopped(reason)
+}
+
+/// [`run`], for the primary's vCPU that is in the call, or has come from it to the executor.
+#[inline(never)]
+#[allow(unsafe_code)] // takes the caller's token
+fn run_for(primary: &'static Vcpu, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
+    // SAFETY: it is this pCPU's, was entered here, and goes on only when this has returned.
+    let mut primary = unsafe { LoadedVcpu::calling(primary, ready.local()) };
+    run(&mut primary, ready, style)
+}
+
+/// Steps 4 to 6: runs a secondary's vCPU on this pCPU until the primary is needed.
+///
+/// There is nothing to await in here: what this pCPU has to do besides can only come from an exit, and a loaded vCPU is
+/// never abandoned.
+#[inline(always)]
+fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
+    let (vcpu, local) = (ready.vcpu(), ready.local());
+    // 4. Not before the word says Loaded: whoever stops the VM later than this look sees that, and kicks the vCPU.
+    if vcpu.vm().needs_attention()
+        && let Some(reason) = attend(vcpu, local)
+    {
+        return tell(stopped(local, vcpu, reason), style);
+    }
+    let mut guest = primary.make_way_for(ready);
+    let verdict = loop {
+        let line = vcpu.interrupts.deliverable();
+        let exit = guest.enter(line);
+        let verdict = serve(&mut guest, exit, style);
+        if verdict != Verdict::RESUME {
+            break verdict;
+        }
+    };
+    // 5
+    guest.park();
+    vcpu.interrupts.look_again();
+    arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
+    primary.come_back();
+    // 6
+    wake_that_crossed(vcpu, verdict, style)
+}
+
+/// Steps 2 and 3 of a run that has to wait.
+async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
+    let local = claim.local();
+    match select(claim, local.interrupt()).await {
+        Either::Left((Ok(regs), _)) => settle(regs),
+        Either::Left((Err(_busy), _)) => Err(Outcome::Busy),
+        Either::Right(((), _withdrawn)) => Err(Outcome::Interrupted),
     }
 }
 
-/// What an exit of a secondary came to.
-#[must_use]
-enum Served {
-    Resume,
-    Leave(Outcome),
+/// Step 6: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will
+/// say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
+/// then is the primary, or answers that it woke it.
+#[inline]
+fn wake_that_crossed(vcpu: &Vcpu, verdict: Verdict, style: Style) -> Verdict {
+    if verdict == Verdict::answer(WAIT) && vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { verdict }
 }
 
-/// Step 4, after an exit: serves it, or says with which answer the primary is to be entered.
-fn serve(local: &Local, guest: &mut LoadedVcpu<'_>, target: Target, exit: Exit) -> Served {
-    let owned = guest.owned();
+#[cold]
+#[inline(never)]
+fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
+    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
+}
+
+/// What the primary is told about a vCPU that waits, in either style.
+const WAIT: u64 = Outcome::WaitForInterrupt.encode(Style::Reference);
+
+/// Step 4, after an exit: serves it, and lets the guest go on, or says what the primary is to be told.
+#[inline]
+fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
     match exit {
-        // It was only to make us look: at interrupts, or that the VM was stopped.
-        Exit::Interrupt if arch::take_kick(local.pcpu()) && !arch::interrupt_pending() => Served::Resume,
-        Exit::Interrupt => Served::Leave(Outcome::Preempted),
-        Exit::Hypercall => {
-            let caller = Caller { machine: target.machine, vm: target.vm, vcpu: target.id };
-            match hypercall::serve(caller, Call::decode(owned.regs.args())) {
-                Answer::Return(result) => {
-                    owned.regs.return_from_hypercall(result);
-                    Served::Resume
-                }
-                Answer::ReturnThenLeave(result, outcome) => {
-                    owned.regs.return_from_hypercall(result);
-                    Served::Leave(outcome)
-                }
-                Answer::Block => {
-                    owned.life = Life::BlockedInReceive;
-                    Served::Leave(Outcome::WaitForInterrupt)
-                }
+        Exit::Call(leave) => {
+            if leave == Leave::BLOCKED {
+                guest.block();
             }
+            Verdict::answer(leave.word())
         }
-        Exit::Wfi if target.vcpu.interrupts.deliverable() => {
-            owned.regs.skip_instruction();
-            Served::Resume
-        }
-        // The program counter stays on it: it runs again.
-        Exit::Wfi => Served::Leave(Outcome::WaitForInterrupt),
+        // The program counter stays on it: it runs again. What has come since the entry is looked for below.
+        Exit::Wfi => Verdict::answer(WAIT),
+        Exit::Interrupt => interrupted(guest.vcpu(), guest.local(), style),
+        exit => serve_rare(guest.vcpu(), guest.local(), &mut guest.owned().regs, exit, style),
+    }
+}
+
+/// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.
+#[inline(never)]
+fn interrupted(vcpu: &Vcpu, local: &Local, style: Style) -> Verdict {
+    let kicked = arch::take_kick(local.pcpu()) && !arch::interrupt_pending();
+    match (kicked, vcpu.vm().stopped()) {
+        (true, None) => Verdict::RESUME,
+        (true, Some(reason)) => Verdict::answer(Outcome::Stopped(reason).encode(style)),
+        (false, _) => Verdict::answer(Outcome::Preempted.encode(style)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn serve_rare(vcpu: &Vcpu, local: &Local, regs: &mut Regs, exit: Exit, style: Style) -> Verdict {
+    let fault = match exit {
         Exit::Wfe => {
-            owned.regs.skip_instruction();
-            Served::Leave(Outcome::Yield)
+            regs.skip_instruction();
+            return Verdict::answer(Outcome::Yield.encode(style));
         }
         Exit::Smc { immediate: 0 } => {
-            owned.regs.return_from_smc(crate::call::FAILED);
-            Served::Resume
+            regs.return_from_smc(crate::call::FAILED);
+            return Verdict::RESUME;
         }
         Exit::Smc { immediate } => {
-            let cause = Cause::IllegalSmc { immediate };
-            stop(local, target, Fault { cause, pc: owned.regs.pc(), syndrome: 0, address: 0 })
+            Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
         }
-        Exit::Fault(fault) => stop(local, target, fault),
-    }
+        _ => local.arch().fault(regs),
+    };
+    Verdict::report(stop(local, vcpu, fault).encode(style))
 }
 
 /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
-fn stop(local: &Local, target: Target, fault: Fault) -> Served {
-    target.vm.stop(fault.reason());
-    for other in target.vm.vcpus.iter().filter_map(Vcpu::loaded_on).filter(|&cpu| cpu != local.pcpu().id) {
-        arch::kick(&target.machine.pcpus[other.index()]);
+fn stop(local: &Local, vcpu: &Vcpu, fault: Fault) -> Outcome {
+    let vm = vcpu.vm();
+    vm.stop(fault.reason());
+    for other in vm.vcpus {
+        if let Some(cpu) = other.loaded_on().filter(|&cpu| cpu != local.cpu()) {
+            hypercall::kick(local, other, cpu);
+        }
     }
-    local.pcpu().reports.send(Report::Stopped { vm: target.vm.id, vcpu: target.id, fault });
-    Served::Leave(Outcome::Stopped(fault.reason()))
+    local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
+    Outcome::Stopped(fault.reason())
 }

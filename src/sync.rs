@@ -10,13 +10,33 @@
 
 use core::cell::UnsafeCell;
 
-pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 /// A fair mutual-exclusion lock.
 pub type Lock<T> = spin::mutex::TicketMutex<T>;
 
 /// A value that is written once, at boot, and read by every pCPU afterwards.
 pub type Once<T> = spin::Once<T>;
+
+/// A reference to something that lives for ever: one thing until boot says what it is, and then that. Reading it is a load.
+pub struct Fixed<T: 'static>(AtomicPtr<T>);
+
+impl<T: Sync> Fixed<T> {
+    pub const fn new(until_then: &'static T) -> Self {
+        Self(AtomicPtr::new(core::ptr::from_ref(until_then).cast_mut()))
+    }
+
+    pub fn set(&self, value: &'static T) {
+        self.0.store(core::ptr::from_ref(value).cast_mut(), Ordering::Release);
+    }
+
+    #[inline]
+    pub fn get(&self) -> &'static T {
+        // SAFETY: `new` and `set` put nothing else there but what was a `&'static T`. Relaxed, for what is read through the
+        // pointer depends on it.
+        unsafe { &*self.0.load(Ordering::Relaxed) }
+    }
+}
 
 /// The raw mutex under embassy-sync's channels and signals: a fair lock of ours.
 ///

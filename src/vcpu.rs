@@ -1,59 +1,57 @@
-//! A vCPU, and the two tokens that are the only ways to its registers.
+//! A vCPU, and the tokens that are the only ways to its registers.
 //!
 //! ```text
-//!    Vcpu::claim(..).await ──► ParkedRegs ──load──► LoadedVcpu ──park──► (saved and published)
-//!                                  │ drop                │ drop: the same as park
-//!                                  ▼                     ▼
-//!                               released          a loaded vCPU is never abandoned
+//!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
+//!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
+//!    Vcpu::take(..) ─────────────────────────────────────┘                    ▼
+//!                              drop: released        drop: given back    a loaded vCPU is never abandoned
 //! ```
 //!
-//! Holding a token *is* owning the registers (**Single Owner**): both are made only by an edge of the
-//! [handoff word](crate::handoff), borrow this pCPU's executor, and so can go to no other pCPU.
+//! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the
+//! [handoff word](crate::handoff), borrows this pCPU's executor, and so can go to no other pCPU. A place in the queue for
+//! one goes from the call that asks to the executor that waits as [`Held`].
 
 #![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
 
 use core::future::Future;
+use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
 use crate::arch::Regs;
 use crate::exec::{self, Local, Task};
-use crate::handoff::{Handoff, Next, Patience, Phase, Request};
-use crate::ids::CpuId;
+use crate::exit::Exit;
+use crate::hypercall::Guest;
+use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
+use crate::ids::{CpuId, VcpuId};
 use crate::owed::VirtualInterrupts;
 use crate::pcpu::Pcpu;
-use crate::sync::{AtomicBool, AtomicU32, Ordering, ProtocolCell};
+use crate::sync::{AtomicBool, AtomicU16, AtomicU32, Fixed, Ordering, ProtocolCell};
+use crate::vm::{self, Vm};
 
 /// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
-#[repr(align(64))]
+#[repr(C, align(64))] // the word, and what a switch needs besides the registers, in the first cache line
 pub struct Vcpu {
     handoff: Handoff,
-    pub interrupts: VirtualInterrupts,
-    pub counters: Counters,
+    id: AtomicU16,
     /// The log has said that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
+    vm: Fixed<Vm>,
+    pub interrupts: VirtualInterrupts,
+    pub counters: Counters,
     /// Whose these are is what `handoff` says.
     owned: ProtocolCell<Owned>,
 }
 
 /// What belongs to the owner of a vCPU's registers.
+#[repr(C)]
 pub struct Owned {
+    /// The index of the pCPU where it ran last, or [`NOWHERE`].
+    last: u8,
     pub regs: Regs,
-    pub life: Life,
-    /// Where it ran last.
-    last: Option<CpuId>,
 }
 
-/// What a vCPU that is not loaded would do next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Life {
-    /// It was not started, or turned itself off.
-    Off,
-    /// It can run.
-    Ready,
-    /// It is in `mailbox_receive`, whose return value is owed.
-    BlockedInReceive,
-}
+const NOWHERE: u8 = u8::MAX;
 
 /// What happened to a vCPU, for whoever schedules it. Written by the owner (`kicks`: by the kicker), read by anybody.
 #[derive(Default)]
@@ -86,11 +84,66 @@ impl Vcpu {
     /// A vCPU that is off.
     pub const fn new() -> Self {
         Self {
-            handoff: Handoff::parked(),
+            handoff: Handoff::parked(Life::Off),
+            id: AtomicU16::new(0),
+            vm: Fixed::new(&vm::NOBODYS),
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
-            owned: ProtocolCell::new(Owned { regs: Regs::new(), life: Life::Off, last: None }),
+            owned: ProtocolCell::new(Owned { last: NOWHERE, regs: Regs::new() }),
+        }
+    }
+
+    /// Which of its VM's vCPUs this is.
+    #[inline]
+    pub fn id(&self) -> VcpuId {
+        VcpuId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// Whose it is.
+    #[inline]
+    pub fn vm(&self) -> &'static Vm {
+        self.vm.get()
+    }
+
+    /// Says so. At boot, before anybody runs.
+    pub fn belongs_to(&self, vm: &'static Vm, id: VcpuId) {
+        self.id.store(id.0, Ordering::Relaxed);
+        self.vm.set(vm);
+    }
+
+    /// Takes a vCPU that is owed nothing, to run it on the pCPU whose executor this is. None if it is not to be had like
+    /// that: then [`Self::request`] knows more.
+    #[inline]
+    pub fn take<'a>(&'static self, local: &'a Local) -> Option<ReadyVcpu<'a>> {
+        if !self.handoff.take(local.cpu()) {
+            return None;
+        }
+        self.interrupts.look_again();
+        Some(ReadyVcpu { vcpu: self, local })
+    }
+
+    /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
+    #[inline]
+    pub fn request<'a>(&'static self, local: &'a Local, patience: Patience) -> Requested<'a> {
+        match self.handoff.request(local.cpu(), patience) {
+            Request::Granted(life) => Requested::Granted(ParkedRegs { vcpu: self, local, life }),
+            Request::Queued if cfg!(feature = "spin-gate") => Requested::Granted(self.spin_until_granted(local)),
+            // Whoever lets go finds us in the word and wakes our main task: no waker to register.
+            Request::Queued => Requested::Queued(Claim { vcpu: self, local, patience, stage: Stage::Queued }),
+            Request::Busy => Requested::Busy,
+        }
+    }
+
+    /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
+    #[inline(never)]
+    fn spin_until_granted<'a>(&'static self, local: &'a Local) -> ParkedRegs<'a> {
+        loop {
+            if let Some(life) = self.handoff.is_granted(local.cpu()) {
+                count(&self.counters.waits);
+                return ParkedRegs { vcpu: self, local, life };
+            }
+            core::hint::spin_loop();
         }
     }
 
@@ -104,20 +157,20 @@ impl Vcpu {
         Claim { vcpu: self, local, patience, stage: Stage::New }
     }
 
-    /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
-    #[inline(never)]
-    fn spin_until_granted(&self, me: CpuId) {
-        while !self.handoff.is_granted(me) {
-            core::hint::spin_loop();
+    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU, which `me` is.
+    pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned) -> Life) {
+        if let Request::Granted(_) = self.handoff.request(me, Patience::WhileSaving) {
+            // SAFETY: Single Owner: the word says Claimed by this pCPU until it is released below.
+            let life = prepare(unsafe { self.owned.get_mut() });
+            let Next::Nobody = self.handoff.release(me, life) else { unreachable!("at boot nobody waits") };
         }
     }
 
-    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU.
-    pub fn set_up(&'static self, local: &Local, prepare: impl FnOnce(&mut Owned)) {
-        if let Request::Granted = self.handoff.request(local.pcpu().id, Patience::WhileSaving) {
-            let mut regs = ParkedRegs { vcpu: self, local };
-            prepare(regs.owned());
-        }
+    /// Whether it is parked in `mailbox_receive` and there is nothing for it: then there is no need to claim it to know that
+    /// it waits. Whoever brings something later than this look says that it woke it.
+    #[inline]
+    pub fn is_blocked(&self) -> bool {
+        self.handoff.is_blocked() && !self.vm().mailbox.has_message() && !self.interrupts.deliverable()
     }
 
     /// The pCPU that runs it now, if one does.
@@ -128,7 +181,7 @@ impl Vcpu {
 
     /// Whether it is in nobody's hands. Stale as soon as it is returned.
     pub fn is_parked(&self) -> bool {
-        self.handoff.state().phase == Phase::Parked
+        self.handoff.state().owner.is_none()
     }
 }
 
@@ -141,6 +194,15 @@ impl Default for Vcpu {
 /// The vCPU is claimed or runs elsewhere, or somebody else waits for it already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Busy;
+
+/// What a request for the registers came to at once.
+#[must_use]
+pub enum Requested<'a> {
+    Granted(ParkedRegs<'a>),
+    /// It is next, and is woken when the owner lets go.
+    Queued(Claim<'a>),
+    Busy,
+}
 
 /// A run request's wait for the registers; see [`Vcpu::claim`].
 #[must_use = "a claim does nothing until it is polled"]
@@ -158,53 +220,70 @@ enum Stage {
     Done,
 }
 
+impl<'a> Claim<'a> {
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    /// Takes the place in the queue out of this call; see [`Held`].
+    pub fn hold(self) -> Held {
+        let held = Held(self.vcpu);
+        core::mem::forget(self);
+        held
+    }
+}
+
 impl<'a> Future for Claim<'a> {
     type Output = Result<ParkedRegs<'a>, Busy>;
 
-    #[inline]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let me = self.local.pcpu().id;
-        let granted = match self.stage {
-            Stage::New => match self.vcpu.handoff.request(me, self.patience) {
-                Request::Granted => true,
-                Request::Queued if cfg!(feature = "spin-gate") => {
-                    self.vcpu.spin_until_granted(me);
-                    count(&self.vcpu.counters.waits);
-                    true
-                }
-                Request::Queued => {
-                    // Whoever lets go finds us in the word and wakes our main task: no waker to register.
-                    self.stage = Stage::Queued;
-                    return Poll::Pending;
-                }
-                Request::Busy => {
+        let (vcpu, local) = (self.vcpu, self.local);
+        match self.stage {
+            Stage::New => match vcpu.request(local, self.patience) {
+                Requested::Granted(regs) => {
                     self.stage = Stage::Done;
-                    return Poll::Ready(Err(Busy));
+                    Poll::Ready(Ok(regs))
+                }
+                Requested::Queued(queued) => {
+                    let Held(_) = queued.hold(); // this is the one now
+                    self.stage = Stage::Queued;
+                    Poll::Pending
+                }
+                Requested::Busy => {
+                    self.stage = Stage::Done;
+                    Poll::Ready(Err(Busy))
                 }
             },
-            Stage::Queued => {
-                let granted = self.vcpu.handoff.is_granted(me);
-                if granted {
-                    count(&self.vcpu.counters.waits);
+            Stage::Queued => match vcpu.handoff.is_granted(local.cpu()) {
+                None => Poll::Pending,
+                Some(life) => {
+                    count(&vcpu.counters.waits);
+                    self.stage = Stage::Done;
+                    Poll::Ready(Ok(ParkedRegs { vcpu, local, life }))
                 }
-                granted
-            }
+            },
             Stage::Done => unreachable!("a claim was polled after it had resolved"),
-        };
-        if !granted {
-            return Poll::Pending;
         }
-        self.stage = Stage::Done;
-        Poll::Ready(Ok(ParkedRegs { vcpu: self.vcpu, local: self.local }))
     }
 }
 
 impl Drop for Claim<'_> {
-    #[inline]
     fn drop(&mut self) {
         if self.stage == Stage::Queued {
-            wake_next(self.local, self.vcpu.handoff.withdraw(self.local.pcpu().id));
+            wake_next(self.local, self.vcpu.handoff.withdraw(self.local.cpu()));
         }
+    }
+}
+
+/// A place in the queue, on the way from the call that asked to the executor that waits. It must be taken up again: it has
+/// no drop that would give it up.
+#[must_use = "a place in the queue that is held and not taken up keeps everybody else out"]
+pub struct Held(&'static Vcpu);
+
+impl Held {
+    /// Back to the claim, on the same pCPU.
+    pub fn take_up(self, local: &Local) -> Claim<'_> {
+        Claim { vcpu: self.0, local, patience: Patience::WhileSaving, stage: Stage::Queued }
     }
 }
 
@@ -231,41 +310,113 @@ impl Drop for Claim<'_> {
 pub struct ParkedRegs<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,
+    life: Life,
 }
 
 impl<'a> ParkedRegs<'a> {
+    #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
+    /// What it would do next; [`Self::ready`] says that this is settled.
+    #[inline]
+    pub fn life(&self) -> Life {
+        self.life
+    }
+
     #[inline]
     pub fn owned(&mut self) -> &mut Owned {
         // SAFETY: Single Owner: the word says Claimed by this pCPU for as long as the token lives.
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Puts the vCPU into this pCPU's hardware.
+    /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
-    pub fn load(self) -> LoadedVcpu<'a> {
+    pub fn ready(self) -> ReadyVcpu<'a> {
         let (vcpu, local) = (self.vcpu, self.local);
         core::mem::forget(self); // the claim becomes the load
-        let me = local.pcpu().id;
-        vcpu.handoff.load(me);
+        vcpu.handoff.load(local.cpu());
         vcpu.interrupts.look_again();
-        let mut loaded = LoadedVcpu { vcpu, local };
-        count(&vcpu.counters.runs);
-        let owned = loaded.owned();
-        if owned.last != Some(me) {
-            if owned.last.is_some() {
-                count(&vcpu.counters.migrations);
-            }
-            owned.last = Some(me);
-        }
-        local.arch().load(&owned.regs);
-        loaded
+        ReadyVcpu { vcpu, local }
+    }
+
+    /// Puts the vCPU into this pCPU's hardware.
+    pub fn load(self) -> LoadedVcpu<'a> {
+        self.ready().load()
     }
 }
 
 impl Drop for ParkedRegs<'_> {
     #[inline]
     fn drop(&mut self) {
-        wake_next(self.local, self.vcpu.handoff.release(self.local.pcpu().id));
+        wake_next(self.local, self.vcpu.handoff.release(self.local.cpu(), self.life));
+    }
+}
+
+/// A vCPU that this pCPU is about to load: everybody takes it for loaded, and only the registers are not there yet.
+pub struct ReadyVcpu<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl<'a> ReadyVcpu<'a> {
+    #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
+    /// Puts the registers into this pCPU's hardware.
+    pub fn load(self) -> LoadedVcpu<'a> {
+        let mut loaded = self.loading();
+        loaded.local.arch().load(&loaded.owned().regs);
+        loaded
+    }
+
+    /// The token for registers that are being put into the hardware.
+    #[inline]
+    fn loading(self) -> LoadedVcpu<'a> {
+        let (vcpu, local) = (self.vcpu, self.local);
+        core::mem::forget(self); // there is something to save from here on
+        let mut loaded = LoadedVcpu { vcpu, local, life: Life::Ready };
+        count(&vcpu.counters.runs);
+        let (owned, me) = (loaded.owned(), local.cpu().index() as u8);
+        if owned.last != me {
+            owned.moved_to(me, &vcpu.counters);
+        }
+        loaded
+    }
+}
+
+impl Drop for ReadyVcpu<'_> {
+    /// Nothing was loaded, so there is nothing to save.
+    #[cold]
+    #[inline(never)]
+    fn drop(&mut self) {
+        let (handoff, me) = (&self.vcpu.handoff, self.local.cpu());
+        handoff.deschedule(me);
+        wake_next(self.local, handoff.publish(me, Life::Ready));
+    }
+}
+
+impl Owned {
+    #[cold]
+    #[inline(never)]
+    fn moved_to(&mut self, here: u8, counters: &Counters) {
+        if self.last != NOWHERE {
+            count(&counters.migrations);
+        }
+        self.last = here;
     }
 }
 
@@ -311,9 +462,22 @@ impl Drop for ParkedRegs<'_> {
 pub struct LoadedVcpu<'a> {
     vcpu: &'static Vcpu,
     local: &'a Local,
+    /// What it would do next if it were parked now.
+    life: Life,
 }
 
-impl LoadedVcpu<'_> {
+impl<'l> LoadedVcpu<'l> {
+    /// Who it is; whoever has borrowed the token may speak for it.
+    pub fn as_guest(&mut self) -> Guest<'l> {
+        Guest { local: self.local, vcpu: self.vcpu }
+    }
+
+    #[inline]
+    pub fn local(&self) -> &'l Local {
+        self.local
+    }
+
+    #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
@@ -324,47 +488,62 @@ impl LoadedVcpu<'_> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Raises or lowers the virtual interrupt line for the next entry.
+    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit.
     #[inline]
-    pub fn settle_interrupts(&mut self) {
-        let line = self.vcpu.interrupts.deliverable();
-        self.owned().regs.set_virtual_interrupt(line);
+    pub fn enter(&mut self, line: bool) -> Exit {
+        let (vcpu, local) = (self.vcpu, self.local);
+        // Not through `owned`: while the guest runs, its calls are served with a token of their own (`calling`).
+        // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
+        unsafe { local.arch().enter(&raw mut (*vcpu.owned.as_ptr()).regs, vcpu, local, line) }
     }
 
-    /// Makes room in the hardware for another vCPU, without giving this one up: only the primary's does this. From here
-    /// on this pCPU is open to kicks.
+    /// The token of the guest whose call is being served, from inside its [`Self::enter`].
+    ///
+    /// # Safety
+    ///
+    /// `vcpu` has been entered on the pCPU of `local` by that function, which goes on only when the call has been served.
     #[inline]
-    pub fn step_aside(&mut self) {
-        let local = self.local;
-        local.arch().set_aside(&mut self.owned().regs);
-        crate::arch::open(local.pcpu());
+    pub unsafe fn calling<'a>(vcpu: &'static Vcpu, local: &'a Local) -> ManuallyDrop<LoadedVcpu<'a>> {
+        ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::Ready })
     }
 
-    /// Comes back after [`Self::step_aside`].
+    /// It is in `mailbox_receive`: whoever runs it next settles that first.
     #[inline]
-    pub fn step_back(&mut self) {
+    pub fn block(&mut self) {
+        self.life = Life::BlockedInReceive;
+    }
+
+    /// Makes room in the hardware for another vCPU, and loads that, without giving this one up: only the primary's does this.
+    #[inline]
+    pub fn make_way_for<'a>(&mut self, ready: ReadyVcpu<'a>) -> LoadedVcpu<'a> {
+        let mut loaded = ready.loading();
+        self.local.arch().switch(&mut self.owned().regs, &loaded.owned().regs);
+        loaded
+    }
+
+    /// Comes back after [`Self::make_way_for`].
+    #[inline]
+    pub fn come_back(&mut self) {
         let local = self.local;
-        crate::arch::close(local.pcpu());
-        local.arch().load(&self.owned().regs);
+        local.arch().take_back(&self.owned().regs);
     }
 
     /// Saves the vCPU and lets go of it. Whoever waited for it is woken.
     #[inline]
-    pub fn park(self) {
-        drop(self);
+    pub fn park(mut self) {
+        self.save_and_publish();
+        core::mem::forget(self);
     }
-}
 
-impl Drop for LoadedVcpu<'_> {
     /// The save, in the only order that is right: deschedule, every register to memory, publish, wake.
-    #[inline]
-    fn drop(&mut self) {
+    #[inline(always)]
+    fn save_and_publish(&mut self) {
         let (vcpu, local) = (self.vcpu, self.local);
-        let me = local.pcpu().id;
+        let me = local.cpu();
         vcpu.handoff.deschedule(me);
         if cfg!(feature = "no-gate") {
             // The negative control: what everybody else has had to find out the hard way.
-            wake_next(local, vcpu.handoff.publish(me));
+            wake_next(local, vcpu.handoff.publish(me, self.life));
         }
         // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
         let owned = unsafe { vcpu.owned.get_mut() };
@@ -373,8 +552,14 @@ impl Drop for LoadedVcpu<'_> {
             crate::arch::before_publish();
         }
         if cfg!(not(feature = "no-gate")) {
-            wake_next(local, vcpu.handoff.publish(me));
+            wake_next(local, vcpu.handoff.publish(me, self.life));
         }
+    }
+}
+
+impl Drop for LoadedVcpu<'_> {
+    fn drop(&mut self) {
+        self.save_and_publish();
     }
 }
 

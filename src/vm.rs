@@ -4,11 +4,11 @@ use core::ops::Range;
 
 use heapless::Vec;
 
-use crate::ids::{MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
+use crate::ids::{MAX_VCPUS, MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::{Mailbox, Pages};
 use crate::pcpu::Pcpu;
 use crate::report::Stop;
-use crate::sync::{AtomicU8, Lock, Once, Ordering};
+use crate::sync::{AtomicU8, Once, Ordering};
 use crate::vcpu::Vcpu;
 
 /// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
@@ -17,26 +17,34 @@ pub const MAX_REGIONS: usize = 8;
 /// Pieces of physical memory, each `start..end`.
 pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
 
-/// A VM. Everything but what the locks and atomics protect is fixed at boot.
+/// A VM. Everything but the atomics is fixed at boot.
 pub struct Vm {
     pub id: VmId,
     pub vcpus: &'static [Vcpu],
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
-    /// Fixed by the first `vm_configure`, which the mailbox lock makes one.
+    /// Fixed by the first `vm_configure`.
     pages: Once<Pages>,
-    pub mailbox: Lock<Mailbox>,
-    /// A [`Stop`], or 0.
-    stopped: AtomicU8,
+    pub mailbox: Mailbox,
+    /// A [`Stop`], or 0; and [`SHARES_TLB`].
+    attention: AtomicU8,
 }
 
-impl Vm {
-    pub fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
-        Self { id, vcpus, memory, pages: Once::new(), mailbox: Lock::new(Mailbox::new()), stopped: AtomicU8::new(0) }
-    }
+/// Other vCPUs of the VM may run on the same pCPU.
+const SHARES_TLB: u8 = 1 << 7;
 
-    pub fn vcpu(&self, id: VcpuId) -> Option<&'static Vcpu> {
-        self.vcpus.get(id.index())
+impl Vm {
+    pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
+        // A vCPU of the primary never leaves its pCPU.
+        let attention = if id.is_primary() || vcpus.len() <= 1 { 0 } else { SHARES_TLB };
+        Self {
+            id,
+            vcpus,
+            memory,
+            pages: Once::new(),
+            mailbox: Mailbox::new(),
+            attention: AtomicU8::new(attention),
+        }
     }
 
     /// Whether `page` is the address of a page of this VM's RAM.
@@ -62,26 +70,31 @@ impl Vm {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
-        let _only_one = self.mailbox.lock();
-        if self.pages.get().is_some() {
-            return Err(Refused);
-        }
-        self.pages.call_once(|| Pages { send: Pa(send), recv: Pa(recv) });
-        Ok(())
+        let mut first = false;
+        self.pages.call_once(|| {
+            first = true;
+            Pages { send: Pa(send), recv: Pa(recv) }
+        });
+        if first { Ok(()) } else { Err(Refused) }
+    }
+
+    /// Whether there is something to be done before one of its vCPUs runs: it was stopped, or its vCPUs share TLB entries.
+    #[inline]
+    pub fn needs_attention(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) != 0
     }
 
     /// Why the VM was stopped, if it was.
     pub fn stopped(&self) -> Option<Stop> {
-        Stop::from_number(self.stopped.load(Ordering::Relaxed))
+        Stop::from_number(self.attention.load(Ordering::Relaxed) & !SHARES_TLB)
     }
 
     /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
     pub fn stop(&self, reason: Stop) {
         // SeqCst, with `Handoff::load`: a vCPU that is about to run sees this, or the caller sees it loaded.
-        self.stopped.store(reason as u8, Ordering::SeqCst);
-        let mut mailbox = self.mailbox.lock();
+        self.attention.store(reason as u8, Ordering::SeqCst);
         for (n, _) in self.vcpus.iter().enumerate() {
-            mailbox.forget_waiter(VcpuId(n as u16));
+            self.mailbox.forget_waiter(VcpuId(n as u16));
         }
     }
 }
@@ -95,9 +108,44 @@ pub struct Machine {
     pub pcpus: &'static [Pcpu],
     /// By id; the primary first.
     pub vms: Vec<Vm, MAX_VMS>,
+    /// What `vcpu_run` can run, by the numbers that it is given.
+    runnable: [[Option<&'static Vcpu>; MAX_VCPUS]; MAX_VMS],
 }
 
+/// The VM of a vCPU that belongs to none yet.
+pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), &[], Regions::new());
+
 impl Machine {
+    /// A machine without VMs.
+    pub const fn new(pcpus: &'static [Pcpu]) -> Self {
+        Self { pcpus, vms: Vec::new(), runnable: [[None; MAX_VCPUS]; MAX_VMS] }
+    }
+
+    /// Adds the next VM, whose id is its place.
+    ///
+    /// # Errors
+    ///
+    /// If there are [`MAX_VMS`] already; it comes back.
+    pub fn add(&mut self, vm: Vm) -> Result<(), Vm> {
+        let vcpus = if vm.id.is_primary() { &[] } else { vm.vcpus };
+        let row = self.vms.len();
+        self.vms.push(vm)?;
+        for (entry, vcpu) in self.runnable[row].iter_mut().zip(vcpus) {
+            *entry = Some(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Tells every vCPU whose it is, now that this is the machine.
+    pub fn settle(&'static self) -> &'static Self {
+        for vm in &self.vms {
+            for (n, vcpu) in vm.vcpus.iter().enumerate() {
+                vcpu.belongs_to(vm, VcpuId(n as u16));
+            }
+        }
+        self
+    }
+
     pub fn vm(&self, id: u64) -> Option<&Vm> {
         self.vms.get(usize::try_from(id).ok()?)
     }
@@ -106,10 +154,15 @@ impl Machine {
         &self.vms[VmId::PRIMARY.index()]
     }
 
+    /// A vCPU of a secondary, by the numbers that the primary gave.
+    #[inline]
+    pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
+    }
+
     /// A vCPU of any VM, by the numbers a guest gave.
-    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<(&Vm, VcpuId, &'static Vcpu)> {
-        let vm = self.vm(vm)?;
-        let found = vm.vcpus.get(usize::try_from(vcpu).ok()?)?;
-        Some((vm, VcpuId(vcpu as u16), found))
+    #[inline]
+    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        self.vm(vm)?.vcpus.get(usize::try_from(vcpu).ok()?)
     }
 }

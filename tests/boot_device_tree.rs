@@ -110,7 +110,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Those of a tree whose `/chosen` has no addresses yet: an editor looks at all strings before it adds one.
+    /// Those of a tree whose `/chosen` has no addresses yet.
     fn new() -> Self {
         let mut tree = machine();
         for name in ["linux,initrd-start", "linux,initrd-end"] {
@@ -146,33 +146,47 @@ impl Parts {
     }
 }
 
-/// What a reader does not mind, and what would lead an editor astray.
 #[test]
 fn blocks_that_are_not_as_they_should_be() {
     let good = Parts::new();
-    let bytes = written(&good.tree(), core::slice::from_ref(&(0..4096))).expect("the parts make a device tree");
-    assert_initrd(&bytes);
-    assert_eq!(reservations(&bytes), [(0, 4096)]);
-
     let edit = |edit: fn(&mut Parts)| {
         let mut parts = good.clone();
         edit(&mut parts);
         parts.tree()
     };
+    for (what, bytes) in [
+        ("as they should be", good.tree()),
+        ("the strings come first", edit(|parts| parts.strings_first = true)),
+        ("a string that nobody uses has no end", edit(|parts| parts.strings.extend(b"unused"))),
+        ("a string that nobody uses is no text", edit(|parts| parts.strings.extend(b"\xff\xff\0"))),
+    ] {
+        let bytes = written(&bytes, core::slice::from_ref(&(0..4096))).expect(what);
+        assert_initrd(&bytes);
+        assert_same(&good.tree(), &bytes);
+        assert_eq!(reservations(&bytes), [(0, 4096)], "{what}");
+    }
+
     let says_that_its_structure_has = |size: u32| {
         let mut bytes = good.tree();
         bytes[36..40].copy_from_slice(&size.to_be_bytes());
         bytes
     };
+    let has_in_its_structure = |at: usize, token: u32| {
+        let mut parts = good.clone();
+        parts.structure[at..at + 4].copy_from_slice(&token.to_be_bytes());
+        parts.tree()
+    };
     for (what, bytes) in [
-        ("the strings come first", edit(|parts| parts.strings_first = true)),
-        ("a string that nobody uses has no end", edit(|parts| parts.strings.extend(b"unused"))),
-        ("a string that nobody uses is no text", edit(|parts| parts.strings.extend(b"\xff\xff\0"))),
         ("there are no strings", edit(|parts| parts.strings.clear())),
         ("the structure is cut off", edit(|parts| parts.structure.truncate(parts.structure.len() - 8))),
         ("the structure is said to be empty", says_that_its_structure_has(0)),
         ("the structure is said to be smaller", says_that_its_structure_has(good.structure.len() as u32 - 8)),
         ("the structure is said to be larger than all", says_that_its_structure_has(u32::MAX)),
+        ("a node ends that did not begin", has_in_its_structure(0, 2)),
+        ("a property belongs to no node", has_in_its_structure(0, 3)),
+        ("an unknown token", has_in_its_structure(8, 5)),
+        ("it ends within a node", has_in_its_structure(8, 9)),
+        ("the root does not end", has_in_its_structure(good.structure.len() - 8, 4)),
     ] {
         assert_eq!(
             written(&bytes, core::slice::from_ref(&(0..4096))).expect_err(what),

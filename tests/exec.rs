@@ -4,6 +4,7 @@ mod common;
 
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
+use std::mem::ManuallyDrop;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -11,16 +12,26 @@ use std::task::Poll;
 use baton::arch::{self, Regs, fake};
 use baton::exec::{Local, Never, Round, Task, wake, waker};
 use baton::exit::Exit;
+use baton::handoff::Patience;
 use baton::ids::{CpuId, MAX_CPUS, VcpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::report::Report;
+use baton::vcpu::{LoadedVcpu, Vcpu};
+use baton::vm::Machine;
+use futures_util::FutureExt;
 use common::{On, P0, P1, Turn, refuses, said, trace};
+
+/// A machine without VMs.
+fn machine(pcpus: &'static [Pcpu]) -> &'static Machine {
+    Box::leak(Box::new(Machine::new(pcpus)))
+}
 
 /// Two pCPUs with executors and nothing on them.
 fn executors() -> (&'static [Pcpu], [Local; 2]) {
     let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
     fake::reset(pcpus);
-    (pcpus, [P0, P1].map(|cpu| Local::new(pcpus, cpu)))
+    let machine = machine(pcpus);
+    (pcpus, [P0, P1].map(|cpu| Local::new(machine, cpu)))
 }
 
 /// A task that counts its polls.
@@ -179,38 +190,44 @@ fn wake_of_this_pcpu_forgotten_in_a_wait() {
 fn wake_while_a_guest_runs() {
     let (pcpus, [local, _]) = executors();
     let reporter_polls = Cell::new(0);
-    let mut regs = Regs::new();
-    let name = regs.name;
+    let mut vcpu = anybody(&local);
     let main = async {
         loop {
-            local.enter(&mut regs).await;
+            local.enter(&mut vcpu).await;
         }
     };
     let (mut main, mut reporter) = (pin!(main), pin!(counting(&reporter_polls)));
-    arch_load(&local);
-    local.arch().script(name, move |_| {
+    local.arch().script(NAME, move |_| {
         fake::run_on(P1);
         wake(&pcpus[0], Task::Reporter);
         fake::run_on(P0);
         Exit::Interrupt
     });
-    local.arch().script(name, |_| Exit::Interrupt);
+    local.arch().script(NAME, |_| Exit::Interrupt);
     wake(&pcpus[0], Task::Main);
     assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Entered);
     assert_eq!(local.round(main.as_mut(), reporter.as_mut(), true), Round::Entered);
     assert_eq!(reporter_polls.get(), 1);
 }
 
-/// Puts a vCPU into the hardware that nobody has named.
-fn arch_load(local: &Local) {
-    local.arch().load(&Regs::new());
+/// The name of a vCPU that nobody has named.
+const NAME: fake::Name = Regs::new().name;
+
+/// A vCPU that is loaded here; who it is does not matter. It outlives the test, as vCPUs do.
+fn anybody(local: &Local) -> ManuallyDrop<LoadedVcpu<'_>> {
+    let vcpu: &'static Vcpu = Box::leak(Box::new(Vcpu::new()));
+    let claim = vcpu.claim(local, Patience::WhileSaving).now_or_never();
+    match claim {
+        Some(Ok(regs)) => ManuallyDrop::new(regs.load()),
+        _ => panic!("nobody else knows of it"),
+    }
 }
 
 #[test]
 fn a_waker_carries_pcpu_and_task() {
     let (pcpus, _) = executors();
     for (n, task) in (0..MAX_CPUS).flat_map(|n| [(n, Task::Main), (n, Task::Reporter)]) {
-        let local = Local::new(pcpus, CpuId::new(n));
+        let local = Local::new(machine(pcpus), CpuId::new(n));
         let polls = [Cell::new(0), Cell::new(0)];
         let (mut main, mut reporter) = (pin!(counting(&polls[0])), pin!(counting(&polls[1])));
         let original = waker(&pcpus[n], task);
@@ -337,18 +354,17 @@ fn a_wait_that_is_given_up_is_not_dozed_for() {
 fn the_reporter_speaks_before_the_guest_is_entered() {
     let (pcpus, [local, _]) = executors();
     common::listen();
-    let mut regs = Regs::new();
+    let mut vcpu = anybody(&local);
     let main = async {
         local.pcpu().reports.send(Report::RanStopped { vm: VmId(3), vcpu: VcpuId(1) });
-        let _exit = local.enter(&mut regs).await;
+        let _exit = local.enter(&mut vcpu).await;
         pending::<Never>().await
     };
     let (mut main, mut reporter) = (pin!(main), pin!(local.pcpu().reports.print_all()));
     // The reporter waits for something to say.
     wake(&pcpus[0], Task::Reporter);
     let _ = local.round(main.as_mut(), reporter.as_mut(), false);
-    arch_load(&local);
-    local.arch().script(Regs::new().name, |_| {
+    local.arch().script(NAME, |_| {
         let lines = said();
         assert!(lines.len() == 1 && lines[0].starts_with("baton: VM 3 is stopped, so its vCPU 1"), "{lines:?}");
         Exit::Interrupt
@@ -360,15 +376,14 @@ fn the_reporter_speaks_before_the_guest_is_entered() {
 #[test]
 fn every_entry_is_asked_for() {
     let (pcpus, [local, _]) = executors();
-    let mut regs = Regs::new();
+    let mut vcpu = anybody(&local);
     let main = async {
-        let exit = local.enter(&mut regs).await;
+        let exit = local.enter(&mut vcpu).await;
         assert_eq!(exit, Exit::Wfe);
         pending::<Never>().await
     };
     let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    arch_load(&local);
-    local.arch().script(Regs::new().name, |_| Exit::Wfe);
+    local.arch().script(NAME, |_| Exit::Wfe);
     wake(&pcpus[0], Task::Main);
     assert_eq!(local.round(main.as_mut(), reporter.as_mut(), false), Round::Entered);
     assert_eq!(local.round(main.as_mut(), reporter.as_mut(), true), Round::Slept);
@@ -378,9 +393,8 @@ fn every_entry_is_asked_for() {
 #[test]
 fn the_fake_refuses_what_is_not_scripted() {
     let (_, [local, _]) = executors();
-    let mut regs = Regs::new();
-    arch_load(&local);
-    assert!(refuses(|| local.arch().enter(&mut regs)));
+    let mut vcpu = anybody(&local);
+    assert!(refuses(|| vcpu.enter(false)));
     local.arch().script(fake::Name { vm: 4, vcpu: 4 }, |_| Exit::Wfi);
-    assert!(refuses(|| local.arch().enter(&mut regs)));
+    assert!(refuses(|| vcpu.enter(false)));
 }

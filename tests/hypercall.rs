@@ -4,8 +4,9 @@ mod common;
 
 use baton::arch::fake;
 use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
+use baton::exit::Leave;
 use baton::handoff::Patience;
-use baton::hypercall::{Answer, serve};
+use baton::hypercall::{Verdict, serve};
 use baton::ids::{CpuId, Pa, VcpuId, VmId};
 use baton::mailbox::{Message, NO_MESSAGE};
 use baton::report::Stop;
@@ -20,10 +21,18 @@ fn bench() -> &'static Bench {
     m
 }
 
+/// The caller waits for its result.
+const BLOCKED: Verdict = Verdict::leave(Leave::BLOCKED);
+
+/// The caller has done what it asked for, and the primary is told about it.
+fn then(outcome: Outcome) -> Verdict {
+    Verdict::then_tell(0, outcome)
+}
+
 /// The result of a call that goes on.
 fn call(m: &Bench, vm: u16, vcpu: u16, call: Call) -> u64 {
     match serve(m.caller(vm, vcpu), call) {
-        Answer::Return(result) => result,
+        verdict if verdict.why() == Leave::NOT => verdict.result(),
         other => panic!("{call:?} of VM {vm} is answered with {other:?}"),
     }
 }
@@ -87,13 +96,13 @@ fn nothing_is_sent_without_mailboxes() {
 #[test]
 fn nothing_is_sent_to_a_vm_that_was_stopped() {
     let m = bench();
-    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), BLOCKED);
     m.vm(1).stop(Stop::Abort);
     assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
     assert_eq!(call(m, 2, 0, Call::MailboxSend { vm: 1, size: 1 }), FAILED);
     // One that is on its way past this check wakes nobody.
     let late = Message { from: VmId(2), size: 1 };
-    assert_eq!(m.vm(1).mailbox.lock().deliver(late, || {}), Ok(None));
+    assert_eq!(m.vm(1).mailbox.deliver(late, || {}), Ok(None));
 }
 
 #[test]
@@ -120,22 +129,22 @@ fn a_message_from_the_primary() {
 #[test]
 fn a_message_for_one_that_waits() {
     let m = bench();
-    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), BLOCKED);
     assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), 1, "its index");
     assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), NO_MESSAGE, "it is promised");
-    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), BLOCKED);
 }
 
 #[test]
 fn a_message_between_secondaries() {
     let m = bench();
     let send = Call::MailboxSend { vm: 1, size: 3 };
-    let wake_up = |vcpu| Answer::ReturnThenLeave(0, Outcome::WakeUp { vm: VmId(1), vcpu });
+    let wake_up = |vcpu| then(Outcome::WakeUp { vm: VmId(1), vcpu });
     assert_eq!(serve(m.caller(2, 0), send), wake_up(None));
     assert_eq!(call(m, 2, 0, send), FAILED, "and the primary is not entered");
     assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), 2 | 3 << 32);
     assert_eq!(call(m, 1, 0, Call::MailboxClear), 0);
-    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block);
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), BLOCKED);
     assert_eq!(serve(m.caller(2, 0), send), wake_up(Some(VcpuId(1))));
 }
 
@@ -144,7 +153,7 @@ fn a_message_for_the_primary() {
     let m = bench();
     fake::write_memory(Pa(page(1, 1)), b"hello");
     let send = Call::MailboxSend { vm: 0, size: 5 };
-    assert_eq!(serve(m.caller(1, 0), send), Answer::ReturnThenLeave(0, Outcome::Message { size: 5 }));
+    assert_eq!(serve(m.caller(1, 0), send), then(Outcome::Message { size: 5 }));
     assert_eq!(fake::read_memory(Pa(page(0, 2)), 5), b"hello");
     for vm in 1..3 {
         assert_eq!(call(m, vm, 0, send), FAILED, "it has not been cleared");
@@ -154,7 +163,7 @@ fn a_message_for_the_primary() {
     }
     assert_eq!(call(m, 0, 1, Call::MailboxClear), 0);
     assert_eq!(call(m, 0, 0, Call::MailboxClear), FAILED);
-    assert_eq!(serve(m.caller(2, 0), send), Answer::ReturnThenLeave(0, Outcome::Message { size: 5 }));
+    assert_eq!(serve(m.caller(2, 0), send), then(Outcome::Message { size: 5 }));
 }
 
 #[test]
@@ -163,7 +172,7 @@ fn receive_blocks_despite_pending_interrupt() {
     assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 5, enable: true }), 0);
     assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 5 }), 0);
     assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: true }), NO_MESSAGE);
-    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), Answer::Block, "vCPU 1 has none");
+    assert_eq!(serve(m.caller(1, 1), Call::MailboxReceive { block: true }), BLOCKED, "vCPU 1 has none");
     assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 0 }), 1, "vCPU 0 does not wait");
 }
 
@@ -212,7 +221,7 @@ fn a_secondary_that_wakes_another_of_its_vcpus() {
     assert_eq!(call(m, 1, 1, Call::EnableInterrupt { id: 4, enable: true }), 0);
     assert_eq!(call(m, 1, 1, Call::GetAndAcknowledgeInterrupt), 4);
     let wake_up = Outcome::WakeUp { vm: VmId(1), vcpu: Some(VcpuId(1)) };
-    assert_eq!(serve(m.caller(1, 0), inject), Answer::ReturnThenLeave(0, wake_up));
+    assert_eq!(serve(m.caller(1, 0), inject), then(wake_up));
     assert_eq!(call(m, 1, 0, inject), 0, "it was woken already");
 }
 

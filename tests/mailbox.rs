@@ -15,7 +15,7 @@ const B: VcpuId = VcpuId(1);
 
 #[test]
 fn one_message_at_a_time() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     assert!(!mailbox.clear(), "there is nothing to clear");
     assert_eq!(mailbox.take(A), None);
     assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
@@ -30,7 +30,7 @@ fn one_message_at_a_time() {
 
 #[test]
 fn double_clear() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
     assert_eq!(mailbox.take(A), Some(message(1)));
     assert!(mailbox.clear());
@@ -43,7 +43,7 @@ fn double_clear() {
 
 #[test]
 fn the_primarys_message_is_read_when_it_is_delivered() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     let copied = Cell::new(0);
     let copy = || copied.set(copied.get() + 1);
     assert_eq!(mailbox.deliver_read(copy), Ok(()));
@@ -56,7 +56,7 @@ fn the_primarys_message_is_read_when_it_is_delivered() {
 
 #[test]
 fn a_message_is_promised_to_who_waits_longest() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     assert_eq!(mailbox.take_or_wait(B), None);
     assert_eq!(mailbox.take_or_wait(A), None);
     assert_eq!(mailbox.take_or_wait(B), None, "asking again keeps the place");
@@ -70,7 +70,7 @@ fn a_message_is_promised_to_who_waits_longest() {
 
 #[test]
 fn a_promise_that_is_given_up_is_anybodys() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     assert_eq!(mailbox.take_or_wait(A), None);
     assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(A)));
     mailbox.forget_waiter(A);
@@ -79,7 +79,7 @@ fn a_promise_that_is_given_up_is_anybodys() {
 
 #[test]
 fn all_vcpus_can_wait() {
-    let mut mailbox = Mailbox::new();
+    let mailbox = Mailbox::new();
     let all = (0..MAX_VCPUS as u16).map(VcpuId);
     for vcpu in all.clone().chain(all.clone()) {
         assert_eq!(mailbox.take_or_wait(vcpu), None);
@@ -133,6 +133,7 @@ impl Naive {
         let size = self.unread.take()?;
         self.promised_to = None;
         self.read = true;
+        self.waiting.retain(|&other| other != vcpu);
         Some(size)
     }
 }
@@ -140,7 +141,7 @@ impl Naive {
 proptest! {
     #[test]
     fn no_message_is_lost_or_read_twice(operations in proptest::collection::vec(operation(), 0..300)) {
-        let mut mailbox = Mailbox::new();
+        let mailbox = Mailbox::new();
         let mut naive = Naive::default();
         let mut delivered = Vec::new();
         let mut received = Vec::new();

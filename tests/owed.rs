@@ -68,12 +68,17 @@ proptest! {
     }
 }
 
+/// A blocked receive of that vCPU of VM 1.
+fn blocked_receive(m: &'static Bench, vcpu: u16) -> BlockedReceive {
+    BlockedReceive { vcpu: m.vcpu(1, vcpu) }
+}
+
 /// A machine whose VM 1 has two vCPUs, the first of which waits for a message.
-fn blocked() -> (&'static Bench, BlockedReceive<'static>) {
+fn blocked() -> (&'static Bench, BlockedReceive) {
     let m = Bench::turned_off(1, &[2]);
     let vm = m.vm(1);
-    assert_eq!(vm.mailbox.lock().take_or_wait(VcpuId(0)), None);
-    (m, BlockedReceive { vm, vcpu: VcpuId(0) })
+    assert_eq!(vm.mailbox.take_or_wait(VcpuId(0)), None);
+    (m, blocked_receive(m, 0))
 }
 
 const MESSAGE: Message = Message { from: VmId(3), size: 12 };
@@ -83,18 +88,18 @@ fn a_blocked_receive_waits() {
     let (m, receive) = blocked();
     assert_eq!(receive.now_or_never(), None);
     // Asking has not taken its place: it is still the one that waits longest.
-    assert_eq!(m.vm(1).mailbox.lock().deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
 }
 
 #[test]
 fn a_blocked_receive_ends_with_its_message() {
     let (m, receive) = blocked();
-    assert_eq!(m.vm(1).mailbox.lock().deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
-    let other = BlockedReceive { vm: m.vm(1), vcpu: VcpuId(1) };
+    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    let other = blocked_receive(m, 1);
     assert_eq!(other.now_or_never(), None, "the message is promised to vCPU 0");
     assert_eq!(receive.now_or_never(), Some(3 | 12 << 32));
-    assert!(m.vm(1).mailbox.lock().clear());
-    assert_eq!(m.vm(1).mailbox.lock().deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
+    assert!(m.vm(1).mailbox.clear());
+    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
 }
 
 #[test]
@@ -102,17 +107,17 @@ fn a_blocked_receive_ends_with_an_interrupt() {
     let (m, receive) = blocked();
     let interrupts = &m.vcpu(1, 0).interrupts;
     assert_eq!(interrupts.inject(5), Injected::NothingNew);
-    assert_eq!(BlockedReceive { vm: m.vm(1), vcpu: VcpuId(0) }.now_or_never(), None, "it has not enabled this one");
+    assert_eq!(blocked_receive(m, 0).now_or_never(), None, "it has not enabled this one");
     interrupts.enable(5, true);
     assert_eq!(receive.now_or_never(), Some(NO_MESSAGE));
     assert!(interrupts.deliverable(), "the interrupt itself is still to be fetched");
-    assert_eq!(m.vm(1).mailbox.lock().deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
+    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
 }
 
 #[test]
 fn a_message_goes_before_an_interrupt() {
     let (m, receive) = blocked();
-    assert_eq!(m.vm(1).mailbox.lock().deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
     m.vcpu(1, 0).interrupts.enable(5, true);
     assert_eq!(m.vcpu(1, 0).interrupts.inject(5), Injected::Deliverable);
     assert_eq!(receive.now_or_never(), Some(MESSAGE.encode()));

@@ -5,7 +5,7 @@ mod common;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use baton::arch::fake;
+use baton::arch::fake::{self, Step};
 use baton::exit::Exit;
 use baton::ids::CpuId;
 use baton::psci::{Answer, serve};
@@ -235,7 +235,7 @@ fn both_conduits() {
     m.guest(P0, 0, 0, |regs| {
         assert_eq!((regs.pc, regs.x[0], regs.x[1]), (0x104, 1 << 16 | 1, 9));
         regs.x[0] = VERSION;
-        Exit::Hypercall
+        Step::Hypercall
     });
     m.guest(P0, 0, 0, |regs| {
         assert_eq!((regs.pc, regs.x[0]), (0x104, 1 << 16 | 1));

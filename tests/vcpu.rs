@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use baton::arch::fake;
 use baton::exec::Local;
-use baton::handoff::Patience;
+use baton::handoff::{Life, Patience};
 use baton::ids::CpuId;
 use baton::sync::Ordering;
 use baton::vcpu::{Busy, Claim, LoadedVcpu, ParkedRegs, Vcpu};
@@ -176,37 +176,44 @@ fn runs_and_migrations_are_counted() {
 }
 
 #[test]
-fn the_virtual_interrupt_line_follows_what_is_deliverable() {
+fn making_way_keeps_what_is_the_primarys() {
     let (m, vcpu) = bench();
-    let mut loaded = load(m, vcpu, P0);
-    for (id_is_enabled, line) in [(false, false), (true, true), (false, false)] {
-        vcpu.interrupts.enable(3, id_is_enabled);
-        let _ = vcpu.interrupts.inject(3);
-        loaded.settle_interrupts();
-        assert_eq!(loaded.owned().regs.virtual_interrupt, line);
-    }
-}
-
-#[test]
-fn stepping_aside_keeps_what_is_the_primarys() {
-    let (m, _) = bench();
     let primary = m.vcpu(0, 0);
     let mut regs = claim(primary, m.local(P0));
     regs.owned().regs.sys = 9;
     let mut loaded = regs.load();
-    loaded.step_aside();
-    assert!(baton::arch::is_open(m.pcpu(P0)), "a pCPU that runs a secondary can be kicked");
+    let guest = loaded.make_way_for(claim(vcpu, m.local(P0)).ready());
     assert_eq!(primary.loaded_on(), Some(P0), "it is not given up");
-    loaded.step_back();
-    assert!(!baton::arch::is_open(m.pcpu(P0)));
+    assert_eq!(vcpu.loaded_on(), Some(P0));
+    guest.park();
+    loaded.come_back();
     assert_eq!(loaded.owned().regs.sys, 9);
-    assert_eq!(trace(), ["p0 load v0.0", "p0 save v0.0", "p0 load v0.0"]);
+    assert_eq!(trace(), ["p0 load v0.0", "p0 save v0.0", "p0 load v1.0", "p0 save v1.0", "p0 load v0.0"]);
+}
+
+/// What was ready is simply taken, and given back if it is not loaded after all.
+#[test]
+fn what_is_owed_nothing_is_taken() {
+    let (m, vcpu) = bench();
+    assert!(vcpu.take(m.local(P1)).is_some());
+    let ready = vcpu.take(m.local(P0)).expect("it was given back");
+    assert_eq!(vcpu.loaded_on(), Some(P0), "everybody takes it for loaded");
+    assert!(vcpu.take(m.local(P1)).is_none());
+    drop(ready);
+    assert!(vcpu.is_parked());
+    let mut loaded = load(m, vcpu, P0);
+    loaded.block();
+    park(P0, loaded);
+    assert!(vcpu.take(m.local(P1)).is_none(), "a result is owed");
+    assert!(vcpu.is_blocked());
+    assert_eq!(claim(vcpu, m.local(P1)).life(), Life::BlockedInReceive);
+    assert!(vcpu.is_blocked(), "a claim that is dropped leaves it as it was");
 }
 
 #[test]
 fn a_vcpu_that_is_in_use_is_not_set_up() {
     let (m, vcpu) = bench();
     let loaded = load(m, vcpu, P0);
-    vcpu.set_up(m.local(P1), |_| panic!("it is in use"));
+    vcpu.set_up(P1, |_| panic!("it is in use"));
     park(P0, loaded);
 }

@@ -1,6 +1,7 @@
 // Entry: from the boot loader's or the firmware's hands to Rust with a stack, an address space and zeroed memory.
 //
-// The image is position-independent. Until the relocations below are applied, only PC-relative code runs.
+// The image is position-independent. Until the relocations below are applied, only PC-relative code runs; until the MMU
+// is on, only code that touches no memory but one page table.
 
 .section .text.entry, "ax"
 
@@ -22,45 +23,90 @@ baton_entry:
     mov     x19, x0
     msr     tpidr_el2, xzr              // pCPU 0, until it is known better
     bl      baton_reset_hcr
-
-    // 1. Relocate: every entry of .rela.dyn is (offset, R_AARCH64_RELATIVE, addend).
+    bl      baton_set_vectors
     adrp    x20, baton_image
     add     x20, x20, :lo12:baton_image
-    adrp    x0, __rela_start
-    add     x0, x0, :lo12:__rela_start
-    adrp    x1, __rela_end
-    add     x1, x1, :lo12:__rela_end
-1:  cmp     x0, x1
-    b.hs    2f
-    ldp     x2, x3, [x0], #16
-    ldr     x4, [x0], #8
-    add     x4, x4, x20
-    str     x4, [x20, x2]
-    b       1b
 
-    // 2. Zero .bss, 16 bytes at a time; the linker script aligns both ends.
-2:  adrp    x0, __bss_start
-    add     x0, x0, :lo12:__bss_start
-    adrp    x1, __bss_end
-    add     x1, x1, :lo12:__bss_end
-3:  cmp     x0, x1
-    b.hs    4f
+    // 1. The first address space, in blocks of 1 GiB: devices at the bottom, and wherever the image and the device tree
+    //    are. Its table is all that is written while the caches are off, so no cache may know better: neither what would
+    //    be written back over it, nor what the MMU would read in its place.
+    adrp    x21, baton_early_table
+    mov     x0, x21
+    add     x1, x21, #4096
+    bl      baton_discard
+    dsb     sy
+    mov     x0, x21
+    add     x1, x21, #4096
+1:  stp     xzr, xzr, [x0], #16
     stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    cmp     x0, x1
+    b.lo    1b
+    ldr     x0, ={EARLY_DEVICE}
+    str     x0, [x21]
+    mov     x0, x20
+    bl      baton_map_early
+    mov     x0, x19
+    bl      baton_map_early
+    add     x0, x19, #2 << 20           // a device tree may end in the next block
+    bl      baton_map_early
+    mov     x0, x21
+    add     x1, x21, #4096
+    bl      baton_discard
+    mov     x0, x21
+    bl      baton_mmu_on
+
+    // 2. Relocate. .relr.dyn has words: an even one is the offset of a word to which the image's address is to be added;
+    //    an odd one is a map of the 63 words behind the last one, bit 1 being the next.
+    adrp    x0, __relr_start
+    add     x0, x0, :lo12:__relr_start
+    adrp    x1, __relr_end
+    add     x1, x1, :lo12:__relr_end
+1:  cmp     x0, x1
+    b.hs    5f
+    ldr     x2, [x0], #8
+    tbnz    x2, #0, 2f
+    add     x3, x20, x2                 // where
+    ldr     x4, [x3]
+    add     x4, x4, x20
+    str     x4, [x3], #8
+    b       1b
+2:  mov     x5, x3
+    add     x3, x3, #63 * 8
+3:  lsr     x2, x2, #1
+    cbz     x2, 1b
+    tbz     x2, #0, 4f
+    ldr     x4, [x5]
+    add     x4, x4, x20
+    str     x4, [x5]
+4:  add     x5, x5, #8
     b       3b
 
-    // 3. The boot pCPU's stack, exceptions, and the first address space.
-4:  adrp    x0, baton_stacks
+    // 3. Zero .bss; the boot pCPU's stack; Rust.
+5:  adrp    x0, __bss_start
+    add     x0, x0, :lo12:__bss_start
+    mov     w1, wzr
+    adrp    x2, __bss_end
+    add     x2, x2, :lo12:__bss_end
+    sub     x2, x2, x0
+    bl      baton_fill
+    adrp    x0, baton_stacks
     add     x0, x0, :lo12:baton_stacks
     mov     x1, #{STACK_STRIDE}
     add     sp, x0, x1
-    bl      baton_set_vectors
     mov     x0, x19
-    mov     x1, x20
-    bl      baton_early                 // Rust: returns x0 = TTBR0_EL2 of the early address space
-    bl      baton_mmu_on
-    mov     x0, x19
-    mov     x1, x20
     b       baton_main
+
+// Maps the 1 GiB around the address x0 as memory, unless it is where the devices are. x21 = the table.
+baton_map_early:
+    ubfx    x1, x0, #30, #9
+    cbz     x1, 1f
+    lsl     x2, x1, #30
+    ldr     x3, ={EARLY_NORMAL}
+    orr     x2, x2, x3
+    str     x2, [x21, x1, lsl #3]
+1:  ret
 
 // Where the firmware starts every further pCPU. In: x0 = its number, and in bits 8 and up that of its stack. x1.. unknown;
 // MMU off, EL2h, masked.

@@ -46,7 +46,7 @@ struct Layout {
 
 const PAGE: u64 = 4096;
 /// What `baton_enter` pushes first goes so far below the stack pointer.
-const FIRST_PUSH: u64 = 96;
+const FIRST_PUSH: u64 = 48;
 
 const FAULTS: [El2Fault; 5] = [
     El2Fault {

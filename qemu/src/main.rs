@@ -2,7 +2,7 @@
 //! tests them.
 //!
 //! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
-//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the [`bench`],
+//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the [`bench`], the [`footprint`],
 //! [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
 //! [`setup`] (what this computer lacks).
 
@@ -10,6 +10,7 @@ mod bench;
 mod console;
 mod device_tree;
 mod el2_faults;
+mod footprint;
 mod gdb;
 mod host_tests;
 mod images;

@@ -207,6 +207,8 @@ impl Toolchain {
                 cargo.env("CARGO", DEBIAN_CARGO).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 cargo.env(format!("CARGO_TARGET_{}_LINKER", TARGET.to_uppercase().replace('-', "_")), linker);
                 cargo.args([command, "-Zbuild-std=core", "-Zbuild-std-features=compiler-builtins-mem"]);
+                // What an image has of `core` that is not inlined is formatting and panics.
+                cargo.args(["--config", r#"profile.release.package.core.opt-level="z""#]);
                 cargo
             }
         };

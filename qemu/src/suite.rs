@@ -19,7 +19,7 @@ use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
-use crate::{bench, el2_faults, inputs, linux, save_window};
+use crate::{bench, el2_faults, footprint, inputs, linux, save_window};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +60,8 @@ pub enum Kind {
     SaveWindow,
     /// Figures of the hypervisor.
     Bench(bench::Check),
+    /// The sizes of the hypervisor.
+    Footprint,
 }
 
 impl Kind {
@@ -67,7 +69,7 @@ impl Kind {
     fn features(&self) -> &[String] {
         match self {
             Kind::Case(entry) => &entry.features,
-            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) => &[],
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint => &[],
             Kind::SaveWindow => save_window::features(),
         }
     }
@@ -76,7 +78,7 @@ impl Kind {
     fn ramdisk(&self) -> &str {
         match self {
             Kind::Case(entry) => &entry.ramdisk,
-            Kind::Linux(_) => "main",
+            Kind::Linux(_) | Kind::Footprint => "main",
             Kind::Bench(_) => "bench",
             Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
         }
@@ -166,6 +168,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
         .collect();
     tests.extend(inputs::tests());
     tests.extend(el2_faults::tests());
+    tests.extend(footprint::tests());
     tests.extend(linux::tests());
     tests.extend(save_window::tests());
     tests.extend(bench::tests());
@@ -313,6 +316,7 @@ impl Runner<'_> {
             Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::SaveWindow => save_window::run(self.workspace, test),
             Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
+            Kind::Footprint => footprint::run_test(self.workspace, &self.hypervisor(&[])?),
         }
     }
 

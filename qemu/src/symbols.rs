@@ -33,10 +33,14 @@ impl Symbols {
 
     /// The address of a symbol in a running machine.
     pub fn address(&self, name: &str) -> Result<u64> {
+        Ok(self.start + self.value(name)? - self.link)
+    }
+
+    /// The value of a symbol: its address as linked, or a number that is no address.
+    pub fn value(&self, name: &str) -> Result<u64> {
         let file = ElfFile64::<Endianness>::parse(&*self.elf).context("the hypervisor's ELF file is damaged")?;
         let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
-        let symbol = symbol.with_context(|| format!("the hypervisor has no symbol {name}"))?;
-        Ok(self.start + symbol.address() - self.link)
+        Ok(symbol.with_context(|| format!("the hypervisor has no symbol {name}"))?.address())
     }
 
     /// The code of a function by its path in Rust, in a running machine; nothing if it was compiled into others.

@@ -7,8 +7,10 @@
 //! | [`PcpuArch`] | what other pCPUs need to know to kick this one |
 //! | [`this_cpu`] | which pCPU runs this |
 //! | [`interrupt_pending`] | whether a physical interrupt is pending that is the primary's to take |
-//! | [`open`], [`open_asleep`], [`close`], [`is_open`] | from here on, and until here, this pCPU can be kicked |
 //! | [`kick`], [`take_kick`] | makes a pCPU come out of its secondary or its sleep; notices that it was for that |
+//! | [`lie_down`], [`is_asleep`], [`get_up`] | from when on and until when there is a sleep to be kicked out of |
+//! | [`set_virtual_interrupt`] | the line of the guest that has called |
+//! | [`STEPWISE`] | whether each entry of a guest is a round of the executor |
 //! | [`doze`], [`sleep`], [`send_event`] | WFE, WFI, SEV |
 //! | [`copy_message`] | copies from one mailbox page to another |
 //! | [`bring_in`], [`system_off`], [`system_reset`] | the firmware |
@@ -18,15 +20,15 @@
 pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
-    Cpu, PcpuArch, Regs, StageTwo, before_publish, bring_in, clean_to_memory, close, copy_message, doze,
-    interrupt_pending, is_open, kick, open, open_asleep, send_event, sleep, system_off, system_reset, take_kick,
-    this_cpu,
+    Cpu, PcpuArch, Regs, STEPWISE, StageTwo, before_publish, bring_in, clean_to_memory, copy_message, doze, get_up,
+    interrupt_pending, is_asleep, kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset,
+    take_kick, this_cpu,
 };
 
 #[cfg(not(target_os = "none"))]
 pub mod fake;
 #[cfg(not(target_os = "none"))]
 pub use fake::{
-    Cpu, PcpuArch, Regs, before_publish, bring_in, close, copy_message, doze, interrupt_pending, is_open, kick, open,
-    open_asleep, send_event, sleep, system_off, system_reset, take_kick, this_cpu,
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, get_up, interrupt_pending, is_asleep,
+    kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
 };

@@ -29,7 +29,7 @@ pub enum Part {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::Format { at } => {
                 write!(f, "is not a cpio archive in the old binary or the newc format (at byte {at})")
             }

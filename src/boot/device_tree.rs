@@ -3,9 +3,8 @@
 
 use core::ops::Range;
 
-use dtoolkit::fdt_mut::FdtMut;
-
 use super::Error;
+use super::fdt::{HEADER, Malformed, RESERVATION, Tree, WORD, field, token};
 
 /// Bytes that the edits may add: a reservation for each VM and the hypervisor, two properties with their names.
 const EDITS: u64 = 1024;
@@ -15,97 +14,111 @@ pub fn room_for(original: &Range<u64>) -> u64 {
     original.end - original.start + EDITS
 }
 
-/// Header fields, by their offsets.
-///
-/// Source: Devicetree Specification, 0.4, section 5.2.
-mod header {
-    pub const TOTAL_SIZE: usize = 4;
-    pub const OFF_STRUCT: usize = 8;
-    pub const OFF_STRINGS: usize = 12;
-    pub const OFF_RESERVATIONS: usize = 16;
-    pub const SIZE_STRINGS: usize = 32;
-    pub const SIZE_STRUCT: usize = 36;
+/// How many bytes of a device tree are in use. QEMU's says that it has 1 MiB, of which all but some 8 KiB are padding.
+pub fn used(bytes: &[u8]) -> Option<usize> {
+    let tree = Tree::parse(bytes).ok()?;
+    // One more reservation ends the list.
+    let reservations = tree.reservations.as_ptr_range().end.addr() + RESERVATION;
+    let blocks = [tree.structure.as_ptr_range().end.addr(), tree.strings.as_ptr_range().end.addr()];
+    Some(blocks.into_iter().fold(reservations, usize::max) - bytes.as_ptr().addr())
 }
 
-/// How many bytes of a device tree are in use. QEMU's says that it has 1 MiB, of which all but some 8 KiB are padding.
-pub fn used(tree: &[u8]) -> Option<usize> {
-    let end = |offset, size| number(tree, offset)?.checked_add(number(tree, size)?);
-    let reservations = end_of_reservations(tree)? + ENTRY;
-    let blocks = [end(header::OFF_STRUCT, header::SIZE_STRUCT)?, end(header::OFF_STRINGS, header::SIZE_STRINGS)?];
-    let end = blocks.into_iter().fold(reservations, usize::max);
-    (end <= tree.len()).then_some(end)
-}
+/// The properties of `/chosen` that say where the RAM disk begins and ends.
+pub const START: &core::ffi::CStr = c"linux,initrd-start";
+pub const END: &core::ffi::CStr = c"linux,initrd-end";
 
 /// Writes the primary's device tree to `target`, which has [`room_for`] it.
 ///
 /// # Errors
 ///
-/// If `original`, of which what is [`used`] is enough, is malformed, or has no `/chosen`.
+/// If `original` is malformed, or has no `/chosen`.
+#[inline(never)]
 pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
-    if !is_editable(original) {
-        return Err(Error::DeviceTreeMalformed);
+    let tree = Tree::parse(original)?;
+    let mut nodes = tree.nodes();
+    let mut chosen = None;
+    while let Some(node) = nodes.next()? {
+        if node.depth == 1 && node.name == b"chosen" && chosen.is_none() {
+            chosen = Some((node.properties, nodes.rest()));
+        }
     }
-    let (head, rest) = target.split_at_mut_checked(original.len()).ok_or(Error::NoRoomForDeviceTree)?;
-    head.copy_from_slice(original);
-    head[header::TOTAL_SIZE..header::TOTAL_SIZE + 4].copy_from_slice(&(original.len() as u32).to_be_bytes());
-    rest.fill(0);
+    let (properties, behind) = chosen.ok_or(Error::NoRamDisk)?;
+    let before = &tree.structure[..tree.structure.len() - properties.rest().len()];
+
+    let mut to = Writer { target, size: 0 };
+    to.bytes(tree.header)?;
+    let reservations_at = to.size;
+    for entry in tree.reservations {
+        to.bytes(entry)?;
+    }
     for range in reserved {
-        reserve(target, range).ok_or(Error::DeviceTreeMalformed)?;
+        to.bytes(&range.start.to_be_bytes())?;
+        to.bytes(&(range.end - range.start).to_be_bytes())?;
     }
-    let mut tree = FdtMut::from_slice(target).map_err(|_| Error::DeviceTreeMalformed)?;
-    let mut chosen = tree.find_node_mut("/chosen").ok_or(Error::NoRamDisk)?;
-    for (name, address) in [("linux,initrd-start", initrd.start), ("linux,initrd-end", initrd.end)] {
-        chosen.remove_property(name);
-        chosen.add_property(name, address).map_err(|_| Error::NoRoomForDeviceTree)?;
+    to.bytes(&[0; RESERVATION])?;
+
+    let structure_at = to.size;
+    to.bytes(before)?;
+    // The names go behind the strings that there are.
+    let names = [tree.strings.len(), tree.strings.len() + START.to_bytes_with_nul().len()];
+    for (name, address) in names.into_iter().zip([initrd.start, initrd.end]) {
+        to.word(token::PROPERTY)?;
+        to.word(size_of_val(&address) as u32)?;
+        to.word(name as u32)?;
+        to.bytes(&address.to_be_bytes())?;
+    }
+    for property in properties {
+        if !property.is(START) && !property.is(END) {
+            to.bytes(property.bytes)?;
+        }
+    }
+    to.bytes(behind)?;
+
+    let strings_at = to.size;
+    to.bytes(tree.strings)?;
+    to.bytes(START.to_bytes_with_nul())?;
+    to.bytes(END.to_bytes_with_nul())?;
+
+    let size = to.size;
+    for (at, value) in [
+        (field::TOTAL_SIZE, size),
+        (field::OFF_RESERVATIONS, reservations_at),
+        (field::OFF_STRUCT, structure_at),
+        (field::SIZE_STRUCT, strings_at - structure_at),
+        (field::OFF_STRINGS, strings_at),
+        (field::SIZE_STRINGS, size - strings_at),
+    ] {
+        to.size = at;
+        to.word(value as u32)?;
     }
     Ok(())
 }
 
-/// Whether structure and strings end as they must. The library takes that for granted when it edits, and reading the tree
-/// does not find it out.
-fn is_editable(tree: &[u8]) -> bool {
-    const END: [u8; 4] = [0, 0, 0, 9];
-    let block = |offset, size| {
-        let start = number(tree, offset)?;
-        tree.get(start..start + number(tree, size)?)
-    };
-    block(header::OFF_STRUCT, header::SIZE_STRUCT).is_some_and(|structure| structure.ends_with(&END))
-        && block(header::OFF_STRINGS, header::SIZE_STRINGS)
-            .is_some_and(|strings| strings.ends_with(&[0]) && core::str::from_utf8(strings).is_ok())
+const _: () = assert!(HEADER.is_multiple_of(RESERVATION / 2) && HEADER.is_multiple_of(WORD), "blocks are aligned");
+
+/// Bytes, one after the other.
+struct Writer<'a> {
+    target: &'a mut [u8],
+    size: usize,
 }
 
-/// A field of the header, or of what is behind it.
-fn number(tree: &[u8], at: usize) -> Option<usize> {
-    Some(u32::from_be_bytes(tree.get(at..at + 4)?.try_into().ok()?) as usize)
+impl Writer<'_> {
+    #[inline(never)]
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let end = self.size + bytes.len();
+        self.target.get_mut(self.size..end).ok_or(Error::NoRoomForDeviceTree)?.copy_from_slice(bytes);
+        self.size = end;
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn word(&mut self, word: u32) -> Result<(), Error> {
+        self.bytes(&word.to_be_bytes())
+    }
 }
 
-/// An entry of the memory reservation block: address and size.
-const ENTRY: usize = 16;
-
-/// Where the memory reservation block has its last entry, which is zero.
-fn end_of_reservations(tree: &[u8]) -> Option<usize> {
-    let mut at = number(tree, header::OFF_RESERVATIONS)?;
-    while tree.get(at..at.checked_add(ENTRY)?)? != [0; ENTRY] {
-        at += ENTRY;
+impl From<Malformed> for Error {
+    fn from(_: Malformed) -> Self {
+        Self::DeviceTreeMalformed
     }
-    Some(at)
-}
-
-/// Adds an entry to the memory reservation block, moving what is behind it.
-fn reserve(tree: &mut [u8], range: &Range<u64>) -> Option<()> {
-    let size = number(tree, header::TOTAL_SIZE)?;
-    let at = end_of_reservations(tree)?;
-    if size + ENTRY > tree.len() || at > size {
-        return None;
-    }
-    tree.copy_within(at..size, at + ENTRY);
-    tree[at..at + 8].copy_from_slice(&range.start.to_be_bytes());
-    tree[at + 8..at + ENTRY].copy_from_slice(&(range.end - range.start).to_be_bytes());
-    for field in [header::TOTAL_SIZE, header::OFF_STRUCT, header::OFF_STRINGS] {
-        let value = number(tree, field)?;
-        if value > at {
-            tree[field..field + 4].copy_from_slice(&((value + ENTRY) as u32).to_be_bytes());
-        }
-    }
-    Some(())
 }

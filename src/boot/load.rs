@@ -1,9 +1,8 @@
 //! Carrying the plan out: images and device tree to their places, stage 2, vCPUs.
 #![allow(unsafe_code)] // writes memory that is going to be VMs'
 
+use core::mem::MaybeUninit;
 use core::ops::Range;
-
-use heapless::Vec;
 
 use super::archive::Archive;
 use super::plan::{plan, without};
@@ -11,15 +10,29 @@ use super::platform::Platform;
 use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
-use crate::exec::Local;
-use crate::ids::{MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
+use crate::handoff::Life;
+use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
 use crate::psci::Start;
-use crate::vcpu::{Life, Vcpu};
+use crate::sync::ProtocolCell;
+use crate::vcpu::Vcpu;
 use crate::vm::{Machine, Regions, Vm};
 
-/// One for each pCPU, for the primary; then those of the secondaries.
-static VCPUS: [Vcpu; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS] =
-    [const { Vcpu::new() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS];
+/// Room for one vCPU for each pCPU, for the primary, and for those of the secondaries. Most machines need a few of them,
+/// so a vCPU is made when a VM gets it, and the rest is not even zeroed.
+#[unsafe(link_section = ".unzeroed.vcpus")]
+static VCPUS: ProtocolCell<[MaybeUninit<Vcpu>; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]> =
+    ProtocolCell::new([const { MaybeUninit::uninit() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]);
+
+/// Makes the first `count` vCPUs of the room that is left.
+fn make_vcpus(room: &mut &'static mut [MaybeUninit<Vcpu>], count: usize) -> &'static [Vcpu] {
+    let (mine, rest) = core::mem::take(room).split_at_mut(count);
+    *room = rest;
+    for vcpu in mine.iter_mut() {
+        vcpu.write(Vcpu::new());
+    }
+    // SAFETY: just now all of them were written.
+    unsafe { core::slice::from_raw_parts(mine.as_ptr().cast(), count) }
+}
 
 /// Reads the device tree at this address.
 ///
@@ -50,7 +63,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
     Platform::parse(unsafe { bytes(&(address..address + u64::from(size))) }, address, image)
 }
 
-/// Loads all VMs. Returns the machine, and where the primary starts.
+/// Loads all VMs into `machine`, which has none yet, on pCPU `me`. Returns where the primary starts.
 ///
 /// # Errors
 ///
@@ -60,7 +73,7 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
 ///
 /// All RAM is mapped writable, nothing but the hypervisor's own image is in use, and the RAM disk is where the platform
 /// says. Called once.
-pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start), Error> {
+pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Result<Start, Error> {
     // SAFETY: mapped and not written while it is used: the plan keeps it free, as the caller keeps the rest.
     let (ram_disk, original) = unsafe { (bytes(&platform.ram_disk), bytes(&platform.device_tree)) };
     let archive = Archive::new(ram_disk)?;
@@ -82,34 +95,37 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
     device_tree::write(original, tree, initrd, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
-    let mut vms: Vec<Vm, MAX_VMS> = Vec::new();
-    let (of_primary, mut of_secondaries) = VCPUS.split_at(MAX_CPUS);
+    // SAFETY: this runs once, and it is the only place that names them.
+    let mut room: &mut [_] = unsafe { VCPUS.get_mut() };
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
-    let vcpus = &of_primary[..platform.cpus.len()];
+    let vcpus = make_vcpus(&mut room, platform.cpus.len());
     for (index, vcpu) in vcpus.iter().enumerate() {
-        vcpu.set_up(local, |owned| owned.regs.bind_primary(&stage_two, index, platform.cpus[index]));
+        vcpu.set_up(me, |owned| {
+            owned.regs.bind_primary(&stage_two, platform.cpus[index]);
+            Life::Off
+        });
     }
-    add(&mut vms, vcpus, without(&platform.ram, &reserved));
+    add(machine, vcpus, without(&platform.ram, &reserved));
 
     for secondary in &plan.secondaries {
-        let id = VmId(vms.len() as u16);
+        let id = VmId(machine.vms.len() as u16);
         // SAFETY: the plan put this where nothing else is.
         unsafe { place_image(secondary.memory.clone(), secondary.image) };
         let stage_two = StageTwo::of_secondary(id, secondary.memory.clone());
-        let (vcpus, rest) = of_secondaries.split_at(secondary.vcpus);
-        of_secondaries = rest;
+        let vcpus = make_vcpus(&mut room, secondary.vcpus);
         for (index, vcpu) in vcpus.iter().enumerate() {
-            vcpu.set_up(local, |owned| {
+            vcpu.set_up(me, |owned| {
                 owned.regs.bind_secondary(&stage_two, index);
-                if index == 0 {
-                    owned.regs.start(secondary.memory.start, 0);
-                    owned.life = Life::Ready;
+                if index != 0 {
+                    return Life::Off;
                 }
+                owned.regs.start(secondary.memory.start, 0);
+                Life::Ready
             });
         }
         let mut memory = Regions::new();
         let _ = memory.push(secondary.memory.clone());
-        add(&mut vms, vcpus, memory);
+        add(machine, vcpus, memory);
         say!(
             "{id} is {}: {} KiB at {:#x}, {} vCPU(s).",
             secondary.name,
@@ -118,13 +134,12 @@ pub unsafe fn load(platform: &Platform, local: &Local) -> Result<(Machine, Start
             secondary.vcpus
         );
     }
-    let machine = Machine { pcpus: local.pcpus(), vms };
-    Ok((machine, Start { entry: plan.primary_entry, context: plan.device_tree.start }))
+    Ok(Start { entry: plan.primary_entry, context: plan.device_tree.start })
 }
 
-fn add(vms: &mut Vec<Vm, MAX_VMS>, vcpus: &'static [Vcpu], memory: Regions) {
-    let id = VmId(vms.len() as u16);
-    if vms.push(Vm::new(id, vcpus, memory)).is_err() {
+fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
+    let id = VmId(machine.vms.len() as u16);
+    if machine.add(Vm::new(id, vcpus, memory)).is_err() {
         unreachable!("the plan has no more VMs than there may be");
     }
 }

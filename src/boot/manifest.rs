@@ -26,7 +26,7 @@ pub enum Error<'a> {
 
 impl fmt::Display for Error<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::NotText => write!(f, "it is not UTF-8 text without control characters"),
             Self::Fields => write!(f, "it does not have the form `<bytes> <vcpus> <file>`"),
             Self::Memory { text } => {
@@ -49,14 +49,14 @@ pub fn entries(text: &[u8]) -> impl Iterator<Item = (usize, Result<Entry<'_>, Er
 
 fn entry(line: &[u8]) -> Result<Entry<'_>, Error<'_>> {
     let line = core::str::from_utf8(line).map_err(|_| Error::NotText)?;
+    if line.contains(|letter: char| letter.is_control() && !letter.is_ascii_whitespace()) {
+        return Err(Error::NotText); // it would go to the console
+    }
     let mut fields = line.split_ascii_whitespace();
     let (Some(memory), Some(vcpus), Some(file), None) = (fields.next(), fields.next(), fields.next(), fields.next())
     else {
         return Err(Error::Fields);
     };
-    if [memory, vcpus, file].iter().any(|field| field.contains(char::is_control)) {
-        return Err(Error::NotText); // it would go to the console
-    }
     Ok(Entry {
         memory: memory.parse().ok().filter(|&bytes| bytes > 0).ok_or(Error::Memory { text: memory })?,
         vcpus: vcpus.parse().ok().filter(|n| (1..=MAX_VCPUS).contains(n)).ok_or(Error::Vcpus { text: vcpus })?,

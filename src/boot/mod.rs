@@ -1,6 +1,6 @@
 //! From a device tree and a RAM disk to a machine with VMs.
 //!
-//! 1. [`platform`]: what the device tree says about memory, CPUs, interrupt controller and RAM disk
+//! 1. [`platform`]: what the device tree says about memory, CPUs, interrupt controller and RAM disk; [`fdt`] reads it
 //! 2. [`archive`]: the files of the RAM disk
 //! 3. [`manifest`]: which secondaries there are to be
 //! 4. [`plan`]: where everything goes; decided before anything is written
@@ -12,6 +12,7 @@
 
 pub mod archive;
 pub mod device_tree;
+pub mod fdt;
 #[cfg(target_os = "none")]
 mod load;
 pub mod manifest;
@@ -49,7 +50,7 @@ impl fmt::Display for Error {
                 f,
                 "there is no device tree at {address:#x}, where x0 says that it is; boot the raw image, not the ELF file"
             ),
-            Self::DeviceTreeSize { size } => {
+            &Self::DeviceTreeSize { size } => {
                 write!(f, "the device tree says that it has {size} bytes; it must have between 40 bytes and 2 MiB")
             }
             Self::DeviceTreeMalformed => {
@@ -70,7 +71,7 @@ impl fmt::Display for Error {
             Self::Archive(error) => write!(f, "the RAM disk {error}"),
             Self::NoPrimary => write!(f, "the RAM disk has no file vmlinuz, which would be the primary VM"),
             Self::EmptyPrimary => write!(f, "the primary VM, vmlinuz in the RAM disk, is empty"),
-            Self::NoRoomForPrimary { size } => {
+            &Self::NoRoomForPrimary { size } => {
                 write!(f, "no {size} bytes of memory in one piece are left for the primary VM; give the machine more")
             }
             Self::NoRoomForDeviceTree => {

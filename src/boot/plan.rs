@@ -84,6 +84,7 @@ pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
 /// # Errors
 ///
 /// If there can be no primary.
+#[inline(never)]
 pub fn plan<'a>(
     platform: &Platform,
     archive: Archive<'a>,
@@ -139,6 +140,7 @@ fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
 }
 
 /// Why a secondary is left out.
+#[derive(Clone, Copy)]
 enum LeftOut<'a> {
     Line(manifest::Error<'a>),
     NoFile { file: &'a str },
@@ -150,7 +152,7 @@ enum LeftOut<'a> {
 
 impl fmt::Display for LeftOut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::Line(error) => write!(f, "{error}"),
             Self::NoFile { file } => write!(f, "the RAM disk has no file {file}"),
             Self::EmptyImage { file } => write!(f, "its image {file} is empty"),

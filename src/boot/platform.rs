@@ -2,10 +2,9 @@
 
 use core::ops::Range;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 use heapless::Vec;
 
+use super::fdt::{self, Node, Tree, number};
 use super::{Error, device_tree};
 use crate::ids::MAX_CPUS;
 use crate::vm::Regions;
@@ -40,18 +39,24 @@ impl Platform {
     /// # Errors
     ///
     /// Says what it lacks.
+    #[inline(never)]
     pub fn parse(bytes: &[u8], address: u64, image: Range<u64>) -> Result<Self, Error> {
-        let tree = Fdt::new(bytes).map_err(|_| Error::DeviceTreeMalformed)?;
         let used = device_tree::used(bytes).ok_or(Error::DeviceTreeMalformed)?;
-        let (distributor, redistributors, mut devices) = interrupt_controller(tree)?;
-        let _ = devices.push(UART);
+        let Found { ram, cpus, controller, chosen } = Found::walk(Tree::parse(bytes)?)?;
+        let controller = controller.ok_or(Error::NoInterruptController)?;
+        let mut devices = Vec::new();
+        let distributor = controller.distributor.start;
+        let _ = devices.push(controller.distributor);
+        for region in controller.redistributors.iter().cloned().chain([UART]) {
+            let _ = devices.push(region);
+        }
         let platform = Self {
-            ram: memory(tree)?,
+            ram: if ram.is_empty() { return Err(Error::NoMemory) } else { ram },
             devices,
-            cpus: cpus(tree)?,
+            cpus: if cpus.is_empty() { return Err(Error::NoCpus) } else { cpus },
             distributor,
-            redistributors,
-            ram_disk: ram_disk(tree)?,
+            redistributors: controller.redistributors,
+            ram_disk: chosen.filter(|range| !range.is_empty()).ok_or(Error::NoRamDisk)?,
             device_tree: address..address + used as u64,
             image,
         };
@@ -67,76 +72,105 @@ impl Platform {
     }
 }
 
-/// The non-empty ranges of a node's `reg`.
-fn ranges(node: FdtNode<'_>) -> impl Iterator<Item = Range<u64>> {
-    node.reg().ok().flatten().into_iter().flatten().filter_map(|reg| {
-        let (start, size) = (reg.address::<u64>().ok()?, reg.size::<u64>().ok()?);
-        let end = start.checked_add(size)?;
-        (size > 0).then_some(start..end)
-    })
+/// What the nodes of a tree say, as far as it was found.
+#[derive(Default)]
+struct Found {
+    ram: Regions,
+    cpus: Vec<u64, MAX_CPUS>,
+    controller: Option<Controller>,
+    /// The RAM disk, of which `/chosen` says where it is.
+    chosen: Option<Range<u64>>,
 }
 
-fn memory(tree: Fdt<'_>) -> Result<Regions, Error> {
-    let mut banks = Regions::new();
-    for node in tree.root().children().filter(|node| node.name_without_address() == "memory") {
-        for bank in ranges(node) {
-            // What EL2 cannot map, or more banks than fit, is left to lie unused.
-            if bank.start < LIMIT {
-                let _ = banks.push(bank.start..bank.end.min(LIMIT));
+struct Controller {
+    distributor: Range<u64>,
+    redistributors: Vec<Range<u64>, 4>,
+}
+
+impl Found {
+    fn walk(tree: Tree<'_>) -> Result<Self, Error> {
+        let mut found = Self::default();
+        // Of the root, for its children. What they are if it does not say, says the specification.
+        let mut cells = Cells { address: 2, size: 1 };
+        let mut below_cpus = false;
+        let mut nodes = tree.nodes();
+        while let Some(node) = nodes.next()? {
+            match node.depth {
+                0 => cells.read(&node),
+                1 => {
+                    below_cpus = node.name == b"cpus";
+                    match node.plain_name() {
+                        b"memory" => found.memory(cells.ranges(&node)),
+                        b"chosen" => found.chosen = ram_disk(&node),
+                        _ if found.controller.is_none() => found.controller = controller(&node, cells),
+                        _ => {}
+                    }
+                }
+                2 if below_cpus && node.plain_name() == b"cpu" => {
+                    if let Some(mpidr) = node.property(c"reg").and_then(number) {
+                        let _ = found.cpus.push(mpidr);
+                    }
+                }
+                _ => {}
             }
         }
+        Ok(found)
     }
-    banks.sort_unstable_by_key(|bank| bank.start);
-    if banks.is_empty() { Err(Error::NoMemory) } else { Ok(banks) }
-}
 
-fn cpus(tree: Fdt<'_>) -> Result<Vec<u64, MAX_CPUS>, Error> {
-    let nodes = tree.find_node("/cpus").into_iter().flat_map(|cpus| cpus.children());
-    let mut ids = Vec::new();
-    for node in nodes.filter(|node| node.name_without_address() == "cpu") {
-        let Some(reg) = node.property("reg") else { continue };
-        if let Some(mpidr) = number(reg.value()) {
-            let _ = ids.push(mpidr);
+    /// Adds banks of RAM, in ascending order. What EL2 cannot map, or more banks than fit, is left to lie unused.
+    fn memory(&mut self, banks: Regions) {
+        for bank in banks.into_iter().filter(|bank| bank.start < LIMIT) {
+            let at = self.ram.iter().position(|other| other.start > bank.start).unwrap_or(self.ram.len());
+            let _ = self.ram.insert(at, bank.start..bank.end.min(LIMIT));
         }
     }
-    if ids.is_empty() { Err(Error::NoCpus) } else { Ok(ids) }
 }
 
-type Controller = (u64, Vec<Range<u64>, 4>, Vec<Range<u64>, 8>);
+/// How many words addresses and sizes have in a `reg`.
+#[derive(Clone, Copy)]
+struct Cells {
+    address: usize,
+    size: usize,
+}
 
-fn interrupt_controller(tree: Fdt<'_>) -> Result<Controller, Error> {
-    let node = tree
-        .root()
-        .children()
-        .find(|node| node.compatible().is_some_and(|mut names| names.any(|name| name == "arm,gic-v3")))
-        .ok_or(Error::NoInterruptController)?;
-    let regions = node.property("#redistributor-regions").and_then(|p| number(p.value())).unwrap_or(1);
-    let mut frames = ranges(node);
-    let distributor = frames.next().ok_or(Error::NoInterruptController)?;
+impl Cells {
+    fn read(&mut self, parent: &Node<'_>) {
+        let number = |name| parent.property(name).and_then(number).map(|number| number as usize);
+        self.address = number(c"#address-cells").unwrap_or(self.address);
+        self.size = number(c"#size-cells").unwrap_or(self.size);
+    }
+
+    /// The non-empty ranges of a node's `reg`, as many as there may be.
+    fn ranges(self, node: &Node<'_>) -> Regions {
+        let address = self.address * fdt::WORD;
+        let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact((address + self.size * fdt::WORD).max(1));
+        let mut ranges = Regions::new();
+        for entry in entries {
+            if let Some((address, size)) = entry.split_at_checked(address)
+                && let (Some(start), Some(size @ 1..)) = (number(address), number(size))
+                && let Some(end) = start.checked_add(size)
+            {
+                let _ = ranges.push(start..end);
+            }
+        }
+        ranges
+    }
+}
+
+/// The GICv3 that this node is, if it is one.
+fn controller(node: &Node<'_>, cells: Cells) -> Option<Controller> {
+    let mut names = node.property(c"compatible")?.split(|&byte| byte == 0);
+    if !names.any(|name| name == b"arm,gic-v3") {
+        return None;
+    }
+    let regions = node.property(c"#redistributor-regions").and_then(number).unwrap_or(1);
+    let mut frames = cells.ranges(node).into_iter();
+    let distributor = frames.next()?;
     let redistributors: Vec<_, 4> = frames.take((regions as usize).min(4)).collect();
-    if redistributors.is_empty() {
-        return Err(Error::NoInterruptController);
-    }
-    let mut devices = Vec::new();
-    let _ = devices.push(distributor.clone());
-    for region in &redistributors {
-        let _ = devices.push(region.clone());
-    }
-    Ok((distributor.start, redistributors, devices))
+    (!redistributors.is_empty()).then_some(Controller { distributor, redistributors })
 }
 
-fn ram_disk(tree: Fdt<'_>) -> Result<Range<u64>, Error> {
-    let chosen = tree.find_node("/chosen").ok_or(Error::NoRamDisk)?;
-    let property = |name| chosen.property(name).and_then(|property| number(property.value())).ok_or(Error::NoRamDisk);
-    let range = property("linux,initrd-start")?..property("linux,initrd-end")?;
-    if range.is_empty() { Err(Error::NoRamDisk) } else { Ok(range) }
-}
-
-/// A number of one or two cells.
-fn number(value: &[u8]) -> Option<u64> {
-    match *value {
-        [a, b, c, d] => Some(u32::from_be_bytes([a, b, c, d]).into()),
-        [a, b, c, d, e, f, g, h] => Some(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
-        _ => None,
-    }
+fn ram_disk(chosen: &Node<'_>) -> Option<Range<u64>> {
+    let address = |name| chosen.property(name).and_then(number);
+    Some(address(device_tree::START)?..address(device_tree::END)?)
 }

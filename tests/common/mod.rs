@@ -10,16 +10,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use baton::arch::Regs;
-use baton::arch::fake::{self, Name};
+use baton::arch::fake::{self, Name, Step};
 use baton::console::{self, Sink};
 use baton::exec::{self, Local, Never, Round};
 use baton::exit::Exit;
-use baton::hypercall::Caller;
-use baton::ids::{CpuId, VcpuId, VmId};
+use baton::handoff::Life;
+use baton::hypercall::Guest;
+use baton::ids::{CpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::psci::Start;
 use baton::run;
-use baton::vcpu::{Life, Vcpu};
+use baton::vcpu::Vcpu;
 use baton::vm::{Machine, Regions, Vm};
 
 pub const P0: CpuId = CpuId::new(0);
@@ -91,33 +92,34 @@ impl Bench {
         for (n, pcpu) in pcpus[..cpus].iter().enumerate() {
             pcpu.set_present(mpidr(CpuId::new(n)));
         }
-        let locals: Vec<&'static Local> =
-            (0..cpus).map(|n| &*Box::leak(Box::new(Local::new(pcpus, CpuId::new(n))))).collect();
-        let mut vms = heapless::Vec::new();
+        let machine = Box::leak(Box::new(Machine::new(pcpus)));
         for (n, &vcpus) in [cpus].iter().chain(secondaries).enumerate() {
             let id = VmId(n as u16);
             let vcpus: &'static [Vcpu] = (0..vcpus).map(|_| Vcpu::new()).collect::<Vec<_>>().leak();
             let start = page(n as u16, 0);
             for (index, vcpu) in vcpus.iter().enumerate() {
-                vcpu.set_up(locals[0], |owned| {
+                vcpu.set_up(P0, |owned| {
                     owned.regs.name = Name { vm: id.0, vcpu: index as u16 };
-                    if !id.is_primary() && index == 0 {
-                        owned.regs.start(start, 0);
-                        owned.life = Life::Ready;
+                    if id.is_primary() || index != 0 {
+                        return Life::Off;
                     }
+                    owned.regs.start(start, 0);
+                    Life::Ready
                 });
             }
             let mut memory = Regions::new();
             memory.push(start..start + PAGES_OF_A_VM * 4096).expect("one region");
-            assert!(vms.push(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
+            assert!(machine.add(Vm::new(id, vcpus, memory)).is_ok(), "no more VMs than there may be");
         }
-        let machine: &'static Machine = Box::leak(Box::new(Machine { pcpus, vms }));
-        let seats = locals.into_iter().map(|local| {
+        let machine: &'static Machine = machine;
+        machine.settle();
+        let seats = (0..cpus).map(|n| {
+            let local: &'static Local = Box::leak(Box::new(Local::new(machine, CpuId::new(n))));
             // As the start of an executor does.
-            fake::run_on(local.pcpu().id);
+            fake::run_on(local.cpu());
             exec::wake(local.pcpu(), exec::Task::Main);
             exec::wake(local.pcpu(), exec::Task::Reporter);
-            let main: Task = Box::pin(run::live(local, machine));
+            let main: Task = Box::pin(run::live(local));
             let reporter: Task = Box::pin(local.pcpu().reports.print_all());
             Seat { local, tasks: RefCell::new(Tasks { main, reporter, woken_by_exit: false }) }
         });
@@ -149,9 +151,9 @@ impl Bench {
         &self.vm(vm).vcpus[usize::from(vcpu)]
     }
 
-    /// Somebody who makes a hypercall.
-    pub fn caller(&self, vm: u16, vcpu: u16) -> Caller<'static> {
-        Caller { machine: self.machine, vm: self.vm(vm), vcpu: VcpuId(vcpu) }
+    /// Somebody who makes a hypercall, on the first pCPU.
+    pub fn caller(&self, vm: u16, vcpu: u16) -> Guest<'static> {
+        Guest { local: self.local(P0), vcpu: self.vcpu(vm, vcpu) }
     }
 
     /// One round of a pCPU's executor, unless it sleeps.
@@ -181,7 +183,7 @@ impl Bench {
     }
 
     /// The next guest on this pCPU is vCPU `vcpu` of VM `vm`, and this is what it does.
-    pub fn guest(&self, cpu: CpuId, vm: u16, vcpu: u16, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
+    pub fn guest<S: Into<Step>>(&self, cpu: CpuId, vm: u16, vcpu: u16, step: impl FnOnce(&mut Regs) -> S + 'static) {
         self.local(cpu).arch().script(Name { vm, vcpu }, step);
     }
 
@@ -250,10 +252,10 @@ pub fn mpidr(cpu: CpuId) -> u64 {
 }
 
 /// A guest that makes a hypercall.
-pub fn calls(args: [u64; 4]) -> impl FnOnce(&mut Regs) -> Exit + 'static {
+pub fn calls(args: [u64; 4]) -> impl FnOnce(&mut Regs) -> Step + 'static {
     move |regs| {
         regs.x[..4].copy_from_slice(&args);
-        Exit::Hypercall
+        Step::Hypercall
     }
 }
 

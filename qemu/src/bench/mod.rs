@@ -27,6 +27,7 @@ use crate::bench::baseline::Finding;
 use crate::bench::guest::PATIENCE;
 use crate::bench::measure::Measured;
 use crate::bench::rows::DEFINITIONS;
+use crate::footprint;
 use crate::images::Workspace;
 use crate::suite::{Kind, Report, Test};
 
@@ -53,8 +54,11 @@ pub struct Options {
     #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
     /// Measure what it costs that several pCPUs share, with the future and with a gate that spins; `--save` draws the picture.
-    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "against", "check", "hypervisor"])]
+    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "against", "check", "hypervisor", "footprint"])]
     contention: bool,
+    /// Say how much memory the hypervisor takes instead, and how deep its stacks get.
+    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "check", "save", "hypervisor", "against"])]
+    footprint: bool,
     /// Measure this image instead of Baton.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
@@ -67,6 +71,16 @@ pub struct Options {
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.contention {
         return contend(workspace, options).map(|()| true);
+    }
+    if options.footprint {
+        let footprint = footprint::report(workspace)?;
+        match options.json {
+            true => println!("{}", serde_json::to_string_pretty(&footprint)?),
+            false => print!("{footprint}"),
+        }
+        let problems = footprint.problems();
+        problems.iter().for_each(|problem| eprintln!("{problem}"));
+        return Ok(problems.is_empty());
     }
     for name in options.rows.iter().chain(&options.trace) {
         ensure!(

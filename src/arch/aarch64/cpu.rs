@@ -1,8 +1,12 @@
 //! This pCPU: loading and saving a vCPU, entering it, and what its exits mean.
 //!
-//! **FP is lazy.** The FP registers stay with whoever used them last (`fp_holder`) until somebody else does: every load of
-//! another vCPU sets the trap, the first use moves the registers. A vCPU that used them gives them back when it is saved,
-//! before it is published, because it may run elsewhere next. So no VM ever sees another one's.
+//! **The rare is out of the way.** Most switches are between vCPUs without FP, on hardware without the rarer registers, and
+//! with no timer of the primary's running. One word says whether anything of the kind is the matter, so that it costs a
+//! switch one look, and the rest is in functions of its own.
+//!
+//! **FP is lazy.** The FP registers stay with whoever used them last (`fp_holder`) until somebody else does: while somebody
+//! has them, every load of another vCPU sets the trap, and the first use moves the registers. A vCPU that used them gives
+//! them back when it is saved, before it is published, because it may run elsewhere next. So no VM ever sees another one's.
 //!
 //! **TLB.** A VM's vCPUs share its VMID. Guests' own maintenance is broadcast (HCR_EL2.FB), which covers a vCPU that comes
 //! back to a pCPU. When another vCPU of the same VM was here last, its translations go first: they need not agree. Stage 2
@@ -10,22 +14,25 @@
 
 use core::arch::asm;
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
-    CNTVOFF_EL2, CPTR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, MDCR_EL2, ReadWriteable, Readable, SCTLR_EL2, VMPIDR_EL2,
-    VTTBR_EL2, Writeable,
+    CNTVOFF_EL2, CPTR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, MDCR_EL2, ReadWriteable, Readable, SCTLR_EL2,
+    Writeable,
 };
 
 use super::features;
-use super::regs::{FpRegs, Regs};
-use crate::exit::{Cause, Exit, Fault};
-use crate::ids::MAX_VMS;
+use super::regs::{self, FpRegs, Regs};
+use crate::exec::Local;
+use crate::exit::{Cause, Exit, Fault, Leave};
+use crate::hypercall::{self, Guest, Verdict};
+use crate::ids::{MAX_VMS, VcpuId, VmId};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU64, Ordering};
+use crate::vcpu::Vcpu;
 
 unsafe extern "C" {
-    fn baton_enter(regs: *mut Regs) -> u64;
     fn baton_fp_save(to: *mut FpRegs);
     fn baton_fp_load(from: *const FpRegs);
 }
@@ -49,43 +56,57 @@ pub(super) fn note_reset_values() {
     MDCR_AT_RESET.store(MDCR_EL2.get(), Ordering::Relaxed);
 }
 
+/// What a switch has to do besides the usual; bits of [`Cpu::special`].
+mod special {
+    /// This hardware has registers of [`super::super::regs::RareRegs`], or VDISR_EL2.
+    pub const RARE_REGISTERS: u32 = 1 << 0;
+    /// The FP registers are somebody's; while they are nobody's, FP traps.
+    pub const FP_HELD: u32 = 1 << 1;
+    /// EL2's own timer has the primary's deadline.
+    pub const STAND_IN: u32 = 1 << 2;
+}
+
+/// Bits of CNTV_CTL_EL0.
+mod cntv {
+    pub const ENABLE: u64 = 1 << 0;
+    pub const MASK: u64 = 1 << 1;
+    pub const EXPIRED: u64 = 1 << 2;
+}
+
 /// The part of this pCPU's hardware state that outlives a guest.
 pub struct Cpu {
     pcpu: &'static Pcpu,
+    special: Cell<u32>,
     /// Whose FP registers are in the hardware: where they belong in memory.
     fp_holder: Cell<Option<NonNull<FpRegs>>>,
-    /// For each VMID, the vCPU whose translations this pCPU's TLB may hold.
-    translations: [Cell<u32>; MAX_VMS + 1],
-    /// The hardware has SME, and with it TPIDR2_EL0.
-    has_tpidr2: bool,
-    /// The hardware has RAS, and with it VDISR_EL2.
-    has_vdisr: bool,
-    /// The deadline of the primary's virtual timer, if it is armed, while a secondary is loaded.
-    primary_timer: Cell<Option<u64>>,
+    /// For each VM that has several, the vCPU whose translations this pCPU's TLB may hold: its number, plus one.
+    translations: [Cell<u8>; MAX_VMS],
+    rare: features::Rare,
 }
 
 impl Cpu {
     /// Sets up the registers that are the same for all VMs, on the pCPU that calls.
     pub fn new(pcpu: &'static Pcpu) -> Self {
         let midr: u64;
-        // SAFETY: registers of EL2 that only this function sets.
+        // SAFETY: registers of EL2 that only this function sets, and no VM's translations are there yet.
         unsafe {
             asm!("mrs {}, midr_el1", out(reg) midr, options(nostack, preserves_flags));
             asm!("msr vpidr_el2, {}", in(reg) midr, options(nostack, preserves_flags));
             asm!("msr hstr_el2, xzr", options(nostack, preserves_flags));
+            asm!("tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags));
         }
         // The final address space is on: from now on what is writable is not executable, whatever its tables say.
         SCTLR_EL2.modify(SCTLR_EL2::WXN::Enable);
         CNTVOFF_EL2.set(0);
         CPTR_EL2.set(CPTR_FP_TRAPS);
         super::memory::set_stage_two_format();
+        let rare = features::Rare::find();
         Self {
             pcpu,
+            special: Cell::new(if rare.any() { special::RARE_REGISTERS } else { 0 }),
             fp_holder: Cell::new(None),
-            translations: [const { Cell::new(0) }; MAX_VMS + 1],
-            has_tpidr2: features::has_sme(),
-            has_vdisr: features::has_ras(),
-            primary_timer: Cell::new(None),
+            translations: [const { Cell::new(0) }; MAX_VMS],
+            rare,
         }
     }
 
@@ -93,136 +114,233 @@ impl Cpu {
     #[inline]
     pub fn load(&self, regs: &Regs) {
         regs.sys.load();
-        let constants = &regs.constants;
-        VTTBR_EL2.set(constants.vttbr);
-        VMPIDR_EL2.set(constants.vmpidr);
-        MDCR_EL2.set(constants.mdcr);
-        // SAFETY: as the table in `regs.rs` says.
-        unsafe {
-            asm!("msr cnthctl_el2, {}", in(reg) constants.cnthctl, options(nostack, preserves_flags));
-            asm!("msr ich_hcr_el2, {}", in(reg) constants.ich_hcr, options(nostack, preserves_flags));
-            asm!("msr icc_sre_el2, {}", in(reg) constants.icc_sre, options(nostack, preserves_flags));
-            if self.has_tpidr2 {
-                asm!("msr s3_3_c13_c0_5, {}", in(reg) regs.tpidr2, options(nostack, preserves_flags)); // TPIDR2_EL0
-            }
-            if self.has_vdisr {
-                asm!("msr s3_4_c12_c1_1, xzr", options(nostack, preserves_flags)); // VDISR_EL2
-            }
+        regs.constants.load();
+        if self.special.get() != 0 {
+            self.load_special(regs);
         }
-        let mine = self.fp_holder.get() == Some(NonNull::from(&regs.fp));
-        CPTR_EL2.set(if mine { CPTR_FP_FREE } else { CPTR_FP_TRAPS });
-
-        let seen = &self.translations[(constants.identity >> 16) as usize];
-        if seen.replace(constants.identity) != constants.identity {
-            // Another vCPU of this VM was here last, or none.
-            // SAFETY: drops translations of this VMID on this pCPU; they are only a cache.
-            unsafe {
-                asm!("isb", "tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
-            }
-        }
-        self.stand_in_for_timer(constants.primary);
     }
 
-    /// Hardware to memory, all but what an exit did itself: this vCPU may run elsewhere next.
+    /// From the primary, which comes back to this pCPU in the middle of its call, to a secondary, all but what `enter` does
+    /// itself. The primary's FP registers stay until somebody else uses them, where it goes on is saved here, and while the
+    /// secondary has the virtual timer, EL2's own has the primary's deadline, and preempts in time.
+    #[inline]
+    pub fn switch(&self, primary: &mut Regs, to: &Regs) {
+        let timer = primary.sys.save();
+        // SAFETY: reads a register of EL1, and those that say where the primary goes on.
+        unsafe {
+            asm!("mrs {}, mdscr_el1", out(reg) primary.constants.mdscr, options(nostack, preserves_flags));
+            asm!(
+                "mrs {pc}, elr_el2",
+                "mrs {pstate}, spsr_el2",
+                "stp {pc}, {pstate}, [{regs}, {offset}]",
+                pc = out(reg) _,
+                pstate = out(reg) _,
+                regs = in(reg) &raw mut *primary,
+                offset = const offset_of!(Regs, pc),
+                options(nostack, preserves_flags),
+            );
+        }
+        if timer & cntv::ENABLE != 0 {
+            self.stand_in_for_timer(primary);
+        }
+        to.sys.load();
+        to.constants.load();
+        if self.special.get() != 0 {
+            self.save_special(primary, false);
+            self.load_special(to);
+        }
+    }
+
+    /// Back to the primary, when the secondary has been saved.
+    #[inline]
+    pub fn take_back(&self, primary: &Regs) {
+        let primary = forget_offsets(primary);
+        self.load(primary);
+        // SAFETY: this is where the primary's call came from.
+        unsafe {
+            asm!(
+                "ldp {pc}, {pstate}, [{regs}, {offset}]",
+                "msr elr_el2, {pc}",
+                "msr spsr_el2, {pstate}",
+                "msr hcr_el2, {hcr}",
+                pc = out(reg) _,
+                pstate = out(reg) _,
+                hcr = in(reg) primary.constants.hcr,
+                regs = in(reg) &raw const *primary,
+                offset = const offset_of!(Regs, pc),
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Hardware to memory, all but what an exit did itself: this vCPU may run elsewhere next. MDSCR_EL1 of a secondary is
+    /// in memory already, and the primary's is saved in [`Self::switch`] or not at all, because it was turned off.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
-        self.set_aside(regs);
-        if self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
+        let regs = forget_offsets_mut(regs);
+        let timer = regs.sys.save();
+        if self.special.get() != 0 {
+            self.save_special(regs, true);
+        }
+        if timer & cntv::ENABLE != 0 {
+            mask_expired_timer(regs);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_special(&self, regs: &Regs) {
+        self.rare.load(&regs.rare);
+        if let Some(holder) = self.fp_holder.get() {
+            let mine = holder == NonNull::from(&regs.fp);
+            CPTR_EL2.set(if mine { CPTR_FP_FREE } else { CPTR_FP_TRAPS });
+        }
+        if regs.constants.primary && self.special.get() & special::STAND_IN != 0 {
+            self.special.set(self.special.get() & !special::STAND_IN);
+            // SAFETY: EL2's own timer.
+            unsafe { asm!("msr cnthp_ctl_el2, xzr", options(nostack, preserves_flags)) };
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn save_special(&self, regs: &mut Regs, gives_fp_up: bool) {
+        self.rare.save(&mut regs.rare);
+        if gives_fp_up && self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
             // SAFETY: the FP registers are this vCPU's, and its memory is ours: Single Owner.
             unsafe { baton_fp_save(&raw mut regs.fp) };
             self.fp_holder.set(None);
+            self.special.set(self.special.get() & !special::FP_HELD);
+            CPTR_EL2.set(CPTR_FP_TRAPS);
         }
     }
 
-    /// As [`Self::save`], but this vCPU comes back to this pCPU: its FP registers stay until somebody else uses them.
-    #[inline]
-    pub fn set_aside(&self, regs: &mut Regs) {
-        regs.sys.save();
-        if self.has_tpidr2 {
-            // SAFETY: reads a register that EL2 does not use; there is one.
-            unsafe { asm!("mrs {}, s3_3_c13_c0_5", out(reg) regs.tpidr2, options(nostack, preserves_flags)) };
-        }
-        const ENABLE: u64 = 1 << 0;
-        const MASK: u64 = 1 << 1;
-        const EXPIRED: u64 = 1 << 2;
-        if regs.constants.primary {
-            let armed = regs.sys.cntv_ctl & (ENABLE | MASK) == ENABLE;
-            self.primary_timer.set(armed.then_some(regs.sys.cntv_cval));
-        } else if regs.sys.cntv_ctl & (ENABLE | MASK | EXPIRED) == ENABLE | EXPIRED {
-            // It would interrupt the primary at every entry, and the vCPU would never get on.
-            regs.sys.cntv_ctl |= MASK;
-        }
-    }
-
-    /// While a secondary has the virtual timer, EL2's own timer has the primary's deadline, so that it preempts in time.
-    #[inline]
-    fn stand_in_for_timer(&self, primary: bool) {
-        let control: u64 = match self.primary_timer.get() {
-            // An interrupt that the primary would not take must not end every run.
-            Some(deadline) if !primary && super::gic::enable_stand_in(self.pcpu) => {
-                // SAFETY: EL2's own timer.
-                unsafe { asm!("msr cnthp_cval_el2, {}", in(reg) deadline, options(nostack, preserves_flags)) };
-                1
+    /// Sets EL2's own timer to the primary's deadline. An interrupt that the primary would not take must not end every run.
+    #[cold]
+    #[inline(never)]
+    fn stand_in_for_timer(&self, regs: &Regs) {
+        let deadline = regs.sys.cntv_cval;
+        if regs.sys.cntv_ctl & cntv::MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
+            self.special.set(self.special.get() | special::STAND_IN);
+            // SAFETY: EL2's own timer.
+            unsafe {
+                asm!(
+                    "msr cnthp_cval_el2, {deadline}",
+                    "msr cnthp_ctl_el2, {enable}",
+                    deadline = in(reg) deadline,
+                    enable = in(reg) 1u64,
+                    options(nostack, preserves_flags),
+                );
             }
-            Some(_) if !primary => return,
-            Some(_) => {
-                self.primary_timer.set(None);
-                0
-            }
-            None => return,
-        };
-        // SAFETY: EL2's own timer.
-        unsafe { asm!("msr cnthp_ctl_el2, {}", in(reg) control, options(nostack, preserves_flags)) };
+        }
     }
 
-    /// Enters the loaded vCPU and returns at its next exit that is not finished here.
-    #[inline]
-    pub fn enter(&self, regs: &mut Regs) -> Exit {
+    /// Drops the translations that another vCPU of the same VM left on this pCPU; they need not agree with this one's.
+    pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
+        let here = vcpu.0 as u8 + 1;
+        if self.translations[vm.index()].replace(here) != here {
+            // SAFETY: drops translations of this VM on this pCPU; they are only a cache. EL1 does not run, and whoever is
+            // loaded next has a VTTBR_EL2 of its own, of which only the VMID matters here.
+            unsafe {
+                asm!(
+                    "msr vttbr_el2, {vmid}",
+                    "isb",
+                    "tlbi vmalle1",
+                    "ic iallu",
+                    "dsb nsh",
+                    "isb",
+                    vmid = in(reg) u64::from(super::memory::vmid(vm)) << 48,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
+
+    /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit that is not
+    /// finished here or, if it is a call, in [`baton_hypercall`].
+    ///
+    /// # Safety
+    ///
+    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
+    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
+        // SAFETY: as the caller promises; in between two entries nothing else uses them.
+        let mut hcr = unsafe { &*regs }.constants.hcr;
+        if line {
+            hcr = with_line(hcr);
+        }
         loop {
-            // SAFETY: the vCPU is loaded here and `regs` are its registers.
-            let vector = unsafe { baton_enter(regs) };
-            if let Some(exit) = self.look(regs, vector) {
-                return exit;
+            let (how, leave): (u64, u64);
+            // SAFETY: as the caller promises. x19 and x29 come back as they were.
+            unsafe {
+                asm!(
+                    "bl baton_enter",
+                    inlateout("x0") regs => _,
+                    inlateout("x1") core::ptr::from_ref(vcpu).addr() => leave,
+                    inlateout("x2") core::ptr::from_ref(local) => _,
+                    inlateout("x3") hcr => _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
+                    out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _,
+                    out("x17") _, out("x18") how, out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _,
+                    out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
+                );
+            }
+            match how >> SYNDROME_CLASS {
+                how::CALL => return Exit::Call(Leave::from_word(leave)),
+                how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
+                how::INTERRUPT => return Exit::Interrupt,
+                _ => {
+                    // SAFETY: as above.
+                    if let Some(exit) = self.look(unsafe { &mut *regs }, how) {
+                        return exit;
+                    }
+                    // The line may have changed in a call that was finished.
+                    hcr = HCR_EL2.get();
+                }
             }
         }
     }
 
-    /// What an exit means; none if it is finished.
-    #[inline]
-    fn look(&self, regs: &mut Regs, vector: u64) -> Option<Exit> {
-        const SYNCHRONOUS: u64 = 0;
-        const SYSTEM_ERROR: u64 = 3;
-        let syndrome = ESR_EL2.get();
-        match vector {
-            SYNCHRONOUS => match syndrome >> 26 {
-                0x16 => Some(Exit::Hypercall),
-                0x01 if syndrome & 1 == 0 => Some(Exit::Wfi),
-                0x01 => Some(Exit::Wfe),
-                0x17 => Some(Exit::Smc { immediate: syndrome as u16 }),
-                0x07 => {
-                    self.give_fp(regs);
-                    None
-                }
-                0x18 if features::serve(regs, syndrome) => None,
-                class => {
-                    let fault = fault(regs, class, syndrome);
-                    if fault.cause == Cause::Undefined && regs.is_at_el0() {
-                        // What a process may not do is its kernel's business.
-                        regs.raise(fault);
-                        return None;
-                    }
-                    Some(Exit::Fault(fault))
-                }
-            },
-            SYSTEM_ERROR => {
-                Some(Exit::Fault(Fault { cause: Cause::SystemError, pc: regs.pc, syndrome, address: FAR_EL2.get() }))
+    /// What an exit means that is not one of the usual; none if it is finished.
+    #[cold]
+    #[inline(never)]
+    fn look(&self, regs: &mut Regs, how: u64) -> Option<Exit> {
+        match how >> SYNDROME_CLASS {
+            how::WFI_OR_WFE => Some(Exit::Wfe),
+            how::SMC => Some(Exit::Smc { immediate: how as u16 }),
+            how::FP => {
+                self.give_fp(regs);
+                None
             }
-            _ => Some(Exit::Interrupt),
+            how::SYSTEM_REGISTER if features::serve(regs, how) => None,
+            _ => {
+                let fault = self.fault(regs);
+                if fault.cause == Cause::Undefined && regs.is_at_el0() {
+                    // What a process may not do is its kernel's business.
+                    regs.raise(fault);
+                    return None;
+                }
+                Some(Exit::Fault)
+            }
         }
+    }
+
+    /// What the vCPU did, whose last exit was a fault. Before anything else is entered here.
+    pub fn fault(&self, regs: &Regs) -> Fault {
+        const WRITE: u64 = 1 << 6;
+        let (syndrome, address) = (ESR_EL2.get(), FAR_EL2.get());
+        // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
+        let permission = syndrome & 0b11_1100 == 0b00_1100;
+        let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
+        let cause = match syndrome >> SYNDROME_CLASS {
+            0x20 => Cause::Execute { ipa },
+            0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
+            0x24 => Cause::Read { ipa },
+            0x2f => Cause::SystemError,
+            _ => Cause::Undefined,
+        };
+        Fault { cause, pc: regs.pc, syndrome, address }
     }
 
     /// The first use of FP since somebody else had it.
-    #[cold]
     fn give_fp(&self, regs: &mut Regs) {
         CPTR_EL2.set(CPTR_FP_FREE);
         // SAFETY: the holder is a vCPU that lives for ever and whose registers are this pCPU's still: the primary's, or
@@ -235,22 +353,71 @@ impl Cpu {
             baton_fp_load(&raw const regs.fp);
         }
         self.fp_holder.set(Some(NonNull::from(&regs.fp)));
+        self.special.set(self.special.get() | special::FP_HELD);
     }
 }
 
-/// A synchronous exit that is nobody's service.
+/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one bit above that.
+mod how {
+    pub const WFI_OR_WFE: u64 = 0x01;
+    pub const FP: u64 = 0x07;
+    pub const SMC: u64 = 0x17;
+    pub const SYSTEM_REGISTER: u64 = 0x18;
+    pub const INTERRUPT: u64 = super::HOW_INTERRUPT >> super::SYNDROME_CLASS;
+    pub const CALL: u64 = super::HOW_CALL >> super::SYNDROME_CLASS;
+}
+const SYNDROME_CLASS: u32 = 26;
+pub(super) const HOW_INTERRUPT: u64 = 1 << 32;
+pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 33;
+pub(super) const HOW_CALL: u64 = 1 << 34;
+
+/// The same reference, of which the compiler does not know that it is: so that it does not keep addresses of parts of it
+/// in the stack while a guest runs, where one address and an addition each will do.
+#[inline(always)]
+fn forget_offsets<T>(value: &T) -> &T {
+    let mut pointer = core::ptr::from_ref(value);
+    // SAFETY: does nothing, so that the pointer is as good as before.
+    unsafe {
+        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        &*pointer
+    }
+}
+
+/// As [`forget_offsets`].
+#[inline(always)]
+fn forget_offsets_mut<T>(value: &mut T) -> &mut T {
+    let mut pointer = core::ptr::from_mut(value);
+    // SAFETY: does nothing, so that the pointer is as good as before.
+    unsafe {
+        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        &mut *pointer
+    }
+}
+
+/// A secondary's timer that has expired would interrupt the primary at every entry, and the vCPU would never get on.
 #[cold]
-fn fault(regs: &Regs, class: u64, syndrome: u64) -> Fault {
-    const WRITE: u64 = 1 << 6;
-    let address = FAR_EL2.get();
-    // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
-    let permission = syndrome & 0b11_1100 == 0b00_1100;
-    let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
-    let cause = match class {
-        0x20 => Cause::Execute { ipa },
-        0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
-        0x24 => Cause::Read { ipa },
-        _ => Cause::Undefined,
-    };
-    Fault { cause, pc: regs.pc, syndrome, address }
+#[inline(never)]
+fn mask_expired_timer(regs: &mut Regs) {
+    if regs.sys.cntv_ctl & cntv::EXPIRED != 0 {
+        regs.sys.cntv_ctl |= cntv::MASK;
+    }
+}
+
+/// Straight from the vector: the guest that runs has executed `hvc`.
+#[unsafe(no_mangle)]
+extern "C" fn baton_hypercall(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    hypercall::arrive(Guest { vcpu, local }, [x0, x1, x2, x3])
+}
+
+/// HCR_EL2 with the virtual interrupt line high.
+#[cold]
+#[inline(never)]
+fn with_line(hcr: u64) -> u64 {
+    hcr | 1 << regs::VI_BIT
+}
+
+/// Raises or lowers the virtual interrupt line of the guest that has called.
+pub fn set_virtual_interrupt(high: bool) {
+    let hcr = HCR_EL2.get() & !(1 << regs::VI_BIT) | u64::from(high) << regs::VI_BIT;
+    HCR_EL2.set(hcr);
 }

@@ -8,7 +8,7 @@
 
 use core::arch::asm;
 
-use super::regs::Regs;
+use super::regs::{RareRegs, Regs};
 
 /// A trapped MRS or MSR.
 ///
@@ -54,6 +54,13 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
         Access { op0: 2, op1: 0, crn: 0, crm: 2, op2: 2, .. } => mdscr(regs, &access),
         // The other debug registers: no breakpoints in a secondary.
         Access { op0: 2, op1: 0, .. } => read_as_zero(regs, &access),
+        // ICC_SRE_EL1: there are no other registers that it could turn on.
+        Access { op0: 3, op1: 0, crn: 12, crm: 12, op2: 5, .. } => {
+            if access.read {
+                regs.set_x(access.rt, SYSTEM_REGISTERS_ONLY);
+            }
+            true
+        }
         // ICC_*: a secondary's interrupts come by hypercall.
         Access { op0: 3, op1: 0, .. } if !regs.constants.primary => interrupt_controller(regs, &access),
         _ => false,
@@ -63,6 +70,9 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     }
     served
 }
+
+/// ICC_SRE_EL1: the system registers are on, without the bypass of the lines.
+const SYSTEM_REGISTERS_ONLY: u64 = 0b111;
 
 fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
     if access.read {
@@ -76,12 +86,10 @@ fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
 /// Source: GIC architecture, IHI 0069, section 12.2.
 fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
     const NOTHING_PENDING: u64 = 1023;
-    const SYSTEM_REGISTERS_ONLY: u64 = 0b111;
     const IDLE_PRIORITY: u64 = 0xff;
     let value = match (access.crn, access.crm, access.op2) {
         // ICC_IAR0/1_EL1, ICC_HPPIR0/1_EL1.
         (12, 8 | 12, 0 | 2) => NOTHING_PENDING,
-        (12, 12, 5) => SYSTEM_REGISTERS_ONLY,
         // ICC_RPR_EL1.
         (12, 11, 3) => IDLE_PRIORITY,
         // ICC_PMR_EL1; EOIR, BPR and AP registers of both groups; DIR, CTLR, IGRPEN0/1.
@@ -94,31 +102,98 @@ fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
+/// In memory it is as in the hardware: this is a secondary's only way to it, so that it is never saved.
 fn mdscr(regs: &mut Regs, access: &Access) -> bool {
-    // SAFETY: the register is the loaded vCPU's; EL2 does not use it.
-    unsafe {
-        if access.read {
-            let value: u64;
-            asm!("mrs {}, mdscr_el1", out(reg) value, options(nostack, preserves_flags));
-            regs.set_x(access.rt, value);
-        } else {
-            // Breakpoints are the primary's: they must not fire in a secondary.
-            const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
-            let value = regs.x(access.rt) & !MDE_AND_KDE;
-            asm!("msr mdscr_el1, {}", in(reg) value, options(nostack, preserves_flags));
-        }
+    // Breakpoints are the primary's: they must not fire in a secondary.
+    const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
+    if access.read {
+        regs.set_x(access.rt, regs.constants.mdscr);
+    } else {
+        regs.constants.mdscr = regs.x(access.rt) & !MDE_AND_KDE;
+        // SAFETY: the register is the loaded vCPU's; EL2 does not use it.
+        unsafe { asm!("msr mdscr_el1, {}", in(reg) regs.constants.mdscr, options(nostack, preserves_flags)) };
     }
     true
 }
 
-/// Whether the hardware has SME (ID_AA64PFR1_EL1).
-pub fn has_sme() -> bool {
-    read_id_register(4, 1) & field(24) != 0
+/// Which of the registers that not all hardware has this pCPU has.
+pub struct Rare {
+    afsr0: bool,
+    afsr1: bool,
+    amair: bool,
+    /// SME, and with it TPIDR2_EL0.
+    tpidr2: bool,
+    /// RAS, and with it VDISR_EL2.
+    vdisr: bool,
 }
 
-/// Whether the hardware has RAS (ID_AA64PFR0_EL1).
-pub fn has_ras() -> bool {
-    read_id_register(4, 0) & field(28) != 0
+impl Rare {
+    /// Looks at the ID registers; and writes ones to the registers whose meaning is up to the implementation: if that
+    /// changes nothing, nothing of a guest's can be there. Before any guest runs here.
+    pub fn find() -> Self {
+        macro_rules! keeps_ones {
+            ($name:literal) => {{
+                let value: u64;
+                // SAFETY: a register of EL1, which does not run.
+                unsafe {
+                    asm!(
+                        concat!("msr ", $name, ", {ones}"),
+                        "isb",
+                        concat!("mrs {value}, ", $name),
+                        concat!("msr ", $name, ", xzr"),
+                        ones = in(reg) u64::MAX,
+                        value = out(reg) value,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                value != 0
+            }};
+        }
+        Self {
+            afsr0: keeps_ones!("afsr0_el1"),
+            afsr1: keeps_ones!("afsr1_el1"),
+            amair: keeps_ones!("amair_el1"),
+            // ID_AA64PFR1_EL1.SME, ID_AA64PFR0_EL1.RAS.
+            tpidr2: read_id_register(4, 1) & field(24) != 0,
+            vdisr: read_id_register(4, 0) & field(28) != 0,
+        }
+    }
+
+    pub fn any(&self) -> bool {
+        self.afsr0 || self.afsr1 || self.amair || self.tpidr2 || self.vdisr
+    }
+
+    /// Hardware to memory.
+    pub fn save(&self, regs: &mut RareRegs) {
+        macro_rules! save {
+            ($($field:ident $name:literal;)*) => {
+                $(if self.$field {
+                    // SAFETY: reads a register that EL2 does not use; there is one.
+                    unsafe { asm!(concat!("mrs {}, ", $name), out(reg) regs.$field, options(nostack, preserves_flags)) };
+                })*
+            };
+        }
+        save! { afsr0 "afsr0_el1"; afsr1 "afsr1_el1"; amair "amair_el1"; tpidr2 "s3_3_c13_c0_5"; }
+    }
+
+    /// Memory to hardware. VDISR_EL2 is what a secondary sees as DISR_EL1, and zero for everybody.
+    pub fn load(&self, regs: &RareRegs) {
+        macro_rules! load {
+            ($($field:ident $name:literal $value:expr;)*) => {
+                $(if self.$field {
+                    // SAFETY: writes a register that EL2 does not use; there is one.
+                    unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nostack, preserves_flags)) };
+                })*
+            };
+        }
+        load! {
+            afsr0 "afsr0_el1" regs.afsr0;
+            afsr1 "afsr1_el1" regs.afsr1;
+            amair "amair_el1" regs.amair;
+            tpidr2 "s3_3_c13_c0_5" regs.tpidr2;
+            vdisr "s3_4_c12_c1_1" 0u64;
+        }
+    }
 }
 
 /// Whether the hardware has PAN (ID_AA64MMFR1_EL1).

@@ -5,10 +5,10 @@
 //! and it must never see one. It therefore stays disabled; the kicker enables it at the *target's* redistributor, and the
 //! target disables it and clears it before it leaves EL2 for the primary:
 //!
-//! - a target is *open* while it runs a secondary or sleeps at EL2; otherwise a kick has no purpose, for it is about to
-//!   look anyway;
-//! - a kicker says `kicked`, then looks whether the target is open; a target says that it is not open any more, then looks
-//!   whether it was `kicked` (a fence between the two on both sides): at least one sees the other;
+//! - a target is to be kicked out of a secondary, which is *there* while its word says `Loaded`, or out of its sleep, which
+//!   its own flag says; otherwise a kick has no purpose, for it is about to look anyway;
+//! - a kicker says `kicked`, then looks whether the target is still there; a target says that it is not any more, then
+//!   looks whether it was `kicked` (a fence between the two on both sides): at least one sees the other;
 //! - a target that was kicked waits for the kicker's few instructions at the gate, then cleans up.
 //!
 //! Source: Arm GIC architecture, IHI 0069, sections 12.10 (distributor), 12.11 (redistributor), 12.2 (CPU interface).
@@ -60,8 +60,8 @@ register_structs! {
 pub struct PcpuArch {
     /// The address of its redistributor; 0: none was found, and it cannot be kicked.
     redistributor: AtomicU64,
-    /// It runs a secondary, or sleeps.
-    open: AtomicBool,
+    /// It sleeps, or is about to.
+    asleep: AtomicBool,
     /// A kick was sent, or is being sent, that it has not cleaned up.
     kicked: AtomicBool,
     /// One at a time: sending a kick, or cleaning up.
@@ -72,7 +72,7 @@ impl PcpuArch {
     pub const fn new() -> Self {
         Self {
             redistributor: AtomicU64::new(0),
-            open: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
             gate: Lock::new(()),
         }
@@ -131,7 +131,8 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
 
 /// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
 pub fn set_up(pcpu: &Pcpu) {
-    const SRE_AND_ENABLE: u64 = 1 << 3 | 1;
+    /// ICC_SRE_EL2: EL1's accesses to ICC_SRE_EL1 trap, because it cannot have the registers off.
+    const SRE: u64 = 1;
     // SAFETY: only how interrupts become pending changes, and EL2 takes none.
     unsafe {
         asm!(
@@ -141,7 +142,7 @@ pub fn set_up(pcpu: &Pcpu) {
             "msr icc_pmr_el1, {lowest}",
             "msr icc_igrpen1_el1, {one}",
             "isb",
-            sre = in(reg) SRE_AND_ENABLE,
+            sre = in(reg) SRE,
             lowest = in(reg) 0xffu64,
             one = in(reg) 1u64,
             options(nostack, preserves_flags),
@@ -157,20 +158,9 @@ pub fn set_up(pcpu: &Pcpu) {
     }
 }
 
-/// From here on this pCPU can be kicked. Followed by a look at what a kick would be for.
-#[inline]
-pub fn open(pcpu: &Pcpu) {
-    pcpu.arch.open.store(true, Ordering::Relaxed);
-}
-
-/// Whether a kick would reach this pCPU.
-#[inline]
-pub fn is_open(pcpu: &Pcpu) -> bool {
-    pcpu.arch.open.load(Ordering::Relaxed)
-}
-
-/// As [`open`], for a pCPU that is turned off: whatever the primary's vCPU left the CPU interface like, a kick gets through.
-pub fn open_asleep(pcpu: &Pcpu) {
+/// This pCPU is turned off and going to sleep: whatever the primary's vCPU left the CPU interface like, a kick gets
+/// through from here on. Followed by a fence, and a look at what a kick would be for.
+pub fn lie_down(pcpu: &Pcpu) {
     set_up(pcpu);
     // SAFETY: state of a vCPU that is off: no interrupt is active any more, and no timer keeps this pCPU awake.
     unsafe {
@@ -182,27 +172,32 @@ pub fn open_asleep(pcpu: &Pcpu) {
             options(nostack, preserves_flags)
         );
     }
-    open(pcpu);
+    pcpu.arch.asleep.store(true, Ordering::Relaxed);
 }
 
-/// Until here: afterwards no kick is pending on this pCPU, and none will be.
-#[inline]
-pub fn close(pcpu: &Pcpu) {
-    pcpu.arch.open.store(false, Ordering::Relaxed);
+/// Whether a pCPU sleeps, or is about to.
+pub fn is_asleep(pcpu: &Pcpu) -> bool {
+    pcpu.arch.asleep.load(Ordering::Relaxed)
+}
+
+/// It does not any more: no kick is pending afterwards, and none will be.
+pub fn get_up(pcpu: &Pcpu) {
+    pcpu.arch.asleep.store(false, Ordering::Relaxed);
     // Pairs with the fence in `kick`.
     fence(Ordering::SeqCst);
     take_kick(pcpu);
 }
 
-/// Makes an open pCPU come out of its guest or its sleep. Takes the target's gate, which is held for a few instructions.
+/// Makes a pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself, and
+/// looks. Takes the target's gate, which is held for a few instructions.
 #[cold]
-pub fn kick(pcpu: &Pcpu) {
+pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
     let _one_at_a_time = pcpu.arch.gate.lock();
     let Some(redistributor) = pcpu.arch.redistributor() else { return };
     let was_kicked = pcpu.arch.kicked.swap(true, Ordering::Relaxed);
-    // Pairs with the fence in `close`.
+    // Pairs with the fence in `get_up`, and with the one behind the publish of a vCPU that was run.
     fence(Ordering::SeqCst);
-    if !is_open(pcpu) {
+    if !still_there() {
         pcpu.arch.kicked.store(was_kicked, Ordering::Relaxed);
         return;
     }
@@ -216,6 +211,7 @@ pub fn kick(pcpu: &Pcpu) {
 }
 
 /// Whether this pCPU was kicked; if so the kick is cleaned up, and whatever interrupt is pending now is the primary's.
+/// Behind the publish and a fence, no kick for that vCPU comes any more.
 #[inline]
 pub fn take_kick(pcpu: &Pcpu) -> bool {
     pcpu.arch.kicked.load(Ordering::Relaxed) && clean_up(pcpu)

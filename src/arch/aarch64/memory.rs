@@ -21,7 +21,7 @@ use crate::ids::{MAX_CPUS, PAGE_SIZE, VmId};
 use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
-const STACK_SIZE: usize = 32 * 1024;
+pub const STACK_SIZE: usize = 16 * 1024;
 /// From one stack to the next: with a page under it that is not mapped.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 
@@ -39,13 +39,19 @@ pub const SCTLR_M_C: u64 = 1 << 0 | 1 << 2;
 /// MMU, caches, stack alignment check; RES1 bits.
 pub const SCTLR: u64 = SCTLR_M_C | 1 << 3 | 1 << 12 | 0x30c5_0830;
 
+/// Blocks of 1 GiB in the address space that `vectors/entry.S` makes: devices at 0, and memory, to which its address is to
+/// be added.
+pub const EARLY_DEVICE: u64 = EARLY_BLOCK | 1 << 54;
+pub const EARLY_NORMAL: u64 = EARLY_BLOCK | 1 << 2 | 0b11 << 8;
+const EARLY_BLOCK: u64 = 0b01 | 1 << 10;
+
 /// Pages for tables: EL2 needs some 12, a secondary up to 8, the primary some 24.
-const POOL_PAGES: usize = 192;
+pub const POOL_PAGES: usize = 192;
 
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE as usize]);
 
-#[unsafe(link_section = ".stacks.a")]
+#[unsafe(link_section = ".unzeroed.stacks")]
 static STACKS: [[Page; STACK_STRIDE / PAGE_SIZE as usize]; MAX_CPUS] =
     [const { [const { Page([0; PAGE_SIZE as usize]) }; STACK_STRIDE / PAGE_SIZE as usize] }; MAX_CPUS];
 
@@ -56,7 +62,7 @@ struct Pool {
 /// Which pages of the pool are not handed out yet. The pages themselves are behind the stacks, not zeroed at boot.
 static POOL: Lock<Pool> = Lock::new(Pool { next: 0 });
 
-#[unsafe(link_section = ".stacks.b")]
+#[unsafe(link_section = ".unzeroed.tables")]
 static mut POOL_MEMORY: [Page; POOL_PAGES] = [const { Page([0; PAGE_SIZE as usize]) }; POOL_PAGES];
 
 impl Pool {
@@ -97,12 +103,13 @@ impl<A: PagingAttributes> Translation<A> for FromPool {
 struct Tables<R: TranslationRegime>(RootTable<R, FromPool>);
 
 impl<R: TranslationRegime> Tables<R> {
+    #[inline(never)]
     fn map(&mut self, range: Range<u64>, attributes: R::Attributes) {
         let region = MemoryRegion::new(range.start as usize, range.end as usize);
         let VirtualAddress(start) = region.start();
-        self.0
-            .map_range(&region, PhysicalAddress(start), attributes, Constraints::empty())
-            .unwrap_or_else(|error| panic!("mapping {range:#x?}: {error}"));
+        if self.0.map_range(&region, PhysicalAddress(start), attributes, Constraints::empty()).is_err() {
+            panic!("{:#x} to {:#x} cannot be mapped: it goes beyond the address space", range.start, range.end);
+        }
     }
 
     fn root(self) -> u64 {
@@ -119,6 +126,7 @@ unsafe extern "C" {
     static __data_end: u8;
     static __image_end: u8;
     fn baton_mmu_on(ttbr: u64);
+    fn baton_clean(start: u64, end: u64);
 }
 
 fn address(symbol: &'static u8) -> u64 {
@@ -135,37 +143,6 @@ pub fn image() -> Range<u64> {
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)] // read by `vectors/entry.S`
 static baton_ttbr: AtomicU64 = AtomicU64::new(0);
-
-#[repr(C, align(4096))]
-struct EarlyTable([u64; 512]);
-
-static mut EARLY: EarlyTable = EarlyTable([0; 512]);
-
-/// The first address space, in blocks of 1 GiB: devices at the bottom, and wherever the image and the device tree are.
-///
-/// Called by `vectors/entry.S` with the MMU off: no atomics, no unaligned accesses.
-#[unsafe(no_mangle)]
-extern "C" fn baton_early(device_tree: u64, image: u64) -> u64 {
-    const GIB: u64 = 1 << 30;
-    const BLOCK: u64 = 0b01;
-    const ACCESSED: u64 = 1 << 10;
-    const INNER: u64 = 0b11 << 8;
-    const INDEX_NORMAL: u64 = 1 << 2;
-    const XN: u64 = 1 << 54;
-    let table = &raw mut EARLY;
-    // SAFETY: only the boot pCPU runs, and only here is the table written.
-    unsafe {
-        (*table).0[0] = BLOCK | ACCESSED | XN;
-        // A device tree may end in the next block.
-        for address in [image, device_tree, device_tree + (2 << 20)] {
-            let gib = (address / GIB) as usize % 512;
-            if gib != 0 {
-                (*table).0[gib] = (gib as u64 * GIB) | BLOCK | ACCESSED | INNER | INDEX_NORMAL;
-            }
-        }
-    }
-    table as u64
-}
 
 /// Builds and turns on EL2's final address space.
 pub fn turn_on(platform: &Platform) {
@@ -200,14 +177,8 @@ fn address_of<T>(value: &'static T) -> u64 {
 
 /// Makes what was written visible to those who run with caches off: VMs at their start, pCPUs that come up.
 pub fn clean_to_memory(start: u64, size: u64) {
-    /// No cache of an ARMv8 CPU has shorter lines than this, and longer ones are cleaned more than once.
-    const LINE: u64 = 64;
-    let mut line = start & !(LINE - 1);
-    while line < start + size {
-        // SAFETY: maintenance of mapped memory.
-        unsafe { core::arch::asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags)) };
-        line += LINE;
-    }
+    // SAFETY: maintenance of mapped memory.
+    unsafe { baton_clean(start, start + size) };
     // SAFETY: barriers, and dropping instructions that may be stale.
     unsafe { core::arch::asm!("dsb sy", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
@@ -243,21 +214,21 @@ pub struct StageTwo {
     vmid: u16,
 }
 
+/// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
+pub fn vmid(vm: VmId) -> u16 {
+    vm.0 + 1
+}
+
 impl StageTwo {
     pub fn vttbr(&self) -> u64 {
         u64::from(self.vmid) << 48 | self.root
-    }
-
-    /// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
-    pub fn vmid(&self) -> u16 {
-        self.vmid
     }
 
     fn build(vm: VmId, fill: impl FnOnce(&mut Tables<Stage2>, u64)) -> Self {
         let format = format();
         let mut tables = Tables(RootTable::new(FromPool, format.root_level, Stage2));
         fill(&mut tables, 1 << format.bits);
-        Self { root: tables.root(), vmid: vm.0 + 1 }
+        Self { root: tables.root(), vmid: vmid(vm) }
     }
 
     /// All there is, but the hypervisor's memory and the secondaries': RAM as RAM, everything else as devices.
@@ -267,9 +238,17 @@ impl StageTwo {
             for ram in &platform.ram {
                 tables.map(ram.clone(), normal_memory());
             }
-            for hole in holes {
-                tables.map(hole, Stage2Attributes::empty());
+            // The secondaries lie side by side: one hole of large blocks instead of many of pages.
+            let mut hole = 0..0;
+            for next in holes {
+                if next.end == hole.start {
+                    hole.start = next.start;
+                } else {
+                    tables.map(hole, Stage2Attributes::empty());
+                    hole = next;
+                }
             }
+            tables.map(hole, Stage2Attributes::empty());
         })
     }
 

@@ -8,6 +8,7 @@ mod firmware;
 mod gic;
 mod memory;
 mod regs;
+mod sizes;
 mod start;
 mod uart;
 
@@ -16,9 +17,9 @@ use core::mem::offset_of;
 
 use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 
-pub use cpu::Cpu;
+pub use cpu::{Cpu, set_virtual_interrupt};
 pub use firmware::{bring_in, system_off, system_reset};
-pub use gic::{PcpuArch, close, is_open, kick, open, open_asleep, take_kick};
+pub use gic::{PcpuArch, get_up, is_asleep, kick, lie_down, take_kick};
 pub use memory::{StageTwo, clean_to_memory};
 pub use regs::Regs;
 
@@ -32,15 +33,34 @@ global_asm!(
     TCR = const memory::TCR,
     SCTLR = const memory::SCTLR,
     SCTLR_M_C = const memory::SCTLR_M_C,
+    EARLY_DEVICE = const memory::EARLY_DEVICE,
+    EARLY_NORMAL = const memory::EARLY_NORMAL,
 );
-global_asm!(include_str!("../../../vectors/vectors.S"));
+global_asm!(include_str!("../../../vectors/memory.S"));
+// What compiled code calls. The compiler's own, which these take the place of, move 8 bytes at a time.
+global_asm!(
+    ".global memcpy, memmove, memset, memcmp, bcmp",
+    ".set memcpy, baton_copy",
+    ".set memmove, baton_copy",
+    ".set memset, baton_fill",
+    ".set memcmp, baton_compare",
+    ".set bcmp, baton_compare",
+);
 global_asm!(include_str!("../../../vectors/fp.S"));
 global_asm!(
+    include_str!("../../../vectors/vectors.S"),
     include_str!("../../../vectors/switch.S"),
     X = const offset_of!(Regs, x),
     PC = const offset_of!(Regs, pc),
-    HCR = const offset_of!(Regs, hcr),
+    ZERO = const offset_of!(Regs, zero),
+    HOW_INTERRUPT = const cpu::HOW_INTERRUPT,
+    HOW_SYSTEM_ERROR = const cpu::HOW_SYSTEM_ERROR,
+    HOW_CALL = const cpu::HOW_CALL,
 );
+const _: () = assert!(offset_of!(Regs, returns) == offset_of!(Regs, x) + 8 * 31, "`switch.S` counts on it");
+
+/// Guests are entered as soon as nothing else is to be done.
+pub const STEPWISE: bool = false;
 
 /// Which pCPU runs this.
 #[inline]

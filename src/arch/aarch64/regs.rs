@@ -2,14 +2,16 @@
 //!
 //! | registers | what happens | why |
 //! |---|---|---|
-//! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry (`vectors/switch.S`) | EL2 uses them itself |
-//! | SP_EL0 … MDSCR_EL1: the table `switched!` below | saved and loaded when another vCPU takes the pCPU | a guest reads and writes them at will |
+//! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry, but for a call's, whose x0–x17 are its answer (`vectors/switch.S`) | EL2 uses them itself |
+//! | SP_EL0 … CNTV_CTL_EL0: the table `switched!` below | saved and loaded when another vCPU takes the pCPU | a guest reads and writes them at will |
+//! | MDSCR_EL1 | as those; of a secondary it is in memory already, because its writes trap | the same |
+//! | AFSR0_EL1, AFSR1_EL1, AMAIR_EL1 | as those, on hardware that keeps what is written to them (tried at boot) | implementation defined: most have none |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as those; EL2's own timer stands in for the primary's while a secondary runs; a secondary's is masked once it has expired | cannot be trapped |
 //! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware: the primary's; trapped for secondaries | so that the primary's timer preempts a secondary |
 //! | q0–q31, FPSR, FPCR | lazily: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
 //! | HCR_EL2 | constant but for the virtual interrupt bit; written at every entry | routes traps and interrupts |
-//! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2, ICH_HCR_EL2, ICC_SRE_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
-//! | VPIDR_EL2, VTCR_EL2, CPTR_EL2 (but TFP), CNTVOFF_EL2, HSTR_EL2 | constant for the machine: written once on each pCPU | the same for all VMs |
+//! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2, ICH_HCR_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
+//! | VPIDR_EL2, VTCR_EL2, CPTR_EL2 (but TFP), CNTVOFF_EL2, HSTR_EL2, ICC_SRE_EL2 | constant for the machine: written once on each pCPU | the same for all VMs |
 //! | ICC_* of the GIC | stay in the hardware: the primary's; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
 //! | TPIDR2_EL0 | switched where the hardware has SME; cannot be trapped | a thread pointer |
 //! | DISR_EL1 | the primary's; a secondary has VDISR_EL2 under that name, which is zeroed | cannot be trapped, means nothing without RAS |
@@ -18,41 +20,66 @@
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
 
 use core::arch::asm;
+use core::mem::offset_of;
 
 use aarch64_cpu::registers::{ESR_EL2, Readable};
 
 use super::memory::StageTwo;
 use crate::exit::{Cause, Fault};
 
-/// Declares the EL1 registers that are switched, with their save and load.
+/// Declares the EL1 registers that are switched, with their save and load. In pairs, because memory is accessed in pairs.
 macro_rules! switched {
-    ($($field:ident $name:literal $why:literal;)*) => {
+    ($($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*) => {
         /// The switched EL1 registers, in memory.
         #[repr(C)]
         pub struct SysRegs {
-            $(#[doc = $why] pub $field: u64,)*
+            $(#[doc = $a_why] pub $a: u64, #[doc = $b_why] pub $b: u64,)*
         }
 
         impl SysRegs {
             pub const fn new() -> Self {
-                Self { $($field: 0,)* }
+                Self { $($a: 0, $b: 0,)* }
             }
 
-            /// Hardware to memory.
+            /// Hardware to memory. Returns the last one of the table.
             #[inline(always)]
-            pub fn save(&mut self) {
+            pub fn save(&mut self) -> u64 {
+                let mut last;
                 $(
-                    // SAFETY: reads a register of EL1 that EL2 does not use.
-                    unsafe { asm!(concat!("mrs {}, ", $name), out(reg) self.$field, options(nostack, preserves_flags)) };
+                    // SAFETY: reads registers of EL1 that EL2 does not use, into their places in memory.
+                    unsafe {
+                        asm!(
+                            concat!("mrs {a}, ", $a_name),
+                            concat!("mrs {b}, ", $b_name),
+                            "stp {a}, {b}, [{regs}, {offset}]",
+                            a = out(reg) _,
+                            b = out(reg) last,
+                            regs = in(reg) &raw mut *self,
+                            offset = const offset_of!(SysRegs, $a),
+                            options(nostack, preserves_flags),
+                        );
+                    }
                 )*
+                last
             }
 
             /// Memory to hardware; takes effect at the next `eret`.
             #[inline(always)]
             pub fn load(&self) {
                 $(
-                    // SAFETY: writes a register of EL1 that EL2 does not use.
-                    unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) self.$field, options(nostack, preserves_flags)) };
+                    // SAFETY: writes registers of EL1 that EL2 does not use.
+                    unsafe {
+                        asm!(
+                            "ldp {a}, {b}, [{regs}, {offset}]",
+                            concat!("msr ", $a_name, ", {a}"),
+                            concat!("msr ", $b_name, ", {b}"),
+                            a = out(reg) _,
+                            b = out(reg) _,
+                            regs = in(reg) &raw const *self,
+                            offset = const offset_of!(SysRegs, $a),
+                            options(nostack, preserves_flags),
+                        );
+                    }
                 )*
             }
         }
@@ -60,32 +87,32 @@ macro_rules! switched {
 }
 
 switched! {
-    sp_el0 "sp_el0" "stack of EL0, and of EL1 with SPSel 0";
-    sp_el1 "sp_el1" "stack of EL1";
-    elr "elr_el1" "exception return of EL1: an exit may come inside a handler";
-    spsr "spsr_el1" "the same";
-    esr "esr_el1" "syndrome that a handler has not read yet";
-    far "far_el1" "the same";
-    afsr0 "afsr0_el1" "the same, implementation defined";
-    afsr1 "afsr1_el1" "the same";
-    par "par_el1" "result of an address translation that is not read yet";
-    vbar "vbar_el1" "vectors";
-    ttbr0 "ttbr0_el1" "stage 1";
-    ttbr1 "ttbr1_el1" "stage 1";
-    tcr "tcr_el1" "stage 1";
-    mair "mair_el1" "stage 1";
-    amair "amair_el1" "stage 1, implementation defined";
-    sctlr "sctlr_el1" "stage 1, alignment, traps of EL0";
-    contextidr "contextidr_el1" "process, for debug and trace";
-    tpidr_el0 "tpidr_el0" "thread pointer";
-    tpidrro_el0 "tpidrro_el0" "thread pointer that EL0 cannot write";
-    tpidr_el1 "tpidr_el1" "per-CPU pointer";
-    cpacr "cpacr_el1" "FP traps of EL0 and EL1";
-    csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of";
-    cntkctl "cntkctl_el1" "counter and timer access of EL0";
-    mdscr "mdscr_el1" "software step and debug enables";
-    cntv_cval "cntv_cval_el0" "virtual timer";
-    cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
+    sp_el0 "sp_el0" "stack of EL0, and of EL1 with SPSel 0", sp_el1 "sp_el1" "stack of EL1";
+    elr "elr_el1" "exception return of EL1: an exit may come inside a handler", spsr "spsr_el1" "the same";
+    esr "esr_el1" "syndrome that a handler has not read yet", far "far_el1" "the same";
+    par "par_el1" "result of an address translation that is not read yet", vbar "vbar_el1" "vectors";
+    ttbr0 "ttbr0_el1" "stage 1", ttbr1 "ttbr1_el1" "stage 1";
+    tcr "tcr_el1" "stage 1", mair "mair_el1" "stage 1";
+    sctlr "sctlr_el1" "stage 1, alignment, traps of EL0", contextidr "contextidr_el1" "process, for debug and trace";
+    tpidr_el0 "tpidr_el0" "thread pointer", tpidrro_el0 "tpidrro_el0" "thread pointer that EL0 cannot write";
+    tpidr_el1 "tpidr_el1" "per-CPU pointer", cpacr "cpacr_el1" "FP traps of EL0 and EL1";
+    csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of", cntkctl "cntkctl_el1" "counter and timer access of EL0";
+    cntv_cval "cntv_cval_el0" "virtual timer", cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
+}
+
+/// Registers that not all hardware has.
+pub struct RareRegs {
+    pub afsr0: u64,
+    pub afsr1: u64,
+    pub amair: u64,
+    /// TPIDR2_EL0, of SME.
+    pub tpidr2: u64,
+}
+
+impl RareRegs {
+    const fn new() -> Self {
+        Self { afsr0: 0, afsr1: 0, amair: 0, tpidr2: 0 }
+    }
 }
 
 /// The FP and SIMD registers, in memory: q0–q31, FPSR, FPCR.
@@ -94,7 +121,7 @@ pub struct FpRegs(pub [u64; 66]);
 
 const _: () = assert!(size_of::<FpRegs>() == 528, "vectors/fp.S counts on it");
 
-/// What only EL2 can change, and does not while the vCPU exists.
+/// What only EL2 can change, and does not while the vCPU exists; and MDSCR_EL1, which makes the pairs even.
 #[repr(C)]
 pub struct Constants {
     pub vttbr: u64,
@@ -102,23 +129,55 @@ pub struct Constants {
     pub mdcr: u64,
     pub cnthctl: u64,
     pub ich_hcr: u64,
-    pub icc_sre: u64,
-    /// VM and vCPU in one number: whose translations a pCPU's TLB holds.
-    pub identity: u32,
+    pub mdscr: u64,
+    pub hcr: u64,
     pub primary: bool,
+}
+
+impl Constants {
+    /// Memory to hardware, but for HCR_EL2.
+    #[inline(always)]
+    pub fn load(&self) {
+        macro_rules! pairs {
+            ($($field:ident $a_name:literal $b_name:literal;)*) => {
+                $(
+                    // SAFETY: as the table above says.
+                    unsafe {
+                        asm!(
+                            "ldp {a}, {b}, [{constants}, {offset}]",
+                            concat!("msr ", $a_name, ", {a}"),
+                            concat!("msr ", $b_name, ", {b}"),
+                            a = out(reg) _,
+                            b = out(reg) _,
+                            constants = in(reg) &raw const *self,
+                            offset = const offset_of!(Constants, $field),
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                )*
+            };
+        }
+        pairs! {
+            vttbr "vttbr_el2" "vmpidr_el2";
+            mdcr "mdcr_el2" "cnthctl_el2";
+            ich_hcr "ich_hcr_el2" "mdscr_el1";
+        }
+    }
 }
 
 /// A vCPU's registers in memory.
 #[repr(C)]
 pub struct Regs {
     pub(super) x: [u64; 31],
+    /// Not 0: the vCPU comes back from a hypercall, so that x1 to x17 are 0, whatever `x` says. Stored and loaded with x30.
+    pub(super) returns: u64,
     pub(super) pc: u64,
     pub(super) pstate: u64,
-    pub(super) hcr: u64,
+    /// What x1 to x17 are loaded from then.
+    pub(super) zero: [u64; 2],
     pub(super) constants: Constants,
     pub(super) sys: SysRegs,
-    /// TPIDR2_EL0, where there is one.
-    pub(super) tpidr2: u64,
+    pub(super) rare: RareRegs,
     pub(super) fp: FpRegs,
 }
 
@@ -127,13 +186,15 @@ const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
 /// SCTLR_EL1 at entry: MMU and caches off, the bits that are RES1 in ARMv8.0.
 const SCTLR_EL1_ENTRY: u64 = 0x30d0_0800;
 
+/// HCR_EL2.VI: the virtual interrupt line.
+pub(super) const VI_BIT: u64 = 7;
+
 mod hcr {
     pub const VM: u64 = 1 << 0;
     pub const SWIO: u64 = 1 << 1;
     pub const FMO: u64 = 1 << 3;
     pub const IMO: u64 = 1 << 4;
     pub const AMO: u64 = 1 << 5;
-    pub const VI: u64 = 1 << 7;
     /// TLB and instruction cache maintenance by a guest reaches all pCPUs that its vCPUs may have been on.
     pub const FB: u64 = 1 << 9;
     /// Its barriers do, too.
@@ -176,11 +237,8 @@ mod cnthctl {
     pub const ALL: u64 = EL1PCTEN | EVNTEN | EVNTI;
 }
 
-/// ICC_SRE_EL2 and ICH_HCR_EL2.
+/// ICH_HCR_EL2.
 mod gic {
-    pub const SRE: u64 = 1 << 0;
-    /// EL1 may touch ICC_SRE_EL1.
-    pub const ENABLE: u64 = 1 << 3;
     pub const TC: u64 = 1 << 10;
     pub const TALL0: u64 = 1 << 11;
     pub const TALL1: u64 = 1 << 12;
@@ -191,39 +249,39 @@ impl Regs {
     pub const fn new() -> Self {
         Self {
             x: [0; 31],
+            returns: 0,
             pc: 0,
             pstate: 0,
-            hcr: 0,
+            zero: [0; 2],
             constants: Constants {
                 vttbr: 0,
                 vmpidr: 0,
                 mdcr: 0,
                 cnthctl: 0,
                 ich_hcr: 0,
-                icc_sre: 0,
-                identity: 0,
+                mdscr: 0,
+                hcr: 0,
                 primary: false,
             },
             sys: SysRegs::new(),
-            tpidr2: 0,
+            rare: RareRegs::new(),
             fp: FpRegs([0; 66]),
         }
     }
 
     /// Makes these the registers of a vCPU of the primary, on the pCPU with this MPIDR.
-    pub fn bind_primary(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64) {
-        self.bind(stage_two, index, mpidr, true);
-        self.hcr = hcr::ALL;
+    pub fn bind_primary(&mut self, stage_two: &StageTwo, mpidr: u64) {
+        self.bind(stage_two, mpidr, true);
+        self.constants.hcr = hcr::ALL;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN | mdcr::TPMS | mdcr::TTRF;
         self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
         self.constants.ich_hcr = 0;
-        self.constants.icc_sre = gic::SRE | gic::ENABLE;
     }
 
     /// Makes these the registers of vCPU `index` of a secondary.
     pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
-        self.bind(stage_two, index, index as u64, false);
-        self.hcr = hcr::SECONDARY;
+        self.bind(stage_two, index as u64, false);
+        self.constants.hcr = hcr::SECONDARY;
         self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
             | mdcr::TPMS
             | mdcr::TTRF
@@ -234,14 +292,12 @@ impl Regs {
             | mdcr::TDRA;
         self.constants.cnthctl = cnthctl::ALL;
         self.constants.ich_hcr = gic::TC | gic::TALL0 | gic::TALL1;
-        self.constants.icc_sre = gic::SRE;
     }
 
-    fn bind(&mut self, stage_two: &StageTwo, index: usize, mpidr: u64, primary: bool) {
+    fn bind(&mut self, stage_two: &StageTwo, mpidr: u64, primary: bool) {
         const RES1: u64 = 1 << 31;
         self.constants.vttbr = stage_two.vttbr();
         self.constants.vmpidr = RES1 | mpidr;
-        self.constants.identity = u32::from(stage_two.vmid()) << 16 | (index as u32 + 1);
         self.constants.primary = primary;
     }
 
@@ -250,11 +306,13 @@ impl Regs {
     pub fn start(&mut self, entry: u64, context: u64) {
         self.x = [0; 31];
         self.x[0] = context;
+        self.returns = 0;
         self.pc = entry;
         self.pstate = PSTATE_ENTRY;
         self.sys = SysRegs::new();
         self.sys.sctlr = SCTLR_EL1_ENTRY;
-        self.tpidr2 = 0;
+        self.constants.mdscr = 0;
+        self.rare = RareRegs::new();
         self.fp = FpRegs([0; 66]);
     }
 
@@ -264,12 +322,10 @@ impl Regs {
         [self.x[0], self.x[1], self.x[2], self.x[3]]
     }
 
-    /// The result of a hypercall: x0, and x1 to x17 are 0.
+    /// The result of the hypercall that the vCPU is in: x0, and x1 to x17 are 0.
     #[inline]
     pub fn return_from_hypercall(&mut self, result: u64) {
-        self.x[0] = result;
-        self.x[1..10].copy_from_slice(&[0; 9]);
-        self.x[10..18].copy_from_slice(&[0; 8]);
+        self.x[0] = result; // that it returns is known since the call
     }
 
     /// The result of an `smc`, which is skipped.
@@ -297,12 +353,6 @@ impl Regs {
 
     pub fn pc(&self) -> u64 {
         self.pc
-    }
-
-    /// The virtual interrupt line at the next entry.
-    #[inline]
-    pub fn set_virtual_interrupt(&mut self, high: bool) {
-        self.hcr = if high { self.hcr | hcr::VI } else { self.hcr & !hcr::VI };
     }
 
     /// Register Xt of a trapped instruction; 31 is the zero register.

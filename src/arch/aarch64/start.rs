@@ -8,24 +8,27 @@ use crate::console::say;
 use crate::exec::Local;
 use crate::ids::CpuId;
 use crate::run;
-use crate::sync::Once;
+use crate::sync::{AtomicU8, Once, Ordering, ProtocolCell};
 use crate::vm::Machine;
 
-static MACHINE: Once<Machine> = Once::new();
+/// The machine, once it is there.
+static MACHINE: Once<&Machine> = Once::new();
 
-/// Which pCPU booted.
-static BOOT_CPU: Once<CpuId> = Once::new();
+/// Where it is put together. Large, so it is never moved.
+static ASSEMBLY: ProtocolCell<Machine> = ProtocolCell::new(Machine::new(&PCPUS));
+
+/// The number of the pCPU that booted.
+static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
 
 /// The number of a pCPU's stack. The boot pCPU has the first one, for it did not know its number yet; should another pCPU
 /// be number 0, it gets the one that is left.
 pub fn stack_of(cpu: CpuId) -> u64 {
-    let stack = if cpu.index() == 0 { *BOOT_CPU.get().unwrap_or(&cpu) } else { cpu };
-    stack.index() as u64
+    if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
 }
 
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
 #[unsafe(no_mangle)]
-extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
+extern "C" fn baton_main(device_tree: u64) -> ! {
     super::set_this_cpu(CpuId::new(0));
     uart::set_up_console();
     cpu::note_reset_values();
@@ -51,7 +54,8 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
         give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
     };
-    let me = *BOOT_CPU.call_once(|| CpuId::new(me));
+    BOOT_CPU.store(me as u8, Ordering::Relaxed);
+    let me = CpuId::new(me);
     super::set_this_cpu(me);
     for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
         pcpu.set_present(mpidr);
@@ -59,12 +63,13 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
     gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
     gic::set_up(&PCPUS[me.index()]);
 
-    let local = Local::new(&PCPUS, me);
+    // SAFETY: no other pCPU runs yet, and this is the only place that names it.
+    let machine = unsafe { ASSEMBLY.get_mut() };
     // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
-    let (machine, start) = unsafe { boot::load(&platform, &local) }.unwrap_or_else(|e| give_up(&e));
-    let machine = MACHINE.call_once(|| machine);
+    let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
+    let machine = MACHINE.call_once(|| machine).settle();
     PCPUS[me.index()].power.boot(start);
-    local.run(run::live(&local, machine), PCPUS[me.index()].reports.print_all())
+    live(machine, me)
 }
 
 /// Every further pCPU, from `vectors/entry.S`: EL2's final address space is on.
@@ -72,13 +77,17 @@ extern "C" fn baton_main(device_tree: u64, _image: u64) -> ! {
 extern "C" fn baton_secondary_main(index: usize) -> ! {
     let me = CpuId::new(index);
     super::set_this_cpu(me);
-    let pcpu = &PCPUS[index];
-    gic::set_up(pcpu);
-    let local = Local::new(&PCPUS, me);
+    gic::set_up(&PCPUS[index]);
     match MACHINE.get() {
-        Some(machine) => local.run(run::live(&local, machine), pcpu.reports.print_all()),
+        Some(machine) => live(machine, me),
         None => panic!("{me} came up before the machine was there"),
     }
+}
+
+/// The rest of a pCPU's life.
+fn live(machine: &'static Machine, me: CpuId) -> ! {
+    let local = Local::new(machine, me);
+    local.run(run::live(&local), local.pcpu().reports.print_all())
 }
 
 /// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.

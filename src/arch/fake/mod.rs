@@ -29,13 +29,36 @@ use std::vec::Vec;
 pub use memory::{copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
-use crate::exit::Exit;
-use crate::ids::CpuId;
+use crate::exec::Local;
+use crate::exit::{Exit, Fault, Leave};
+use crate::hypercall::{self, Guest};
+use crate::ids::{CpuId, VcpuId, VmId};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
+use crate::vcpu::Vcpu;
+
+/// How a few instructions of a guest end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// `hvc`, with its arguments in the registers.
+    Hypercall,
+    /// Something the guest may not do.
+    Fault(Fault),
+    /// Anything else.
+    Exit(Exit),
+}
+
+impl From<Exit> for Step {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+/// A test drives its pCPUs guest by guest, so each entry is a round of the executor.
+pub const STEPWISE: bool = true;
 
 /// A few instructions of a guest, up to its next exit.
-type GuestStep = Box<dyn FnOnce(&mut Regs) -> Exit>;
+type GuestStep = Box<dyn FnOnce(&mut Regs) -> Step>;
 /// What happens when its event is announced.
 type Hook = (String, Box<dyn FnOnce()>);
 
@@ -131,7 +154,7 @@ pub fn wake_up(cpu: CpuId) -> bool {
                 return false;
             }
             arch.sleep.store(AWAKE, Ordering::Relaxed);
-            close(pcpu); // what follows the sleep in the executor
+            get_up(pcpu); // what follows the sleep in the executor
         }
         _ => {}
     }
@@ -177,8 +200,10 @@ pub struct PcpuArch {
     interrupt: AtomicBool,
     /// A kick is pending.
     kicked: AtomicBool,
-    /// It can be kicked.
-    open: AtomicBool,
+    /// It sleeps.
+    asleep: AtomicBool,
+    /// The line of the guest that it runs.
+    virtual_interrupt: AtomicBool,
     /// The event register of WFE.
     event: AtomicBool,
     /// It does not run, and what it waits for.
@@ -191,7 +216,8 @@ impl PcpuArch {
         Self {
             interrupt: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            open: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            virtual_interrupt: AtomicBool::new(false),
             event: AtomicBool::new(false),
             sleep: AtomicU8::new(AWAKE),
         }
@@ -209,21 +235,23 @@ pub struct Cpu {
     script: RefCell<VecDeque<(Name, GuestStep)>>,
     /// Who is loaded, and its `sys`.
     loaded: Cell<Option<(Name, u64)>>,
+    /// What the last exit was about.
+    fault: Cell<Option<Fault>>,
 }
 
 impl Cpu {
     pub fn new(pcpu: &'static Pcpu) -> Self {
-        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None) }
+        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None), fault: Cell::new(None) }
     }
 
     /// After the steps that are scripted already, the next guest to be entered here is `who`, and this is what it does.
-    pub fn script(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
-        self.script.borrow_mut().push_back((who, Box::new(step)));
+    pub fn script<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
+        self.script.borrow_mut().push_back((who, Box::new(|regs| step(regs).into())));
     }
 
     /// As [`Self::script`], but before the steps that are scripted already.
-    pub fn script_first(&self, who: Name, step: impl FnOnce(&mut Regs) -> Exit + 'static) {
-        self.script.borrow_mut().push_front((who, Box::new(step)));
+    pub fn script_first<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
+        self.script.borrow_mut().push_front((who, Box::new(|regs| step(regs).into())));
     }
 
     /// How many steps are left to do.
@@ -244,18 +272,77 @@ impl Cpu {
         regs.sys = self.take_loaded(regs.name, "saved");
     }
 
-    /// As [`Self::save`]; there are no FP registers here that could stay.
-    pub fn set_aside(&self, regs: &mut Regs) {
-        self.save(regs);
+    /// From the primary, which comes back, to a secondary.
+    pub fn switch(&self, primary: &mut Regs, to: &Regs) {
+        self.save(primary);
+        self.load(to);
     }
 
-    /// Enters the loaded vCPU, and returns at its next exit.
+    /// There is no TLB here.
+    pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
+
+    /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
     ///
     /// # Panics
     ///
     /// If it is not loaded here, or the script has somebody else, or nobody.
-    pub fn enter(&self, regs: &mut Regs) -> Exit {
+    ///
+    /// # Safety
+    ///
+    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
+    #[allow(unsafe_code)] // as the real one
+    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
+        set_virtual_interrupt(line);
+        if self.pcpu.arch.kicked.load(Ordering::Relaxed) {
+            return Exit::Interrupt; // before its first instruction
+        }
+        loop {
+            // SAFETY: as the caller promises, for as long as no call is being served.
+            let step = self.run_step(unsafe { &mut *regs });
+            match step {
+                Step::Exit(exit) => return exit,
+                Step::Fault(fault) => {
+                    self.fault.set(Some(fault));
+                    return Exit::Fault;
+                }
+                Step::Hypercall => {
+                    // SAFETY: as above.
+                    let args = unsafe { &*regs }.args();
+                    let verdict = hypercall::arrive(Guest { vcpu, local }, args);
+                    let leave = verdict.why();
+                    if leave != Leave::BLOCKED {
+                        // SAFETY: as above: the call has been served.
+                        unsafe { &mut *regs }.return_from_hypercall(verdict.result()); // else it is owed
+                    }
+                    if leave != Leave::NOT {
+                        return Exit::Call(leave);
+                    }
+                    if self.steps_left() == 0 {
+                        return Exit::Interrupt; // it has nothing to do until something comes
+                    }
+                }
+            }
+        }
+    }
+
+    /// Back to the primary, when the secondary has been saved.
+    pub fn take_back(&self, regs: &Regs) {
+        self.load(regs);
+    }
+
+    /// What the vCPU did, whose last exit was a fault.
+    ///
+    /// # Panics
+    ///
+    /// If it was not.
+    pub fn fault(&self, _: &Regs) -> Fault {
+        self.fault.take().expect("the last exit was a fault that nobody has asked about")
+    }
+
+    /// What the guest does up to its next exit, finished or not.
+    fn run_step(&self, regs: &mut Regs) -> Step {
         self.announce("enter", regs.name);
+        regs.virtual_interrupt = pcpu(this_cpu()).arch.virtual_interrupt.load(Ordering::Relaxed);
         let here = p(self.pcpu.id);
         let (who, step) = self.script.borrow_mut().pop_front().unwrap_or_else(|| {
             panic!("{here} enters {}, which has nothing to do: script a step for it", regs.name);
@@ -264,10 +351,10 @@ impl Cpu {
         // The guest sees the hardware; memory keeps what it has until the save.
         let in_memory = regs.sys;
         regs.sys = self.take_loaded(regs.name, "entered");
-        let exit = step(regs);
+        let step = step(regs);
         self.loaded.set(Some((regs.name, regs.sys)));
         regs.sys = in_memory;
-        exit
+        step
     }
 
     fn take_loaded(&self, name: Name, what: &str) -> u64 {
@@ -305,7 +392,7 @@ pub fn doze() {
 
 /// WFI: sleeps until an interrupt is pending.
 ///
-/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`close`], which follows it, is put off
+/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`get_up`], which follows it, is put off
 /// until [`wake_up`].
 pub fn sleep() {
     announce_here("sleep");
@@ -323,33 +410,33 @@ pub fn send_event() {
     }
 }
 
-/// From here on this pCPU can be kicked.
-pub fn open(pcpu: &Pcpu) {
-    pcpu.arch.open.store(true, Ordering::Relaxed);
+/// Raises or lowers the virtual interrupt line of the guest that has called.
+pub fn set_virtual_interrupt(high: bool) {
+    pcpu(this_cpu()).arch.virtual_interrupt.store(high, Ordering::Relaxed);
 }
 
-/// As [`open`], for a pCPU that is turned off.
-pub fn open_asleep(pcpu: &Pcpu) {
-    open(pcpu);
+/// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
+pub fn lie_down(pcpu: &Pcpu) {
+    pcpu.arch.asleep.store(true, Ordering::Relaxed);
 }
 
-/// Whether a kick would reach this pCPU.
-pub fn is_open(pcpu: &Pcpu) -> bool {
-    pcpu.arch.open.load(Ordering::Relaxed)
+/// Whether a pCPU sleeps, or is about to.
+pub fn is_asleep(pcpu: &Pcpu) -> bool {
+    pcpu.arch.asleep.load(Ordering::Relaxed)
 }
 
-/// Until here: no kick is pending afterwards, and none will be.
-pub fn close(pcpu: &Pcpu) {
+/// It does not any more: no kick is pending afterwards, and none will be.
+pub fn get_up(pcpu: &Pcpu) {
     if pcpu.arch.sleep.load(Ordering::Relaxed) != SLEEPS {
-        pcpu.arch.open.store(false, Ordering::Relaxed);
+        pcpu.arch.asleep.store(false, Ordering::Relaxed);
         take_kick(pcpu);
     }
 }
 
-/// Makes an open pCPU come out of its guest or its sleep.
-pub fn kick(pcpu: &Pcpu) {
+/// Makes a pCPU come out of its guest or its sleep, if it is still there.
+pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
     announce_here(&format!("kick {}", p(pcpu.id)));
-    if is_open(pcpu) {
+    if still_there() {
         pcpu.arch.kicked.store(true, Ordering::Relaxed);
     }
 }

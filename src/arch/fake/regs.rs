@@ -68,10 +68,6 @@ impl Regs {
         self.pc
     }
 
-    pub fn set_virtual_interrupt(&mut self, high: bool) {
-        self.virtual_interrupt = high;
-    }
-
     /// Lets the vCPU take an exception.
     pub fn raise(&mut self, fault: Fault) {
         self.raised = Some(fault);

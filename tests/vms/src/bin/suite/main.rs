@@ -15,6 +15,7 @@ mod injected;
 mod interrupts;
 mod isolation;
 mod mailboxes;
+mod memory;
 mod power;
 mod run_ext;
 mod runs;
@@ -58,6 +59,7 @@ static CASES: &[(&str, Case)] = cases! {
         cancelled_request_keeps_claim two_waiters_one_slot;
     timers: virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked;
     save_window: save_window;
+    memory: memory_copy memory_move memory_fill memory_compare;
 };
 
 fn main(device_tree: u64) {

@@ -1,0 +1,238 @@
+//! The flattened device tree: its blocks, and one walk over its nodes from front to back.
+//!
+//! Boot asks a tree for four kinds of nodes and changes two properties. A walk that hands out each node once, with its
+//! properties as they lie there, is enough for both, and comes by everything once; looking paths up starts over each time.
+//!
+//! Source: Devicetree Specification, 0.4, chapter 5.
+
+use core::ffi::CStr;
+
+/// The tree does not have the form that it must have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+/// A device tree in its blocks.
+#[derive(Clone, Copy)]
+pub struct Tree<'a> {
+    pub header: &'a [u8; HEADER],
+    /// The entries of the memory reservation block, without the one that ends it.
+    pub reservations: &'a [[u8; RESERVATION]],
+    pub structure: &'a [u8],
+    pub strings: &'a [u8],
+}
+
+/// Bytes of the header.
+pub const HEADER: usize = 40;
+/// Bytes of a memory reservation: address and size.
+pub const RESERVATION: usize = 16;
+
+/// Fields of the header, by their offsets.
+pub mod field {
+    pub const MAGIC: usize = 0;
+    pub const TOTAL_SIZE: usize = 4;
+    pub const OFF_STRUCT: usize = 8;
+    pub const OFF_STRINGS: usize = 12;
+    pub const OFF_RESERVATIONS: usize = 16;
+    pub const LAST_COMPATIBLE_VERSION: usize = 24;
+    pub const SIZE_STRINGS: usize = 32;
+    pub const SIZE_STRUCT: usize = 36;
+}
+
+pub const MAGIC: u32 = 0xd00d_feed;
+/// The version that this is written for; one that calls itself compatible with it can be read.
+const VERSION: u32 = 17;
+
+/// Words of the structure block.
+pub mod token {
+    pub const BEGIN_NODE: u32 = 1;
+    pub const END_NODE: u32 = 2;
+    pub const PROPERTY: u32 = 3;
+    pub const NOP: u32 = 4;
+    pub const END: u32 = 9;
+}
+
+/// What the structure block is aligned to, and everything in it.
+pub const WORD: usize = 4;
+
+impl<'a> Tree<'a> {
+    /// # Errors
+    ///
+    /// If it is no device tree, or one of its blocks does not fit into it. What its total size is does not matter: behind the
+    /// blocks there is only padding. The structure itself is looked at by [`Nodes`].
+    #[inline(never)] // boot runs once: small rather than fast
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (header, _) = bytes.split_first_chunk::<HEADER>().ok_or(Malformed)?;
+        let number = |field: usize| word(&header[field..]).map_or(usize::MAX, |number| number as usize);
+        let block = |at: usize, size: usize| bytes.get(at..at.checked_add(size)?);
+        if number(field::MAGIC) != MAGIC as usize || number(field::LAST_COMPATIBLE_VERSION) > VERSION as usize {
+            return Err(Malformed);
+        }
+        let reservations = bytes.get(number(field::OFF_RESERVATIONS)..).ok_or(Malformed)?.as_chunks().0;
+        let end = reservations.iter().position(|entry| *entry == [0; RESERVATION]).ok_or(Malformed)?;
+        Ok(Self {
+            header,
+            reservations: &reservations[..end],
+            structure: block(number(field::OFF_STRUCT), number(field::SIZE_STRUCT)).ok_or(Malformed)?,
+            strings: block(number(field::OFF_STRINGS), number(field::SIZE_STRINGS)).ok_or(Malformed)?,
+        })
+    }
+
+    /// All nodes, parents before their children.
+    pub fn nodes(&self) -> Nodes<'a> {
+        Nodes { rest: self.structure, strings: self.strings, depth: 0 }
+    }
+}
+
+/// A walk over the nodes of a tree.
+pub struct Nodes<'a> {
+    rest: &'a [u8],
+    strings: &'a [u8],
+    /// How many nodes have begun and not ended.
+    depth: usize,
+}
+
+/// A node.
+pub struct Node<'a> {
+    /// 0 for the root, 1 for its children.
+    pub depth: usize,
+    /// With its unit address; empty for the root.
+    pub name: &'a [u8],
+    pub properties: Properties<'a>,
+}
+
+/// The properties of a node, in their order.
+#[derive(Clone)]
+pub struct Properties<'a> {
+    /// Where they lie in the structure block; what is behind them may belong to it.
+    rest: &'a [u8],
+    strings: &'a [u8],
+}
+
+/// A property.
+pub struct Property<'a> {
+    /// Its name, and whatever comes after that.
+    name: &'a [u8],
+    pub value: &'a [u8],
+    /// All of it, as it lies in the structure block.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Nodes<'a> {
+    /// The next node; none after the last one.
+    ///
+    /// # Errors
+    ///
+    /// If what comes next is not as it must be.
+    #[allow(clippy::should_implement_trait)] // it can fail
+    pub fn next(&mut self) -> Result<Option<Node<'a>>, Malformed> {
+        loop {
+            match take_word(&mut self.rest)? {
+                token::BEGIN_NODE => {
+                    let depth = self.depth;
+                    self.depth += 1;
+                    let size = self.rest.iter().position(|&byte| byte == 0).ok_or(Malformed)?;
+                    let name = &take(&mut self.rest, size + 1)?[..size];
+                    let properties = Properties { rest: self.rest, strings: self.strings };
+                    let mut behind = properties.clone();
+                    while behind.try_next()?.is_some() {}
+                    self.rest = behind.rest;
+                    return Ok(Some(Node { depth, name, properties }));
+                }
+                token::END_NODE => self.depth = self.depth.checked_sub(1).ok_or(Malformed)?,
+                token::NOP => {}
+                token::END if self.depth == 0 => return Ok(None),
+                _ => return Err(Malformed),
+            }
+        }
+    }
+
+    /// What the walk has not come to yet of the structure block.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+impl<'a> Node<'a> {
+    /// The name without its unit address.
+    pub fn plain_name(&self) -> &'a [u8] {
+        self.name.split(|&byte| byte == b'@').next().unwrap_or(self.name)
+    }
+
+    /// The value of a property.
+    #[inline(never)]
+    pub fn property(&self, name: &CStr) -> Option<&'a [u8]> {
+        self.properties.clone().find(|property| property.is(name)).map(|property| property.value)
+    }
+}
+
+impl<'a> Properties<'a> {
+    /// Where they begin, and all that is behind.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The next one, unless what comes next is none.
+    #[inline(never)]
+    fn try_next(&mut self) -> Result<Option<Property<'a>>, Malformed> {
+        loop {
+            let mut rest = self.rest;
+            match take_word(&mut rest)? {
+                token::PROPERTY => {
+                    let size = take_word(&mut rest)? as usize;
+                    let name = take_word(&mut rest)? as usize;
+                    let value = take(&mut rest, size)?;
+                    let name = self.strings.get(name..).filter(|name| !name.is_empty()).ok_or(Malformed)?;
+                    let bytes = &self.rest[..self.rest.len() - rest.len()];
+                    self.rest = rest;
+                    return Ok(Some(Property { name, value, bytes }));
+                }
+                token::NOP => self.rest = rest,
+                _ => return Ok(None),
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Properties<'a> {
+    type Item = Property<'a>;
+
+    fn next(&mut self) -> Option<Property<'a>> {
+        // The walk has seen that they are well-formed.
+        self.try_next().ok().flatten()
+    }
+}
+
+impl Property<'_> {
+    #[inline(never)]
+    pub fn is(&self, name: &CStr) -> bool {
+        self.name.starts_with(name.to_bytes_with_nul())
+    }
+}
+
+/// The first word, in the byte order of the format.
+fn word(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|word| u32::from_be_bytes(*word))
+}
+
+fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
+    let number = word(rest).ok_or(Malformed)?;
+    *rest = &rest[WORD..];
+    Ok(number)
+}
+
+/// Takes `size` bytes and what pads them to whole words.
+fn take<'a>(rest: &mut &'a [u8], size: usize) -> Result<&'a [u8], Malformed> {
+    let taken = rest.get(..size).ok_or(Malformed)?;
+    *rest = rest.get(size.next_multiple_of(WORD)..).ok_or(Malformed)?;
+    Ok(taken)
+}
+
+/// A number of one or two words.
+#[inline(never)]
+pub fn number(value: &[u8]) -> Option<u64> {
+    match value.len() {
+        4 => word(value).map(u64::from),
+        8 => value.first_chunk().map(|number| u64::from_be_bytes(*number)),
+        _ => None,
+    }
+}
