@@ -37,14 +37,7 @@ impl Vm {
     pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
         // A vCPU of the primary never leaves its pCPU.
         let attention = if id.is_primary() || vcpus.len() <= 1 { 0 } else { SHARES_TLB };
-        Self {
-            id,
-            vcpus,
-            memory,
-            pages: Once::new(),
-            mailbox: Mailbox::new(),
-            attention: AtomicU8::new(attention),
-        }
+        Self { id, vcpus, memory, pages: Once::new(), mailbox: Mailbox::new(), attention: AtomicU8::new(attention) }
     }
 
     /// Whether `page` is the address of a page of this VM's RAM.
