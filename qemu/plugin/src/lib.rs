@@ -12,13 +12,15 @@
 //! ```text
 //! visit PCPU SECTION FROM TO BEGIN END INSTRUCTIONS
 //! visit PCPU SECTION FROM TO BEGIN END INSTRUCTIONS WAIT_BEGIN WAIT_END BEFORE UP_TO
-//! note PCPU SECTION KIND TIME VALUE
+//! note PCPU SECTION TIME OWN KIND VALUE
+//! turn PCPU SECTION TIME OWN
 //! executed PCPU SECTION EL2 PRIMARY SECONDARY
 //! ```
 //!
 //! FROM and TO are `p` or `s`, the primary or a secondary; BEGIN, END and TIME are times. A visit that waited says when,
-//! and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. Visits and
-//! notes of a pCPU are in order. Section 0 is for what is not measured, and is not logged.
+//! and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. OWN is how many
+//! instructions the pCPU itself had executed by then. A turn is where a pCPU goes on after another one ran, on a machine
+//! that runs them by turns. The lines of a pCPU are in order. Section 0 is for what is not measured, and is not logged.
 
 mod api;
 mod options;
@@ -33,7 +35,7 @@ use std::time::Instant;
 
 use api::{Block, Id, Info};
 use options::Options;
-use pcpu::{Guest, Pcpu, SECTIONS};
+use pcpu::{Guest, Moment, Pcpu, SECTIONS};
 
 /// The instructions that talk to the plugin.
 mod magic {
@@ -75,6 +77,8 @@ const MAX_CPUS: usize = 16;
 static OPTIONS: OnceLock<Options> = OnceLock::new();
 static PCPUS: [Mutex<Pcpu>; MAX_CPUS] = [const { Mutex::new(Pcpu::new()) }; MAX_CPUS];
 static SECTION: AtomicUsize = AtomicUsize::new(0);
+/// Whose turn it is.
+static TURN: AtomicUsize = AtomicUsize::new(usize::MAX);
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// What each pCPU executed: together, the time of a machine that runs them by turns.
 static EXECUTED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
@@ -101,8 +105,16 @@ fn now() -> u64 {
     }
 }
 
+fn moment(number: c_uint) -> Moment {
+    Moment { time: now(), own: EXECUTED[number as usize].load(Ordering::Relaxed) }
+}
+
 /// Counts an instruction of a pCPU, whatever it is.
 fn executed(number: c_uint) {
+    if !options().host_clock && TURN.load(Ordering::Relaxed) != number as usize {
+        TURN.store(number as usize, Ordering::Relaxed);
+        pcpu(number).turn(section(), moment(number));
+    }
     // Only this pCPU's thread writes it.
     let count = &EXECUTED[number as usize];
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -145,11 +157,11 @@ extern "C" fn bit(number: c_uint, bit: *mut c_void) {
 }
 
 extern "C" fn stamp(number: c_uint, _: *mut c_void) {
-    pcpu(number).stamp(now());
+    pcpu(number).stamp(moment(number));
 }
 
 extern "C" fn note(number: c_uint, kind: *mut c_void) {
-    pcpu(number).note(section(), kind.addr(), now());
+    pcpu(number).note(section(), kind.addr(), moment(number));
 }
 
 /// Keeps this pCPU where it is until another one has waited for as long as it was told, or has stopped waiting. If nobody

@@ -42,7 +42,16 @@ struct Wait {
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     Visit { visit: Visit, to: Guest, end: u64 },
-    Note { section: usize, kind: usize, value: u32, time: u64 },
+    Note { section: usize, kind: usize, value: u32, at: Moment },
+    Turn { section: usize, at: Moment },
+}
+
+/// When something happened on a pCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub time: u64,
+    /// Instructions that the pCPU itself had executed.
+    pub own: u64,
 }
 
 /// What one pCPU executed in one section.
@@ -64,7 +73,7 @@ pub struct Pcpu {
     guest: Guest,
     /// The next note: its bits, as far as they are known, and its time, if that is not the end of it.
     bits: u32,
-    stamp: Option<u64>,
+    stamp: Option<Moment>,
 }
 
 impl Pcpu {
@@ -139,15 +148,22 @@ impl Pcpu {
     }
 
     /// What the next note is about happens now.
-    pub fn stamp(&mut self, now: u64) {
+    pub fn stamp(&mut self, now: Moment) {
         self.stamp = Some(now);
     }
 
     /// The note is complete.
-    pub fn note(&mut self, section: usize, kind: usize, now: u64) {
-        let (value, time) = (core::mem::take(&mut self.bits), self.stamp.take().unwrap_or(now));
+    pub fn note(&mut self, section: usize, kind: usize, now: Moment) {
+        let (value, at) = (core::mem::take(&mut self.bits), self.stamp.take().unwrap_or(now));
         if section != 0 {
-            self.log.push(Entry::Note { section, kind, value, time });
+            self.log.push(Entry::Note { section, kind, value, at });
+        }
+    }
+
+    /// Another pCPU ran until now, and this one runs from here on.
+    pub fn turn(&mut self, section: usize, at: Moment) {
+        if section != 0 {
+            self.log.push(Entry::Turn { section, at });
         }
     }
 
@@ -164,8 +180,11 @@ impl Pcpu {
                     }
                     writeln!(to)?;
                 }
-                Entry::Note { section, kind, value, time } => {
-                    writeln!(to, "note {number} {section} {kind} {time} {value}")?;
+                Entry::Note { section, kind, value, at: Moment { time, own } } => {
+                    writeln!(to, "note {number} {section} {time} {own} {kind} {value}")?;
+                }
+                Entry::Turn { section, at: Moment { time, own } } => {
+                    writeln!(to, "turn {number} {section} {time} {own}")?;
                 }
             }
         }

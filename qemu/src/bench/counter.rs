@@ -201,10 +201,18 @@ impl Visit {
 
 /// A number that a guest left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Note {
-    pub kind: u32,
-    pub time: u64,
-    pub value: u64,
+struct Note {
+    at: Moment,
+    kind: u32,
+    value: u64,
+}
+
+/// When something happened on a pCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Moment {
+    time: u64,
+    /// Instructions that the pCPU itself had executed.
+    own: u64,
 }
 
 /// Kinds of notes of the guest `contention`.
@@ -227,6 +235,8 @@ enum Event {
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Pcpu {
     events: Vec<Event>,
+    /// Where it goes on after another one ran.
+    turns: Vec<Moment>,
     /// Instructions at EL2.
     pub el2: u64,
     /// Instructions of the primary.
@@ -254,8 +264,9 @@ impl Pcpu {
         })
     }
 
-    /// For each interrupt of the primary's timer whose deadline passed while this pCPU waited for a vCPU: the time from the
-    /// deadline to the handler. A tick is the finest that the guest can tell; it is rounded up.
+    /// For each interrupt of the primary's timer whose deadline passed while this pCPU waited for a vCPU: how late its handler
+    /// was. Where pCPUs run by turns, in instructions that this one executed; else in nanoseconds. A tick is the finest that
+    /// the guest can tell, so it is rounded up.
     pub fn late_in_wait(&self) -> Vec<u64> {
         let mut late = Vec::new();
         let mut wait = None;
@@ -263,15 +274,24 @@ impl Pcpu {
             match event {
                 Event::Visit(visit) if visit.from == Guest::Primary => wait = visit.wait,
                 Event::Note(note) if note.kind == note::LATE => {
-                    let deadline = note.time.saturating_sub(note.value * INSTRUCTIONS_PER_TICK);
+                    let time = (note.value + 1) * INSTRUCTIONS_PER_TICK;
+                    let deadline = note.at.time.saturating_sub(time);
                     if wait.is_some_and(|wait| (wait.begin..=wait.end).contains(&deadline)) {
-                        late.push((note.value + 1) * INSTRUCTIONS_PER_TICK);
+                        late.push(self.executed_at(deadline).map_or(time, |own| note.at.own - own));
                     }
                 }
                 _ => {}
             }
         }
         late
+    }
+
+    /// How many instructions it had executed at some time; nothing if it does not run by turns.
+    fn executed_at(&self, time: u64) -> Option<u64> {
+        let next = self.turns.partition_point(|turn| turn.time <= time);
+        let turn = self.turns[..next].last()?;
+        let in_this_turn = turn.own + (time - turn.time);
+        Some(self.turns.get(next).map_or(in_this_turn, |next| in_this_turn.min(next.own)))
     }
 }
 
@@ -313,6 +333,10 @@ impl Words<'_> {
         }
     }
 
+    fn moment(&mut self) -> Result<Moment> {
+        Ok(Moment { time: self.number()?, own: self.number()? })
+    }
+
     fn is_empty(&self) -> bool {
         self.0.clone().next().is_none()
     }
@@ -350,9 +374,10 @@ impl Log {
                 pcpu.events.push(Event::Visit(Visit { from, to, begin, end, instructions, wait }));
             }
             "note" => {
-                let (kind, time, value) = (words.number()?, words.number()?, words.number()?);
-                pcpu.events.push(Event::Note(Note { kind, time, value }));
+                let (at, kind, value) = (words.moment()?, words.number()?, words.number()?);
+                pcpu.events.push(Event::Note(Note { at, kind, value }));
             }
+            "turn" => pcpu.turns.push(words.moment()?),
             "executed" if section == 0 => return Ok(()),
             "executed" => {
                 pcpu.el2 += words.number::<u64>()?;
@@ -372,12 +397,12 @@ mod tests {
 
     const LOG: &str = "\
         visit 1 1 p s 100 900 700 200 800 50 600\n\
-        note 1 1 1 1500 50\n\
+        note 1 1 1500 0 1 50\n\
         visit 1 1 p p 2000 2400 400\n\
-        note 1 1 1 2500 20\n\
+        note 1 1 2500 0 1 20\n\
         visit 1 1 p s 3000 3500 400 3100 3200 30 70\n\
-        note 1 1 1 4000 60\n\
-        note 1 1 0 5000 7\n\
+        note 1 1 4000 0 1 60\n\
+        note 1 1 5000 0 0 7\n\
         executed 1 0 9000 1 1\n\
         executed 1 1 1500 30 4\n";
 
@@ -396,9 +421,23 @@ mod tests {
     #[test]
     fn a_deadline_counts_if_it_passed_in_a_wait() {
         let log: Log = LOG.parse().unwrap();
-        // 1500 - 50 * 16 = 700 lies in the first wait; the second call did not wait; 4000 - 60 * 16 = 3040 was before the
+        // 1500 - 51 * 16 = 684 lies in the first wait; the second call did not wait; 4000 - 61 * 16 = 3024 was before the
         // third one did.
         assert_eq!(log.pcpus[1].late_in_wait(), [51 * 16]);
+    }
+
+    #[test]
+    fn the_time_of_others_is_not_that_of_a_pcpu() {
+        let turns = "turn 0 1 1000 50\nturn 0 1 2000 80\n";
+        let late = |note: &str| {
+            let wait = "visit 0 1 p p 1000 2100 90 1010 2050 10 70\n";
+            format!("{turns}{wait}{note}").parse::<Log>().unwrap().pcpus[0].late_in_wait()
+        };
+        // The deadline, at 1024, is 24 instructions after its turn began.
+        assert_eq!(late("note 0 1 2144 150 1 69\n"), [150 - 74]);
+        // At 1504 others ran; it had executed 30 in its last turn.
+        assert_eq!(late("note 0 1 2144 150 1 39\n"), [150 - 80]);
+        assert_eq!(late("note 0 1 2144 150 1 5\n"), [150 - 128]);
     }
 
     #[test]
@@ -407,7 +446,8 @@ mod tests {
             ("visit 0 1 p s 1 2", "too short"),
             ("visit 0 1 p q 1 2 3", "nobody"),
             ("visit 0 1 p s 1 2 3 4", "too short"),
-            ("note 0 1 1 1500 50 6", "too long"),
+            ("note 0 1 1500 9 1 50 6", "too long"),
+            ("turn 0 1 1500", "too short"),
             ("executed 0 1 a 1 1", "not a number"),
             ("visited 0 1", "no known kind"),
         ] {

@@ -106,7 +106,7 @@ fn waits(workspace: &Workspace, gate: Gate) -> Result<(Counted, Option<String>)>
 fn unresponsive(short: &Figures, long: &Figures) -> Option<String> {
     const ENOUGH: u64 = 8;
     /// What ends the wait is a cancel; or the grant came first, and then it is a run that the interrupt ends at once.
-    const BOUND: u64 = 2000;
+    const BOUND: u64 = 1000;
     let (short, long) = (short.late, long.late);
     if short.count.min(long.count) < ENOUGH {
         return Some(format!("only {} interrupts came in a wait", short.count.min(long.count)));
@@ -156,11 +156,11 @@ mod tests {
     fn lateness_must_not_grow_with_the_save() {
         let late =
             |count, max| Figures { late: Distribution { count, max, ..Distribution::default() }, ..Figures::default() };
-        assert_eq!(unresponsive(&late(8, 1120), &late(9, 1120)), None);
+        assert_eq!(unresponsive(&late(8, 620), &late(9, 620)), None);
         for (short, long, complaint) in [
-            (late(8, 1120), late(7, 1120), "only 7"),
-            (late(8, 2016), late(8, 2016), "2016 instructions late"),
-            (late(8, 1120), late(8, 1136), "depends on how long"),
+            (late(8, 620), late(7, 620), "only 7"),
+            (late(8, 1001), late(8, 1001), "1001 instructions late"),
+            (late(8, 620), late(8, 621), "depends on how long"),
         ] {
             let found = unresponsive(&short, &long).unwrap();
             assert!(found.contains(complaint), "{found}");

@@ -43,7 +43,7 @@ pub struct Figures {
     pub cancelled: u64,
     /// Instructions burnt in a wait.
     pub burnt: Distribution,
-    /// Time from a deadline in a wait to the handler of its interrupt.
+    /// From a deadline in a wait to the handler of its interrupt: by turns, instructions of the pCPU itself; else time.
     pub late: Distribution,
     /// Time from asking to having the vCPU, or to coming back without it.
     pub wait_time: Distribution,
@@ -97,12 +97,12 @@ mod tests {
         let log: Log = "\
             visit 0 1 p s 100 900 700 200 800 50 600\n\
             visit 0 1 s p 950 999 40\n\
-            note 0 1 1 1010 20\n\
-            note 0 1 0 5000 3\n\
+            note 0 1 1010 0 1 20\n\
+            note 0 1 5000 0 0 3\n\
             visit 1 1 p p 100 300 30\n\
             visit 1 1 p s 400 500 60\n\
             visit 1 1 p p 600 900 90 650 700 30 50\n\
-            note 1 1 0 5000 1\n\
+            note 1 1 5000 0 0 1\n\
             executed 0 1 740 0 0\n\
             executed 1 1 180 0 0\n"
             .parse()

@@ -128,9 +128,9 @@ pub struct Measured {
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
 pub struct Contention {
-    /// By turns. All times are instructions that the machine executed.
+    /// By turns. Times are instructions that the machine executed; `late` is in those of the pCPU itself.
     pub turns: Vec<Measured>,
-    /// With a host thread for each pCPU. All times are nanoseconds of this computer.
+    /// With a host thread for each pCPU. Times are nanoseconds of this computer.
     pub threads: Vec<Measured>,
 }
 
@@ -180,9 +180,9 @@ impl Contention {
 
     /// For a terminal.
     pub fn table(&self) -> String {
-        let mut text = "By turns, exact. Times are instructions of the whole machine.\n\n".to_owned();
+        let mut text = "By turns of QEMU's, exact. `late` is in instructions of the pCPU that waits.\n\n".to_owned();
         table(&mut text, &self.turns);
-        text += "\nWith a host thread for each pCPU, never the same. Times are nanoseconds of this computer.\n\n";
+        text += "\nWith a host thread for each pCPU, never the same. `late` is in nanoseconds of this computer.\n\n";
         table(&mut text, &self.threads);
         text
     }
