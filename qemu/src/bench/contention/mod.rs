@@ -193,8 +193,8 @@ impl Contention {
 fn table(text: &mut String, measured: &[Measured]) {
     let _ = writeln!(
         text,
-        "{:<16} {:<6} {:>6} {:>11} {:>8} {:>8} {:>7} {:>9}  {:<22} {:>5}  {}",
-        "", "gate", "runs", "share %", "requests", "el2/run", "granted", "cancelled", "burnt in a wait", "late", "by"
+        "{:<16} {:<6} {:>6} {:>11} {:>8} {:>8} {:>7} {:>9}  {:<22} {:>5}  by",
+        "", "gate", "runs", "share %", "requests", "el2/run", "granted", "cancelled", "burnt in a wait", "late"
     );
     for Measured { scene, gate, figures } in measured {
         let three = |numbers: &Distribution| match numbers.count {

@@ -136,12 +136,12 @@ fn against_save(title: &'static str, what: &'static str, series: Vec<Series>) ->
 
 fn late(measured: &[Measured]) -> Panel {
     let series = both_gates(|gate| held(measured, gate, |it| it.figures.late.max));
-    against_save("Interrupt in a wait, to its handler", "instructions, worst", series)
+    against_save("Interrupt in a wait, to its handler", "instructions of the pCPU, worst", series)
 }
 
 fn burnt(measured: &[Measured]) -> Panel {
     let series = both_gates(|gate| held(measured, gate, |it| it.figures.burnt.max));
-    against_save("Burnt in a wait by its pCPU", "instructions, worst", series)
+    against_save("Burnt in a wait by its pCPU", "instructions of the pCPU, worst", series)
 }
 
 fn runs(measured: &[Measured]) -> Panel {
@@ -182,7 +182,7 @@ impl Panel {
     fn draw(&self, svg: &mut String, left: f64, width: f64) {
         const TOP: f64 = 72.0;
         const BOTTOM: f64 = HEIGHT - 52.0;
-        let (start, end) = (left + 56.0, left + width - 76.0);
+        let (start, end) = (left + 56.0, left + width - 84.0);
         let x = |value: f64| start + (end - start) * self.x.place(value);
         let y = |value: f64| BOTTOM - (BOTTOM - TOP) * self.y.place(value);
         let mut text = |class: &str, anchor: &str, x: f64, y: f64, text: &str| {
