@@ -117,6 +117,34 @@ impl Call {
         x0 == 0xff00
     }
 
+    /// How many functions the reference ABI has, and how many of its own Baton adds.
+    pub const FUNCTIONS: usize = 10;
+    pub const EXTENSIONS: usize = 3;
+    const FIRST: u64 = 0xff00;
+    const FIRST_EXTENSION: u64 = 0xff80;
+
+    /// The number of the function with this index, as x0 has it.
+    pub const fn function(index: u64) -> u64 {
+        Self::FIRST + index
+    }
+
+    /// The same, of one of Baton's own.
+    pub const fn extension(index: u64) -> u64 {
+        Self::FIRST_EXTENSION + index
+    }
+
+    /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these.
+    #[inline]
+    pub const fn index(x0: u64) -> usize {
+        ((x0 as u32 & !(SMC64 as u32)).wrapping_sub(Self::FIRST as u32)) as usize
+    }
+
+    /// The same, of Baton's own.
+    #[inline]
+    pub const fn index_of_extension(x0: u64) -> usize {
+        ((x0 as u32 & !(SMC64 as u32)).wrapping_sub(Self::FIRST_EXTENSION as u32)) as usize
+    }
+
     /// Whether a function has this number.
     pub const fn exists(function: u64) -> bool {
         !matches!(Self::decode([function, 0, 0, 0]), Self::Unknown)

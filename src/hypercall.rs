@@ -96,22 +96,41 @@ impl fmt::Debug for Verdict {
 }
 
 /// Serves the hypercall that `guest` has just made with these registers x0 to x3.
-///
-/// Every case that is more than a few instructions is a function of its own, so that the rest needs no stack.
 #[inline]
 pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
     // The one that all the others are there for comes first.
     if Call::is_vcpu_run(x0) {
         return vcpu_run(guest, x1, x2, Style::Reference);
     }
-    match Call::decode([x0, x1, x2, x3]) {
-        Call::Unknown => unknown(guest, x0, x1, x2, x3),
-        call => serve(guest, call),
-    }
+    let services = SERVICES.get(Call::index(x0)).or_else(|| EXTENSIONS.get(Call::index_of_extension(x0)));
+    services.unwrap_or(&(unknown as Service))(x0, x1, x2, x3, guest.vcpu, guest.local)
 }
 
+/// Serves one function: its arguments are where they came in, and everything that it does not need is compiled out of it.
+type Service = extern "C" fn(u64, u64, u64, u64, &'static Vcpu, &Local) -> Verdict;
+
+extern "C" fn service<const FUNCTION: u64>(
+    _: u64,
+    x1: u64,
+    x2: u64,
+    x3: u64,
+    vcpu: &'static Vcpu,
+    local: &Local,
+) -> Verdict {
+    serve(Guest { local, vcpu }, Call::decode([FUNCTION, x1, x2, x3]))
+}
+
+macro_rules! services {
+    ($function:path: $($index:literal)*) => {
+        [$(service::<{ $function($index) }> as Service),*]
+    };
+}
+
+static SERVICES: [Service; Call::FUNCTIONS] = services!(Call::function: 0 1 2 3 4 5 6 7 8 9);
+static EXTENSIONS: [Service; Call::EXTENSIONS] = services!(Call::extension: 0 1 2);
+
 /// Serves a call that is decoded.
-#[inline]
+#[inline(always)]
 pub fn serve(guest: Guest<'_>, call: Call) -> Verdict {
     match call {
         Call::VcpuRun { vm, vcpu, style } => vcpu_run_ext(guest, vm, vcpu, style),
@@ -158,23 +177,25 @@ fn vcpu_get_count(guest: Guest<'_>, vm: u64) -> u64 {
     guest.local.machine().vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
 }
 
-#[inline(never)]
 fn vm_configure(guest: Guest<'_>, send: u64, recv: u64) -> Verdict {
     Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
 }
 
-#[inline(never)]
 fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
     if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
         return Verdict::answer(FAILED);
     }
     let Some(to) = guest.local.machine().vm(to) else { return Verdict::answer(FAILED) };
     // A stopped VM reads nothing any more.
-    if to.stopped().is_some() {
+    if to.is_stopped() {
         return Verdict::answer(FAILED);
     }
     let (Some(from), Some(into)) = (guest.vm().pages(), to.pages()) else { return Verdict::answer(FAILED) };
-    let copy = || arch::copy_message(from.send, into.recv, size as usize);
+    let copy = || {
+        if size != 0 {
+            arch::copy_message(from.send, into.recv, size as usize);
+        }
+    };
     let message = Message { from: guest.vm().id, size: size as u32 };
 
     if to.id.is_primary() {
@@ -190,7 +211,6 @@ fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
     }
 }
 
-#[inline(never)]
 fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     if guest.is_primary() {
         return Verdict::answer(NO_MESSAGE);
@@ -205,12 +225,10 @@ fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     }
 }
 
-#[inline(never)]
 fn mailbox_clear(guest: Guest<'_>) -> Verdict {
     Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
-#[inline(never)]
 fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
     let Some(id) = checked_id(id) else { return Verdict::answer(FAILED) };
     guest.vcpu.interrupts.enable(id, enable);
@@ -218,7 +236,6 @@ fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
     Verdict::answer(0)
 }
 
-#[inline(never)]
 fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
     let Some(id) = guest.vcpu.interrupts.fetch() else { return Verdict::answer(NO_INTERRUPT) };
     guest.vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +243,6 @@ fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
     Verdict::answer(id.into())
 }
 
-#[inline(never)]
 fn inject_interrupt(guest: Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
     let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
         return Verdict::answer(FAILED);
@@ -271,7 +287,6 @@ fn settle_line(guest: Guest<'_>) {
     }
 }
 
-#[inline(never)]
 fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(FAILED);
@@ -289,20 +304,18 @@ fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
     Verdict::answer(counter.load(Ordering::Relaxed).into())
 }
 
-#[cold]
-#[inline(never)]
 fn call_exists(function: u64) -> Verdict {
     Verdict::answer(Call::exists(function).into())
 }
 
-/// The primary's may be one to the firmware.
+/// None of ours; the primary's may be one to the firmware.
 #[cold]
 #[inline(never)]
-fn unknown(guest: Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
-    if !guest.is_primary() {
+extern "C" fn unknown(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    if !vcpu.vm().id.is_primary() {
         return Verdict::answer(FAILED);
     }
-    match psci::serve(guest.local.machine(), [x0, x1, x2, x3]) {
+    match psci::serve(local.machine(), [x0, x1, x2, x3]) {
         psci::Answer::Return(result) => Verdict::answer(result),
         psci::Answer::TurnOff => Verdict::leave(Leave::TURN_OFF),
     }

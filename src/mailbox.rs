@@ -108,6 +108,7 @@ struct Waiters(u32);
 
 impl Waiters {
     const EACH: u32 = 4;
+    const NOBODY: Self = Self(0);
 
     fn first(self) -> u32 {
         self.0 & 0xf
@@ -118,13 +119,18 @@ impl Waiters {
     }
 
     /// Which bit `vcpu` begins at, if it is here: the lowest zero of four bits in the difference.
+    #[inline]
     fn find(self, vcpu: u32) -> Option<u32> {
+        if self == Self::NOBODY {
+            return None;
+        }
         const ONES: u32 = 0x1111_1111;
         let difference = self.0 ^ (vcpu * ONES);
         let zeros = difference.wrapping_sub(ONES) & !difference & ONES << 3;
         (zeros != 0).then(|| zeros.trailing_zeros() & !(Self::EACH - 1))
     }
 
+    #[inline]
     fn with(self, vcpu: u32) -> Self {
         if self.find(vcpu).is_some() {
             return self;
@@ -160,6 +166,7 @@ impl Mailbox {
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty; nothing is copied then.
+    #[inline]
     pub fn deliver(&self, message: Message, copy: impl FnOnce()) -> Result<Option<VcpuId>, Full> {
         self.begin()?;
         copy();
@@ -177,6 +184,7 @@ impl Mailbox {
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty.
+    #[inline]
     pub fn deliver_read(&self, copy: impl FnOnce()) -> Result<(), Full> {
         self.begin()?;
         copy();
@@ -186,6 +194,7 @@ impl Mailbox {
     }
 
     /// Edge 1: from here on the page is the caller's to write.
+    #[inline]
     fn begin(&self) -> Result<(), Full> {
         // Acquire: pairs with the release of `clear`: the last message has been read.
         let begun = self
@@ -194,6 +203,7 @@ impl Mailbox {
     }
 
     /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
+    #[inline]
     pub fn take(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         // Acquire: pairs with the release of `deliver`.
@@ -204,7 +214,19 @@ impl Mailbox {
     }
 
     /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
+    #[inline]
     pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
+        let alone = Word::only(bits::EMPTY, Waiters(number(vcpu)));
+        // The likely case: nothing there and nobody waits. Relaxed: nothing is read or written because of it.
+        match self.0.compare_exchange_weak(bits::EMPTY, alone.0, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => None,
+            Err(_) => self.take_or_queue(vcpu),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_or_queue(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         let before = self.edit(Ordering::Acquire, |word| match word.message_for(me) {
             Some(_) => Some(Word::only(bits::READ, word.waiters().without(me))),

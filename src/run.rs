@@ -75,7 +75,7 @@ pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdi
     match target.take(caller.local) {
         Some(ready) => run_for(caller.vcpu, ready, style),
         // Not even claimed, unless there is something to settle.
-        None if target.is_blocked() && target.vm().stopped().is_none() => Verdict::answer(WAIT),
+        None if target.is_blocked() && !target.vm().is_stopped() => Verdict::answer(WAIT),
         None => claim_and_run(caller, target, style),
     }
 }
@@ -98,6 +98,8 @@ fn claim_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verd
 }
 
 /// What the primary is told about a run that did not happen.
+#[cold]
+#[inline(never)]
 fn tell(outcome: Outcome, style: Style) -> Verdict {
     let told = outcome.encode(style);
     if let Outcome::Stopped(_) = outcome { Verdict::report(told) } else { Verdict::answer(told) }
@@ -109,7 +111,8 @@ fn tell(outcome: Outcome, style: Style) -> Verdict {
 #[inline]
 fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let vcpu = regs.vcpu();
-    if let Some(reason) = vcpu.vm().stopped() {
+    if vcpu.vm().is_stopped() {
+        let reason = vcpu.vm().stopped().unwrap_or(Stop::Off);
         return Err(stopped(regs.local(), vcpu, reason));
     }
     match regs.life() {

@@ -326,9 +326,8 @@ impl<'a> ParkedRegs<'a> {
     /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
     pub fn ready(self) -> ReadyVcpu<'a> {
-        let (vcpu, local) = (self.vcpu, self.local);
-        core::mem::forget(self); // the claim becomes the load
-        vcpu.handoff.load(local.cpu());
+        let Self { vcpu, local, life } = *ManuallyDrop::new(self); // the claim becomes the load
+        vcpu.handoff.load(local.cpu(), life);
         vcpu.interrupts.look_again();
         ReadyVcpu { vcpu, local }
     }
@@ -340,7 +339,8 @@ impl<'a> ParkedRegs<'a> {
 }
 
 impl Drop for ParkedRegs<'_> {
-    #[inline]
+    #[cold]
+    #[inline(never)]
     fn drop(&mut self) {
         wake_next(self.local, self.vcpu.handoff.release(self.local.cpu(), self.life));
     }

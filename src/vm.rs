@@ -84,6 +84,12 @@ impl Vm {
         self.attention.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether the VM was stopped.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) & !SHARES_TLB != 0
+    }
+
     /// Why the VM was stopped, if it was.
     pub fn stopped(&self) -> Option<Stop> {
         Stop::from_number(self.attention.load(Ordering::Relaxed) & !SHARES_TLB)

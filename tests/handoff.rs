@@ -54,7 +54,7 @@ impl Edge {
             Self::Take => Says::Taken(word.take(me)),
             Self::Request(patience) => Says::Request(word.request(me, patience)),
             Self::Load => {
-                word.load(me);
+                word.load(me, word.state().life);
                 Says::Nothing
             }
             Self::Deschedule => {
