@@ -102,8 +102,19 @@ pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
     if Call::is_vcpu_run(x0) {
         return vcpu_run(guest, x1, x2, Style::Reference);
     }
-    let services = SERVICES.get(Call::index(x0)).or_else(|| EXTENSIONS.get(Call::index_of_extension(x0)));
-    services.unwrap_or(&(unknown as Service))(x0, x1, x2, x3, guest.vcpu, guest.local)
+    match SERVICES.get(Call::index(x0)) {
+        Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
+        None => arrive_extension(x0, x1, x2, x3, guest.vcpu, guest.local),
+    }
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn arrive_extension(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    match EXTENSIONS.get(Call::index_of_extension(x0)) {
+        Some(service) => service(x0, x1, x2, x3, vcpu, local),
+        None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
+    }
 }
 
 /// Serves one function: its arguments are where they came in, and everything that it does not need is compiled out of it.
@@ -215,6 +226,15 @@ fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     if guest.is_primary() {
         return Verdict::answer(NO_MESSAGE);
     }
+    // Nothing there, and nobody waits: the likely one of those that block.
+    if block && !guest.vcpu.interrupts.deliverable() && guest.vm().mailbox.wait_alone(guest.vcpu.id()) {
+        return Verdict::leave(Leave::BLOCKED);
+    }
+    mailbox_receive_or_queue(guest, block)
+}
+
+#[inline(never)]
+fn mailbox_receive_or_queue(guest: Guest<'_>, block: bool) -> Verdict {
     let mailbox = &guest.vm().mailbox;
     if !block || guest.vcpu.interrupts.deliverable() {
         return Verdict::answer(mailbox.take(guest.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
@@ -309,13 +329,11 @@ fn call_exists(function: u64) -> Verdict {
 }
 
 /// None of ours; the primary's may be one to the firmware.
-#[cold]
-#[inline(never)]
-extern "C" fn unknown(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
-    if !vcpu.vm().id.is_primary() {
+fn unknown(guest: Guest<'_>, args: [u64; 4]) -> Verdict {
+    if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }
-    match psci::serve(local.machine(), [x0, x1, x2, x3]) {
+    match psci::serve(guest.local.machine(), args) {
         psci::Answer::Return(result) => Verdict::answer(result),
         psci::Answer::TurnOff => Verdict::leave(Leave::TURN_OFF),
     }

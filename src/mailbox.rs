@@ -213,20 +213,16 @@ impl Mailbox {
         taken.ok().map(Word::message)
     }
 
-    /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
+    /// Edge 5, of an empty mailbox for which nobody waits; false if it is not like that.
     #[inline]
-    pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
-        let alone = Word::only(bits::EMPTY, Waiters(number(vcpu)));
-        // The likely case: nothing there and nobody waits. Relaxed: nothing is read or written because of it.
-        match self.0.compare_exchange_weak(bits::EMPTY, alone.0, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => None,
-            Err(_) => self.take_or_queue(vcpu),
-        }
+    pub fn wait_alone(&self, vcpu: VcpuId) -> bool {
+        let waits = Word::only(bits::EMPTY, Waiters(number(vcpu)));
+        // Relaxed: nothing is read or written because of it.
+        self.0.compare_exchange_weak(bits::EMPTY, waits.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    #[cold]
-    #[inline(never)]
-    fn take_or_queue(&self, vcpu: VcpuId) -> Option<Message> {
+    /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
+    pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         let before = self.edit(Ordering::Acquire, |word| match word.message_for(me) {
             Some(_) => Some(Word::only(bits::READ, word.waiters().without(me))),

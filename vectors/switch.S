@@ -45,23 +45,34 @@ baton_enter:
     mov     x1, xzr
     answer
 
+// The end of an exit: x18 = how, x1 = why, x30 = regs, in which the guest's registers are saved.
+.macro leave
+    mrs     x3, elr_el2
+    mrs     x4, spsr_el2
+    stp     x3, x4, [x30, #{PC}]
+    ldp     x19, x29, [sp, #32]
+    ldr     x30, [sp, #8]
+    add     sp, sp, #48
+    ret
+.endm
+
 // A hypercall that cannot just return; the vector pushed x18 and x30. x0 = result, x1 = why, which is not 0.
 .global baton_exit_call
+.balign 64
 baton_exit_call:
     // x0 to x17 are the answer's, so the guest's are not kept; the word behind x30 is not 0 and says so.
-    ldp     x18, x30, [sp], #16
-    ldr     x2, [sp]                    // regs
-    str     x0, [x2, #{X}]
-    stp     x18, x19, [x2, #{X} + 8 * 18]
-    stp     x20, x21, [x2, #{X} + 8 * 20]
-    stp     x22, x23, [x2, #{X} + 8 * 22]
-    stp     x24, x25, [x2, #{X} + 8 * 24]
-    stp     x26, x27, [x2, #{X} + 8 * 26]
-    stp     x28, x29, [x2, #{X} + 8 * 28]
-    stp     x30, x1, [x2, #{X} + 8 * 30]
+    ldr     x30, [sp, #16]              // regs
+    ldp     x2, x3, [sp], #16           // the guest's x18 and x30
+    str     x0, [x30, #{X}]
+    stp     x2, x19, [x30, #{X} + 8 * 18]
+    stp     x20, x21, [x30, #{X} + 8 * 20]
+    stp     x22, x23, [x30, #{X} + 8 * 22]
+    stp     x24, x25, [x30, #{X} + 8 * 24]
+    stp     x26, x27, [x30, #{X} + 8 * 26]
+    stp     x28, x29, [x30, #{X} + 8 * 28]
+    stp     x3, x1, [x30, #{X} + 8 * 30]
     mov     x18, #{HOW_CALL}
-    mov     x30, x2
-    b       3f
+    leave
 
 // Any other exit; the vector pushed x18 and x30. x18 = how it came back. All other registers are the guest's.
 .global baton_exit
@@ -85,12 +96,4 @@ baton_exit:
     stp     x26, x27, [x30, #{X} + 8 * 26]
     stp     x28, x29, [x30, #{X} + 8 * 28]
     stp     x1, xzr, [x30, #{X} + 8 * 30]
-
-    // x18 = how, x1 = why, x30 = regs; the guest's registers are saved.
-3:  mrs     x3, elr_el2
-    mrs     x4, spsr_el2
-    stp     x3, x4, [x30, #{PC}]
-    ldp     x19, x29, [sp, #32]
-    ldr     x30, [sp, #8]
-    add     sp, sp, #48
-    ret
+    leave

@@ -283,8 +283,10 @@ impl Cpu {
                     out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
                 );
             }
+            if how & HOW_CALL != 0 {
+                return Exit::Call(Leave::from_word(leave));
+            }
             match how >> SYNDROME_CLASS {
-                how::CALL => return Exit::Call(Leave::from_word(leave)),
                 how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
                 how::INTERRUPT => return Exit::Interrupt,
                 _ => {
@@ -364,7 +366,6 @@ mod how {
     pub const SMC: u64 = 0x17;
     pub const SYSTEM_REGISTER: u64 = 0x18;
     pub const INTERRUPT: u64 = super::HOW_INTERRUPT >> super::SYNDROME_CLASS;
-    pub const CALL: u64 = super::HOW_CALL >> super::SYNDROME_CLASS;
 }
 const SYNDROME_CLASS: u32 = 26;
 pub(super) const HOW_INTERRUPT: u64 = 1 << 32;
