@@ -86,7 +86,7 @@ impl Call {
     /// Decodes x0 to x3 of a guest that executed `hvc #0`.
     #[inline]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
-        match (x0 & 0xffff_ffff) & !SMC64 {
+        match Self::plain(x0) {
             0xff00 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Reference },
             0xff01 => Self::VmGetCount,
             0xff02 => Self::VcpuGetCount { vm: x1 },
@@ -110,13 +110,6 @@ impl Call {
         }
     }
 
-    /// Whether this function is `vcpu_run`, in its plain form: a quicker question than the whole, for the call that all
-    /// the others are there for.
-    #[inline]
-    pub const fn is_vcpu_run(x0: u64) -> bool {
-        x0 == 0xff00
-    }
-
     /// How many functions the reference ABI has, and how many of its own Baton adds.
     pub const FUNCTIONS: usize = 10;
     pub const EXTENSIONS: usize = 3;
@@ -125,24 +118,29 @@ impl Call {
 
     /// The number of the function with this index, as x0 has it.
     pub const fn function(index: u64) -> u64 {
-        Self::FIRST + index
+        Self::FIRST ^ index
     }
 
     /// The same, of one of Baton's own.
     pub const fn extension(index: u64) -> u64 {
-        Self::FIRST_EXTENSION + index
+        Self::FIRST_EXTENSION ^ index
     }
 
-    /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these.
+    /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these in its plain form.
     #[inline]
     pub const fn index(x0: u64) -> usize {
-        ((x0 as u32 & !(SMC64 as u32)).wrapping_sub(Self::FIRST as u32)) as usize
+        (x0 as u32 ^ Self::FIRST as u32) as usize
     }
 
     /// The same, of Baton's own.
     #[inline]
     pub const fn index_of_extension(x0: u64) -> usize {
-        ((x0 as u32 & !(SMC64 as u32)).wrapping_sub(Self::FIRST_EXTENSION as u32)) as usize
+        (x0 as u32 ^ Self::FIRST_EXTENSION as u32) as usize
+    }
+
+    /// The function that x0 names, in its plain form.
+    pub const fn plain(x0: u64) -> u64 {
+        (x0 & 0xffff_ffff) & !SMC64
     }
 
     /// Whether a function has this number.

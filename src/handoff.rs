@@ -4,7 +4,7 @@
 //! go. Everything that is true about their ownership is in this one word; there is no second flag that could disagree.
 //!
 //! ```text
-//!           0 take: of one that is Ready          4 deschedule
+//!           0 take                                4 deschedule
 //!    Parked ─────────────────────────────► Loaded ────────────► Saving
 //!     ▲ ▲ │     1 claim             3 load   ▲                    │
 //!     │ │ └────────────────────► Claimed ────┘                    │
@@ -20,7 +20,7 @@
 //!
 //! | edge | function | order | caller |
 //! |---|---|---|---|
-//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded as it is |
+//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded |
 //! | 1 claim | [`Handoff::request`] | acquire: pairs with the release of 5 and 6 of the previous owner | any other run request |
 //! | 2 queue | [`Handoff::request`] | acquire (also the re-check: the word it edits is the word it waits for) | the same |
 //! | 3 load | [`Handoff::load`] | sequentially consistent, with [`crate::owed`] | the pCPU that holds the claim |
@@ -195,12 +195,12 @@ impl Handoff {
         self.0.load(Ordering::Relaxed) == State::parked(Life::BlockedInReceive).encode()
     }
 
-    /// Edge 0: takes the registers on behalf of `me`, to be loaded as they are; false if they are not to be had like that.
+    /// Edge 0: takes the registers on behalf of `me`, of a vCPU with this life, to be loaded as soon as what that owes is
+    /// settled; false if they are not to be had like that.
     #[inline]
-    pub fn take(&self, me: CpuId) -> bool {
-        let (ready, taken) = (State::parked(Life::Ready), State::owned(Phase::Loaded, Life::Ready, me));
+    pub fn take(&self, me: CpuId, life: Life) -> bool {
         // Acquire, within SeqCst: the registers that their last owner saved are there. SeqCst: as `load`.
-        self.swap(ready, taken, Ordering::SeqCst)
+        self.swap(State::parked(life), State::owned(Phase::Loaded, Life::Ready, me), Ordering::SeqCst)
     }
 
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.

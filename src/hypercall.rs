@@ -98,21 +98,26 @@ impl fmt::Debug for Verdict {
 /// Serves the hypercall that `guest` has just made with these registers x0 to x3.
 #[inline]
 pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
-    // The one that all the others are there for comes first.
-    if Call::is_vcpu_run(x0) {
-        return vcpu_run(guest, x1, x2, Style::Reference);
-    }
-    match SERVICES.get(Call::index(x0)) {
-        Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
-        None => arrive_extension(x0, x1, x2, x3, guest.vcpu, guest.local),
+    match Call::index(x0) {
+        // The one that all the others are there for.
+        VCPU_RUN => vcpu_run(guest, x1, x2, Style::Reference),
+        index => match SERVICES.get(index) {
+            Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
+            None => arrive_otherwise(x0, x1, x2, x3, guest.vcpu, guest.local),
+        },
     }
 }
 
+const VCPU_RUN: usize = 0;
+const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0, 0, 0]), Call::VcpuRun { .. }));
+
+/// As [`arrive`], of what is not in its plain form, not of the reference ABI, or not a function at all.
 #[cold]
 #[inline(never)]
-extern "C" fn arrive_extension(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
-    match EXTENSIONS.get(Call::index_of_extension(x0)) {
-        Some(service) => service(x0, x1, x2, x3, vcpu, local),
+extern "C" fn arrive_otherwise(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    let plain = Call::plain(x0);
+    match SERVICES.get(Call::index(plain)).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain))) {
+        Some(service) => service(plain, x1, x2, x3, vcpu, local),
         None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
     }
 }
@@ -201,24 +206,21 @@ fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
     if to.is_stopped() {
         return Verdict::answer(FAILED);
     }
-    let (Some(from), Some(into)) = (guest.vm().pages(), to.pages()) else { return Verdict::answer(FAILED) };
-    let copy = || {
-        if size != 0 {
-            arch::copy_message(from.send, into.recv, size as usize);
-        }
-    };
-    let message = Message { from: guest.vm().id, size: size as u32 };
-
-    if to.id.is_primary() {
-        return match to.mailbox.deliver_read(copy) {
-            Ok(()) => Verdict::then_tell(0, Outcome::Message { size: message.size }),
-            Err(_full) => Verdict::answer(FAILED),
-        };
+    let (Some(send), Some(recv)) = (guest.vm().send_page(), to.recv_page()) else { return Verdict::answer(FAILED) };
+    let Ok(filling) = to.mailbox.begin() else { return Verdict::answer(FAILED) };
+    if size != 0 {
+        arch::copy_message(send, recv, size as usize);
     }
-    match to.mailbox.deliver(message, copy) {
-        Err(_full) => Verdict::answer(FAILED),
-        Ok(woken) if guest.is_primary() => Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
-        Ok(woken) => Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken }),
+    let message = Message { from: guest.vm().id, size: size as u32 };
+    if to.id.is_primary() {
+        filling.deliver_read();
+        return Verdict::then_tell(0, Outcome::Message { size: message.size });
+    }
+    let woken = filling.deliver(message);
+    if guest.is_primary() {
+        Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into()))
+    } else {
+        Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken })
     }
 }
 

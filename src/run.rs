@@ -23,7 +23,7 @@ use crate::hypercall::{self, Guest, Verdict};
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
-use crate::vcpu::{Claim, LoadedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
+use crate::vcpu::{Claim, LoadedVcpu, OwedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
 
 /// The main task of a pCPU: off, on, off, on.
 pub async fn live(local: &Local) -> Never {
@@ -76,7 +76,27 @@ pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdi
         Some(ready) => run_for(caller.vcpu, ready, style),
         // Not even claimed, unless there is something to settle.
         None if target.is_blocked() && !target.vm().is_stopped() => Verdict::answer(WAIT),
-        None => claim_and_run(caller, target, style),
+        None => receive_and_run(caller, target, style),
+    }
+}
+
+/// As [`vcpu_run`], for one that may have been brought what it waits for.
+#[inline(never)]
+fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    let Some(owed) = target.take_owed(caller.local) else { return claim_and_run(caller, target, style) };
+    match owed.call().likely_result() {
+        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
+        None => poll_and_run(caller, owed, style),
+    }
+}
+
+/// As [`receive_and_run`], when it was not only a message.
+#[cold]
+#[inline(never)]
+fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
+    match owed.call().now_or_never() {
+        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
+        None => Verdict::answer(WAIT),
     }
 }
 

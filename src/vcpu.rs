@@ -24,7 +24,7 @@ use crate::exit::Exit;
 use crate::hypercall::Guest;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
 use crate::ids::{CpuId, VcpuId};
-use crate::owed::VirtualInterrupts;
+use crate::owed::{BlockedReceive, VirtualInterrupts};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU16, AtomicU32, Fixed, Ordering, ProtocolCell};
 use crate::vm::{self, Vm};
@@ -116,11 +116,21 @@ impl Vcpu {
     /// that: then [`Self::request`] knows more.
     #[inline]
     pub fn take<'a>(&'static self, local: &'a Local) -> Option<ReadyVcpu<'a>> {
-        if !self.handoff.take(local.cpu()) {
+        if !self.handoff.take(local.cpu(), Life::Ready) {
             return None;
         }
         self.interrupts.look_again();
         Some(ReadyVcpu { vcpu: self, local })
+    }
+
+    /// The same, of one that is blocked in `mailbox_receive`, to settle that first.
+    #[inline]
+    pub fn take_owed<'a>(&'static self, local: &'a Local) -> Option<OwedVcpu<'a>> {
+        if !self.handoff.take(local.cpu(), Life::BlockedInReceive) {
+            return None;
+        }
+        self.interrupts.look_again();
+        Some(OwedVcpu { vcpu: self, local })
     }
 
     /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
@@ -386,14 +396,46 @@ impl<'a> ReadyVcpu<'a> {
 }
 
 impl Drop for ReadyVcpu<'_> {
-    /// Nothing was loaded, so there is nothing to save.
-    #[cold]
-    #[inline(never)]
     fn drop(&mut self) {
-        let (handoff, me) = (&self.vcpu.handoff, self.local.cpu());
-        handoff.deschedule(me);
-        wake_next(self.local, handoff.publish(me, Life::Ready));
+        give_back(self.vcpu, self.local, Life::Ready);
     }
+}
+
+/// As [`ReadyVcpu`], but the result of its `mailbox_receive` is still owed.
+pub struct OwedVcpu<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl<'a> OwedVcpu<'a> {
+    /// The call that it is in.
+    #[inline]
+    pub fn call(&self) -> BlockedReceive {
+        BlockedReceive { vcpu: self.vcpu }
+    }
+
+    /// The call returns this.
+    #[inline]
+    pub fn settle(self, result: u64) -> ReadyVcpu<'a> {
+        let Self { vcpu, local } = *ManuallyDrop::new(self);
+        // SAFETY: Single Owner: the word says Loaded by this pCPU for as long as the token lives.
+        unsafe { vcpu.owned.get_mut() }.regs.return_from_hypercall(result);
+        ReadyVcpu { vcpu, local }
+    }
+}
+
+impl Drop for OwedVcpu<'_> {
+    fn drop(&mut self) {
+        give_back(self.vcpu, self.local, Life::BlockedInReceive);
+    }
+}
+
+/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save.
+#[cold]
+#[inline(never)]
+fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
+    vcpu.handoff.deschedule(local.cpu());
+    wake_next(local, vcpu.handoff.publish(local.cpu(), life));
 }
 
 impl Owned {
