@@ -128,14 +128,14 @@ impl Call {
 
     /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these in its plain form.
     #[inline]
-    pub const fn index(x0: u64) -> usize {
-        (x0 as u32 ^ Self::FIRST as u32) as usize
+    pub const fn index(x0: u64) -> u32 {
+        x0 as u32 ^ Self::FIRST as u32
     }
 
     /// The same, of Baton's own.
     #[inline]
-    pub const fn index_of_extension(x0: u64) -> usize {
-        (x0 as u32 ^ Self::FIRST_EXTENSION as u32) as usize
+    pub const fn index_of_extension(x0: u64) -> u32 {
+        x0 as u32 ^ Self::FIRST_EXTENSION as u32
     }
 
     /// The function that x0 names, in its plain form.
@@ -180,7 +180,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// As the caller's x0 has it.
-    #[inline]
+    #[inline(always)] // mostly of an outcome that is known
     pub const fn encode(self, style: Style) -> u64 {
         match style {
             Style::Reference => self.encode_reference(),
@@ -189,6 +189,7 @@ impl Outcome {
     }
 
     /// The reference call can say less: what it has no code for is either "try again later" or "wait".
+    #[inline(always)]
     const fn encode_reference(self) -> u64 {
         match self {
             Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
@@ -197,6 +198,7 @@ impl Outcome {
         }
     }
 
+    #[inline(always)]
     const fn encode_extended(self) -> u64 {
         match self {
             Self::Yield => 0,

@@ -61,11 +61,11 @@ pub enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
     /// It can be loaded as it is.
-    Ready = 0,
+    Ready = 0 << State::LIFE,
     /// It is in `mailbox_receive`, whose return value is owed.
-    BlockedInReceive = 1,
+    BlockedInReceive = 1 << State::LIFE,
     /// It was not started, or turned itself off.
-    Off = 2,
+    Off = 2 << State::LIFE,
 }
 
 /// What the word says. There is an `owner` in every phase but `Parked`; `next` waits for it to let go. `life` is `Ready`
@@ -100,10 +100,8 @@ impl State {
                 Some(cpu) => cpu.index() as u32 + 1,
             }
         }
-        cpu(self.owner)
-            | (self.phase as u32) << Self::PHASE
-            | (self.life as u32) << Self::LIFE
-            | cpu(self.next) << Self::NEXT
+        // Added, not or-ed: what is constant of it becomes one number.
+        cpu(self.owner) + ((self.phase as u32) << Self::PHASE) + self.life as u32 + (cpu(self.next) << Self::NEXT)
     }
 
     const fn decode(word: u32) -> Self {

@@ -34,7 +34,7 @@ impl Guest<'_> {
 
     #[inline]
     fn is_primary(&self) -> bool {
-        self.vm().id.is_primary()
+        self.vcpu.is_primarys()
     }
 }
 
@@ -72,6 +72,7 @@ impl Verdict {
     }
 
     /// It goes on when the primary has been told.
+    #[inline(always)]
     pub const fn then_tell(result: u64, outcome: Outcome) -> Self {
         Self::new(result, Leave::with(outcome))
     }
@@ -101,14 +102,14 @@ pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
     match Call::index(x0) {
         // The one that all the others are there for.
         VCPU_RUN => vcpu_run(guest, x1, x2, Style::Reference),
-        index => match SERVICES.get(index) {
+        index => match SERVICES.get(index as usize) {
             Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
             None => arrive_otherwise(x0, x1, x2, x3, guest.vcpu, guest.local),
         },
     }
 }
 
-const VCPU_RUN: usize = 0;
+const VCPU_RUN: u32 = 0;
 const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0, 0, 0]), Call::VcpuRun { .. }));
 
 /// As [`arrive`], of what is not in its plain form, not of the reference ABI, or not a function at all.
@@ -116,7 +117,7 @@ const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0,
 #[inline(never)]
 extern "C" fn arrive_otherwise(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
     let plain = Call::plain(x0);
-    match SERVICES.get(Call::index(plain)).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain))) {
+    match SERVICES.get(Call::index(plain) as usize).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain) as usize)) {
         Some(service) => service(plain, x1, x2, x3, vcpu, local),
         None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
     }

@@ -169,7 +169,7 @@ impl Mailbox {
         let begun = self.edit(Ordering::Acquire, |word| {
             word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters()))
         });
-        begun.map_or(Err(Full), |_| Ok(Filling { mailbox: self }))
+        begun.map_or(Err(Full), |word| Ok(Filling { mailbox: self, filling: Word::only(bits::FILLING, word.waiters()) }))
     }
 
     /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
@@ -261,6 +261,8 @@ impl Mailbox {
 #[must_use]
 pub struct Filling<'m> {
     mailbox: &'m Mailbox,
+    /// The word, unless somebody has begun to wait since.
+    filling: Word,
 }
 
 impl Filling<'_> {
@@ -285,9 +287,14 @@ impl Filling<'_> {
 
     #[inline]
     fn end(self, transition: impl Fn(Word) -> Word) -> Word {
-        let mailbox = self.mailbox;
+        let (mailbox, mut word) = (self.mailbox, self.filling);
         core::mem::forget(self);
-        mailbox.edit(Ordering::Release, |word| Some(transition(word))).unwrap_or_else(|word| word)
+        while let Err(now) =
+            mailbox.0.compare_exchange_weak(word.0, transition(word).0, Ordering::Release, Ordering::Relaxed)
+        {
+            word = Word(now);
+        }
+        word
     }
 }
 

@@ -190,12 +190,12 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
         return tell(stopped(local, vcpu, reason), style);
     }
     let mut guest = primary.make_way_for(ready);
-    let verdict = loop {
+    let told = loop {
         let line = vcpu.interrupts.deliverable();
         let exit = guest.enter(line);
-        let verdict = serve(&mut guest, exit, style);
-        if verdict != Verdict::RESUME {
-            break verdict;
+        match serve(&mut guest, exit, style) {
+            Served::Resume => {}
+            Served::Leave(told) => break told,
         }
     };
     // 5
@@ -204,7 +204,35 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
     primary.come_back();
     // 6
-    wake_that_crossed(vcpu, verdict, style)
+    match told {
+        Told::Verdict(verdict) => verdict,
+        // An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say
+        // that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
+        // then is the primary, or answers that it woke it.
+        Told::Waits if vcpu.interrupts.deliverable() => rewoken(vcpu, style),
+        Told::Waits => Verdict::answer(WAIT),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
+    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
+}
+
+/// What an exit of a secondary came to.
+#[must_use]
+enum Served {
+    Resume,
+    /// The primary is needed, or at least told.
+    Leave(Told),
+}
+
+/// What the primary is told.
+enum Told {
+    Verdict(Verdict),
+    /// That the vCPU waits; unless it does not any more.
+    Waits,
 }
 
 /// Steps 2 and 3 of a run that has to wait.
@@ -217,38 +245,24 @@ async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     }
 }
 
-/// Step 6: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will
-/// say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
-/// then is the primary, or answers that it woke it.
-#[inline]
-fn wake_that_crossed(vcpu: &Vcpu, verdict: Verdict, style: Style) -> Verdict {
-    if verdict == Verdict::answer(WAIT) && vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { verdict }
-}
-
-#[cold]
-#[inline(never)]
-fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
-    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
-}
-
 /// What the primary is told about a vCPU that waits, in either style.
 const WAIT: u64 = Outcome::WaitForInterrupt.encode(Style::Reference);
 
 /// Step 4, after an exit: serves it, and lets the guest go on, or says what the primary is to be told.
-#[inline]
-fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
-    match exit {
-        Exit::Call(leave) => {
-            if leave == Leave::BLOCKED {
-                guest.block();
-            }
-            Verdict::answer(leave.word())
+#[inline(always)]
+fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Served {
+    let verdict = match exit {
+        Exit::Call(Leave::BLOCKED) => {
+            guest.block();
+            return Served::Leave(Told::Waits);
         }
-        // The program counter stays on it: it runs again. What has come since the entry is looked for below.
-        Exit::Wfi => Verdict::answer(WAIT),
+        Exit::Call(leave) => Verdict::answer(leave.word()),
+        // The program counter stays on it: it runs again. What has come since the entry is looked for when it is saved.
+        Exit::Wfi => return Served::Leave(Told::Waits),
         Exit::Interrupt => interrupted(guest.vcpu(), guest.local(), style),
         exit => serve_rare(guest.vcpu(), guest.local(), &mut guest.owned().regs, exit, style),
-    }
+    };
+    if verdict == Verdict::RESUME { Served::Resume } else { Served::Leave(Told::Verdict(verdict)) }
 }
 
 /// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.

@@ -36,6 +36,8 @@ pub struct Vcpu {
     id: AtomicU16,
     /// The log has said that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
+    /// It is the primary's.
+    primary: AtomicBool,
     vm: Fixed<Vm>,
     pub interrupts: VirtualInterrupts,
     pub counters: Counters,
@@ -90,6 +92,7 @@ impl Vcpu {
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
+            primary: AtomicBool::new(false),
             owned: ProtocolCell::new(Owned { last: NOWHERE, regs: Regs::new() }),
         }
     }
@@ -106,8 +109,15 @@ impl Vcpu {
         self.vm.get()
     }
 
+    /// Whether it is the primary's.
+    #[inline]
+    pub fn is_primarys(&self) -> bool {
+        self.primary.load(Ordering::Relaxed)
+    }
+
     /// Says so. At boot, before anybody runs.
     pub fn belongs_to(&self, vm: &'static Vm, id: VcpuId) {
+        self.primary.store(vm.id.is_primary(), Ordering::Relaxed);
         self.id.store(id.0, Ordering::Relaxed);
         self.vm.set(vm);
     }
