@@ -86,7 +86,7 @@ impl Call {
     /// Decodes x0 to x3 of a guest that executed `hvc #0`.
     #[inline]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
-        match (x0 & 0xffff_ffff) & !SMC64 {
+        match Self::plain(x0) {
             0xff00 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Reference },
             0xff01 => Self::VmGetCount,
             0xff02 => Self::VcpuGetCount { vm: x1 },
@@ -110,11 +110,37 @@ impl Call {
         }
     }
 
-    /// Whether this function is `vcpu_run`, in its plain form: a quicker question than the whole, for the call that all
-    /// the others are there for.
+    /// How many functions the reference ABI has, and how many of its own Baton adds.
+    pub const FUNCTIONS: usize = 10;
+    pub const EXTENSIONS: usize = 3;
+    const FIRST: u64 = 0xff00;
+    const FIRST_EXTENSION: u64 = 0xff80;
+
+    /// The number of the function with this index, as x0 has it.
+    pub const fn function(index: u64) -> u64 {
+        Self::FIRST ^ index
+    }
+
+    /// The same, of one of Baton's own.
+    pub const fn extension(index: u64) -> u64 {
+        Self::FIRST_EXTENSION ^ index
+    }
+
+    /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these in its plain form.
     #[inline]
-    pub const fn is_vcpu_run(x0: u64) -> bool {
-        x0 == 0xff00
+    pub const fn index(x0: u64) -> u32 {
+        x0 as u32 ^ Self::FIRST as u32
+    }
+
+    /// The same, of Baton's own.
+    #[inline]
+    pub const fn index_of_extension(x0: u64) -> u32 {
+        x0 as u32 ^ Self::FIRST_EXTENSION as u32
+    }
+
+    /// The function that x0 names, in its plain form.
+    pub const fn plain(x0: u64) -> u64 {
+        (x0 & 0xffff_ffff) & !SMC64
     }
 
     /// Whether a function has this number.
@@ -154,7 +180,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// As the caller's x0 has it.
-    #[inline]
+    #[inline(always)] // mostly of an outcome that is known
     pub const fn encode(self, style: Style) -> u64 {
         match style {
             Style::Reference => self.encode_reference(),
@@ -163,6 +189,7 @@ impl Outcome {
     }
 
     /// The reference call can say less: what it has no code for is either "try again later" or "wait".
+    #[inline(always)]
     const fn encode_reference(self) -> u64 {
         match self {
             Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
@@ -171,6 +198,7 @@ impl Outcome {
         }
     }
 
+    #[inline(always)]
     const fn encode_extended(self) -> u64 {
         match self {
             Self::Yield => 0,

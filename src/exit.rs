@@ -46,6 +46,7 @@ impl Leave {
     const WAIT_EXTENDED: u64 = 0x84;
 
     /// A secondary has its result, and the primary is entered with this outcome, a message or a wake-up, first.
+    #[inline(always)] // which outcome it is, is known
     pub const fn with(outcome: Outcome) -> Self {
         debug_assert!(matches!(outcome, Outcome::Message { .. } | Outcome::WakeUp { .. }));
         Self(outcome.encode(Style::Reference))

@@ -4,7 +4,7 @@
 //! go. Everything that is true about their ownership is in this one word; there is no second flag that could disagree.
 //!
 //! ```text
-//!           0 take: of one that is Ready          4 deschedule
+//!           0 take                                4 deschedule
 //!    Parked ─────────────────────────────► Loaded ────────────► Saving
 //!     ▲ ▲ │     1 claim             3 load   ▲                    │
 //!     │ │ └────────────────────► Claimed ────┘                    │
@@ -20,7 +20,7 @@
 //!
 //! | edge | function | order | caller |
 //! |---|---|---|---|
-//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded as it is |
+//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded |
 //! | 1 claim | [`Handoff::request`] | acquire: pairs with the release of 5 and 6 of the previous owner | any other run request |
 //! | 2 queue | [`Handoff::request`] | acquire (also the re-check: the word it edits is the word it waits for) | the same |
 //! | 3 load | [`Handoff::load`] | sequentially consistent, with [`crate::owed`] | the pCPU that holds the claim |
@@ -61,11 +61,11 @@ pub enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
     /// It can be loaded as it is.
-    Ready = 0,
+    Ready = 0 << State::LIFE,
     /// It is in `mailbox_receive`, whose return value is owed.
-    BlockedInReceive = 1,
+    BlockedInReceive = 1 << State::LIFE,
     /// It was not started, or turned itself off.
-    Off = 2,
+    Off = 2 << State::LIFE,
 }
 
 /// What the word says. There is an `owner` in every phase but `Parked`; `next` waits for it to let go. `life` is `Ready`
@@ -100,10 +100,8 @@ impl State {
                 Some(cpu) => cpu.index() as u32 + 1,
             }
         }
-        cpu(self.owner)
-            | (self.phase as u32) << Self::PHASE
-            | (self.life as u32) << Self::LIFE
-            | cpu(self.next) << Self::NEXT
+        // Added, not or-ed: what is constant of it becomes one number.
+        cpu(self.owner) + ((self.phase as u32) << Self::PHASE) + self.life as u32 + (cpu(self.next) << Self::NEXT)
     }
 
     const fn decode(word: u32) -> Self {
@@ -195,17 +193,30 @@ impl Handoff {
         self.0.load(Ordering::Relaxed) == State::parked(Life::BlockedInReceive).encode()
     }
 
-    /// Edge 0: takes the registers on behalf of `me`, to be loaded as they are; false if they are not to be had like that.
+    /// Edge 0: takes the registers on behalf of `me`, of a vCPU with this life, to be loaded as soon as what that owes is
+    /// settled; false if they are not to be had like that.
     #[inline]
-    pub fn take(&self, me: CpuId) -> bool {
-        let (ready, taken) = (State::parked(Life::Ready), State::owned(Phase::Loaded, Life::Ready, me));
+    pub fn take(&self, me: CpuId, life: Life) -> bool {
         // Acquire, within SeqCst: the registers that their last owner saved are there. SeqCst: as `load`.
-        self.swap(ready, taken, Ordering::SeqCst)
+        self.swap(State::parked(life), State::owned(Phase::Loaded, Life::Ready, me), Ordering::SeqCst)
     }
 
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.
+    #[inline]
     pub fn request(&self, me: CpuId, patience: Patience) -> Request {
+        // The likely one, of those that cannot be taken.
+        const LIFE: Life = Life::BlockedInReceive;
         // Acquire: the registers that their last owner saved are there to be settled and loaded.
+        if self.swap(State::parked(LIFE), State::owned(Phase::Claimed, LIFE, me), Ordering::Acquire) {
+            return Request::Granted(LIFE);
+        }
+        self.request_any(me, patience)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn request_any(&self, me: CpuId, patience: Patience) -> Request {
+        // Acquire: the same.
         self.edit(Ordering::Acquire, |state| match state {
             State { phase: Phase::Parked, life, .. } => {
                 Edit::To(State::owned(Phase::Claimed, life, me), Request::Granted(life))
@@ -236,9 +247,21 @@ impl Handoff {
         })
     }
 
-    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what was owed.
-    pub fn load(&self, me: CpuId) {
+    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what this life
+    /// owed.
+    #[inline]
+    pub fn load(&self, me: CpuId, life: Life) {
+        let (claimed, loaded) = (State::owned(Phase::Claimed, life, me), State::owned(Phase::Loaded, Life::Ready, me));
         // SeqCst: an injector that misses `Loaded` here has published its interrupt before `owed` looks for it.
+        if !self.swap(claimed, loaded, Ordering::SeqCst) {
+            self.load_wanted(me);
+        }
+    }
+
+    /// As [`Self::load`], when somebody waits already.
+    #[cold]
+    #[inline(never)]
+    fn load_wanted(&self, me: CpuId) {
         self.edit(Ordering::SeqCst, |state| {
             state.expect(Phase::Claimed, me);
             Edit::To(State { phase: Phase::Loaded, life: Life::Ready, ..state }, ())
@@ -268,6 +291,7 @@ impl Handoff {
     }
 
     /// Edge 5: `me` lets go of a claim that it did not load, of a vCPU with this life.
+    #[cold]
     pub fn release(&self, me: CpuId, life: Life) -> Next {
         // Release: the owner may have settled what was owed, which writes registers.
         self.let_go(Phase::Claimed, me, life)

@@ -34,7 +34,7 @@ impl Guest<'_> {
 
     #[inline]
     fn is_primary(&self) -> bool {
-        self.vm().id.is_primary()
+        self.vcpu.is_primarys()
     }
 }
 
@@ -72,6 +72,7 @@ impl Verdict {
     }
 
     /// It goes on when the primary has been told.
+    #[inline(always)]
     pub const fn then_tell(result: u64, outcome: Outcome) -> Self {
         Self::new(result, Leave::with(outcome))
     }
@@ -96,22 +97,57 @@ impl fmt::Debug for Verdict {
 }
 
 /// Serves the hypercall that `guest` has just made with these registers x0 to x3.
-///
-/// Every case that is more than a few instructions is a function of its own, so that the rest needs no stack.
 #[inline]
 pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
-    // The one that all the others are there for comes first.
-    if Call::is_vcpu_run(x0) {
-        return vcpu_run(guest, x1, x2, Style::Reference);
-    }
-    match Call::decode([x0, x1, x2, x3]) {
-        Call::Unknown => unknown(guest, x0, x1, x2, x3),
-        call => serve(guest, call),
+    match Call::index(x0) {
+        // The one that all the others are there for.
+        VCPU_RUN => vcpu_run(guest, x1, x2, Style::Reference),
+        index => match SERVICES.get(index as usize) {
+            Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
+            None => arrive_otherwise(x0, x1, x2, x3, guest.vcpu, guest.local),
+        },
     }
 }
 
+const VCPU_RUN: u32 = 0;
+const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0, 0, 0]), Call::VcpuRun { .. }));
+
+/// As [`arrive`], of what is not in its plain form, not of the reference ABI, or not a function at all.
+#[cold]
+#[inline(never)]
+extern "C" fn arrive_otherwise(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+    let plain = Call::plain(x0);
+    match SERVICES.get(Call::index(plain) as usize).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain) as usize)) {
+        Some(service) => service(plain, x1, x2, x3, vcpu, local),
+        None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
+    }
+}
+
+/// Serves one function: its arguments are where they came in, and everything that it does not need is compiled out of it.
+type Service = extern "C" fn(u64, u64, u64, u64, &'static Vcpu, &Local) -> Verdict;
+
+extern "C" fn service<const FUNCTION: u64>(
+    _: u64,
+    x1: u64,
+    x2: u64,
+    x3: u64,
+    vcpu: &'static Vcpu,
+    local: &Local,
+) -> Verdict {
+    serve(Guest { local, vcpu }, Call::decode([FUNCTION, x1, x2, x3]))
+}
+
+macro_rules! services {
+    ($function:path: $($index:literal)*) => {
+        [$(service::<{ $function($index) }> as Service),*]
+    };
+}
+
+static SERVICES: [Service; Call::FUNCTIONS] = services!(Call::function: 0 1 2 3 4 5 6 7 8 9);
+static EXTENSIONS: [Service; Call::EXTENSIONS] = services!(Call::extension: 0 1 2);
+
 /// Serves a call that is decoded.
-#[inline]
+#[inline(always)]
 pub fn serve(guest: Guest<'_>, call: Call) -> Verdict {
     match call {
         Call::VcpuRun { vm, vcpu, style } => vcpu_run_ext(guest, vm, vcpu, style),
@@ -158,43 +194,50 @@ fn vcpu_get_count(guest: Guest<'_>, vm: u64) -> u64 {
     guest.local.machine().vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
 }
 
-#[inline(never)]
 fn vm_configure(guest: Guest<'_>, send: u64, recv: u64) -> Verdict {
     Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
 }
 
-#[inline(never)]
 fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
     if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
         return Verdict::answer(FAILED);
     }
     let Some(to) = guest.local.machine().vm(to) else { return Verdict::answer(FAILED) };
     // A stopped VM reads nothing any more.
-    if to.stopped().is_some() {
+    if to.is_stopped() {
         return Verdict::answer(FAILED);
     }
-    let (Some(from), Some(into)) = (guest.vm().pages(), to.pages()) else { return Verdict::answer(FAILED) };
-    let copy = || arch::copy_message(from.send, into.recv, size as usize);
-    let message = Message { from: guest.vm().id, size: size as u32 };
-
-    if to.id.is_primary() {
-        return match to.mailbox.deliver_read(copy) {
-            Ok(()) => Verdict::then_tell(0, Outcome::Message { size: message.size }),
-            Err(_full) => Verdict::answer(FAILED),
-        };
+    let (Some(send), Some(recv)) = (guest.vm().send_page(), to.recv_page()) else { return Verdict::answer(FAILED) };
+    let Ok(filling) = to.mailbox.begin() else { return Verdict::answer(FAILED) };
+    if size != 0 {
+        arch::copy_message(send, recv, size as usize);
     }
-    match to.mailbox.deliver(message, copy) {
-        Err(_full) => Verdict::answer(FAILED),
-        Ok(woken) if guest.is_primary() => Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into())),
-        Ok(woken) => Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken }),
+    let message = Message { from: guest.vm().id, size: size as u32 };
+    if to.id.is_primary() {
+        filling.deliver_read();
+        return Verdict::then_tell(0, Outcome::Message { size: message.size });
+    }
+    let woken = filling.deliver(message);
+    if guest.is_primary() {
+        Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into()))
+    } else {
+        Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken })
     }
 }
 
-#[inline(never)]
 fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     if guest.is_primary() {
         return Verdict::answer(NO_MESSAGE);
     }
+    // Nothing there, and nobody waits: the likely one of those that block.
+    if block && !guest.vcpu.interrupts.deliverable() && guest.vm().mailbox.wait_alone(guest.vcpu.id()) {
+        return Verdict::leave(Leave::BLOCKED);
+    }
+    mailbox_receive_or_queue(guest, block)
+}
+
+#[inline(never)]
+fn mailbox_receive_or_queue(guest: Guest<'_>, block: bool) -> Verdict {
     let mailbox = &guest.vm().mailbox;
     if !block || guest.vcpu.interrupts.deliverable() {
         return Verdict::answer(mailbox.take(guest.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
@@ -205,12 +248,10 @@ fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
     }
 }
 
-#[inline(never)]
 fn mailbox_clear(guest: Guest<'_>) -> Verdict {
     Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
-#[inline(never)]
 fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
     let Some(id) = checked_id(id) else { return Verdict::answer(FAILED) };
     guest.vcpu.interrupts.enable(id, enable);
@@ -218,7 +259,6 @@ fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
     Verdict::answer(0)
 }
 
-#[inline(never)]
 fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
     let Some(id) = guest.vcpu.interrupts.fetch() else { return Verdict::answer(NO_INTERRUPT) };
     guest.vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +266,6 @@ fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
     Verdict::answer(id.into())
 }
 
-#[inline(never)]
 fn inject_interrupt(guest: Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
     let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
         return Verdict::answer(FAILED);
@@ -271,7 +310,6 @@ fn settle_line(guest: Guest<'_>) {
     }
 }
 
-#[inline(never)]
 fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(FAILED);
@@ -289,20 +327,16 @@ fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
     Verdict::answer(counter.load(Ordering::Relaxed).into())
 }
 
-#[cold]
-#[inline(never)]
 fn call_exists(function: u64) -> Verdict {
     Verdict::answer(Call::exists(function).into())
 }
 
-/// The primary's may be one to the firmware.
-#[cold]
-#[inline(never)]
-fn unknown(guest: Guest<'_>, x0: u64, x1: u64, x2: u64, x3: u64) -> Verdict {
+/// None of ours; the primary's may be one to the firmware.
+fn unknown(guest: Guest<'_>, args: [u64; 4]) -> Verdict {
     if !guest.is_primary() {
         return Verdict::answer(FAILED);
     }
-    match psci::serve(guest.local.machine(), [x0, x1, x2, x3]) {
+    match psci::serve(guest.local.machine(), args) {
         psci::Answer::Return(result) => Verdict::answer(result),
         psci::Answer::TurnOff => Verdict::leave(Leave::TURN_OFF),
     }

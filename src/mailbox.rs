@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!           1 begin              2 deliver: promised to the first waiter, if any
-//!    Empty ─────────► Filling ──────────────────────────────────────► Received
-//!      ▲                 │ 2 of the primary: it has read it                │ 3 take
+//!    Empty ◄────────► Filling ──────────────────────────────────────► Received
+//!      ▲    dropped      │ 2 of the primary: it has read it                │ 3 take
 //!      │                 └───────────────────────────────► Read ◄──────────┘
 //!      └────────────────────────── 4 clear ─────────────────┘
 //!
@@ -19,20 +19,13 @@
 //! bring a message and to find out who waits is one, too (**No Wake Is Lost**). Nobody holds a lock while a page is copied:
 //! to a second sender a mailbox that is being filled is full. Nothing here wakes, injects or touches a vCPU.
 
-use crate::ids::{MAX_VCPUS, MAX_VMS, Pa, VcpuId, VmId};
+use crate::ids::{MAX_VCPUS, MAX_VMS, VcpuId, VmId};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The largest message, in bytes: a page.
 pub const MAX_MESSAGE: u64 = 4096;
 /// What `mailbox_receive` returns when there is no message.
 pub const NO_MESSAGE: u64 = 0xffff_ffff;
-
-/// Where a VM has its two mailbox pages; fixed once configured.
-#[derive(Clone, Copy, Debug)]
-pub struct Pages {
-    pub send: Pa,
-    pub recv: Pa,
-}
 
 /// What a receiver is told about its message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +89,12 @@ impl Word {
         Message { from: VmId((self.0 >> bits::FROM) as u16 & 0xf), size: (self.0 >> bits::SIZE) as u32 & 0xffff }
     }
 
+    /// Whether the message in here, there being one, is promised to `vcpu`, and nobody waits.
+    fn is_promised_alone(self, vcpu: u32) -> bool {
+        const OTHERS: u64 = !0 << bits::PROMISED | bits::PHASE;
+        self.0 & OTHERS == bits::RECEIVED | u64::from(vcpu) << bits::PROMISED
+    }
+
     /// The message in here, if it is `vcpu`'s to take.
     fn message_for(self, vcpu: u32) -> Option<Message> {
         (self.is(bits::RECEIVED) && (self.promised() == 0 || self.promised() == vcpu)).then(|| self.message())
@@ -108,6 +107,7 @@ struct Waiters(u32);
 
 impl Waiters {
     const EACH: u32 = 4;
+    const NOBODY: Self = Self(0);
 
     fn first(self) -> u32 {
         self.0 & 0xf
@@ -118,13 +118,18 @@ impl Waiters {
     }
 
     /// Which bit `vcpu` begins at, if it is here: the lowest zero of four bits in the difference.
+    #[inline]
     fn find(self, vcpu: u32) -> Option<u32> {
+        if self == Self::NOBODY {
+            return None;
+        }
         const ONES: u32 = 0x1111_1111;
         let difference = self.0 ^ (vcpu * ONES);
         let zeros = difference.wrapping_sub(ONES) & !difference & ONES << 3;
         (zeros != 0).then(|| zeros.trailing_zeros() & !(Self::EACH - 1))
     }
 
+    #[inline]
     fn with(self, vcpu: u32) -> Self {
         if self.find(vcpu).is_some() {
             return self;
@@ -153,44 +158,18 @@ impl Mailbox {
         Self(AtomicU64::new(bits::EMPTY))
     }
 
-    /// Edges 1 and 2: puts a message in, running `copy` once it is certain to be accepted.
-    ///
-    /// Returns the vCPU that was waiting longest, to which the message is now promised.
-    ///
-    /// # Errors
-    ///
-    /// [`Full`] unless the mailbox is empty; nothing is copied then.
-    pub fn deliver(&self, message: Message, copy: impl FnOnce()) -> Result<Option<VcpuId>, Full> {
-        self.begin()?;
-        copy();
-        let contents = bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
-        // Release: pairs with the acquire of `take`, whose vCPU reads the page.
-        let before = self.edit(Ordering::Release, |word| {
-            let (first, rest) = (word.waiters().first(), word.waiters().without_first());
-            Some(Word(contents | u64::from(first) << bits::PROMISED | Word::only(0, rest).0))
-        });
-        Ok(vcpu(before.unwrap_or_else(|word| word).waiters().first()))
-    }
-
-    /// As [`Self::deliver`], for a receiver that is entered with the message and so has read it.
+    /// Edge 1: from here on the page is the caller's to write, until it delivers or gives up.
     ///
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty.
-    pub fn deliver_read(&self, copy: impl FnOnce()) -> Result<(), Full> {
-        self.begin()?;
-        copy();
-        // Release: as in `deliver`; the primary is entered on this pCPU or is told by its own.
-        let _ = self.edit(Ordering::Release, |word| Some(Word::only(bits::READ, word.waiters())));
-        Ok(())
-    }
-
-    /// Edge 1: from here on the page is the caller's to write.
-    fn begin(&self) -> Result<(), Full> {
+    #[inline]
+    pub fn begin(&self) -> Result<Filling<'_>, Full> {
         // Acquire: pairs with the release of `clear`: the last message has been read.
-        let begun = self
-            .edit(Ordering::Acquire, |word| word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters())));
-        begun.map_or(Err(Full), |_| Ok(()))
+        let begun = self.edit(Ordering::Acquire, |word| {
+            word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters()))
+        });
+        begun.map_or(Err(Full), |word| Ok(Filling { mailbox: self, filling: Word::only(bits::FILLING, word.waiters()) }))
     }
 
     /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
@@ -201,6 +180,26 @@ impl Mailbox {
             word.message_for(me).map(|_| Word::only(bits::READ, word.waiters().without(me)))
         });
         taken.ok().map(Word::message)
+    }
+
+    /// Edge 3, of a message that is promised to `vcpu`, and for which nobody else waits; none if it is not like that.
+    #[inline]
+    pub fn take_alone(&self, vcpu: VcpuId) -> Option<Message> {
+        let word = Word(self.0.load(Ordering::Relaxed));
+        if !word.is_promised_alone(number(vcpu)) {
+            return None;
+        }
+        // Acquire: as in `take`.
+        self.0.compare_exchange_weak(word.0, bits::READ, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(word.message())
+    }
+
+    /// Edge 5, of an empty mailbox for which nobody waits; false if it is not like that.
+    #[inline]
+    pub fn wait_alone(&self, vcpu: VcpuId) -> bool {
+        let waits = Word::only(bits::EMPTY, Waiters(number(vcpu)));
+        // Relaxed: nothing is read or written because of it.
+        self.0.compare_exchange_weak(bits::EMPTY, waits.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
@@ -229,11 +228,19 @@ impl Mailbox {
     }
 
     /// Edge 4: makes the mailbox ready for the next message; false if there is nothing read to clear.
+    #[inline]
     #[must_use]
     pub fn clear(&self) -> bool {
-        // Release: pairs with the acquire of `begin`: the message has been read.
-        self.edit(Ordering::Release, |word| word.is(bits::READ).then(|| Word::only(bits::EMPTY, word.waiters())))
-            .is_ok()
+        // Release: pairs with the acquire of `begin`: the message has been read. The likely case: nobody waits.
+        let alone = self.0.compare_exchange_weak(bits::READ, bits::EMPTY, Ordering::Release, Ordering::Relaxed);
+        alone.is_ok() || self.clear_for_waiters()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn clear_for_waiters(&self) -> bool {
+        // Release: as in `clear`.
+        self.edit(Ordering::Release, |word| word.is(bits::READ).then(|| Word::only(bits::EMPTY, word.waiters()))).is_ok()
     }
 
     /// Takes a transition. Returns the word as it was, whether it was changed (`Ok`) or was to be left alone (`Err`).
@@ -247,6 +254,53 @@ impl Mailbox {
                 Err(now) => word = Word(now),
             }
         }
+    }
+}
+
+/// A mailbox that is being filled: its page is the holder's. Dropped, it is as empty as before.
+#[must_use]
+pub struct Filling<'m> {
+    mailbox: &'m Mailbox,
+    /// The word, unless somebody has begun to wait since.
+    filling: Word,
+}
+
+impl Filling<'_> {
+    /// Edge 2. Returns the vCPU that was waiting longest, to which the message is now promised.
+    #[inline(always)]
+    pub fn deliver(self, message: Message) -> Option<VcpuId> {
+        let contents =
+            bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
+        // Release: pairs with the acquire of `take`, whose vCPU reads the page.
+        let before = self.end(|word| {
+            let (first, rest) = (word.waiters().first(), word.waiters().without_first());
+            Word(contents | u64::from(first) << bits::PROMISED | Word::only(0, rest).0)
+        });
+        vcpu(before.waiters().first())
+    }
+
+    /// Edge 2, for a receiver that is entered with the message and so has read it.
+    #[inline]
+    pub fn deliver_read(self) {
+        self.end(|word| Word::only(bits::READ, word.waiters()));
+    }
+
+    #[inline]
+    fn end(self, transition: impl Fn(Word) -> Word) -> Word {
+        let (mailbox, mut word) = (self.mailbox, self.filling);
+        core::mem::forget(self);
+        while let Err(now) =
+            mailbox.0.compare_exchange_weak(word.0, transition(word).0, Ordering::Release, Ordering::Relaxed)
+        {
+            word = Word(now);
+        }
+        word
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        let _ = self.mailbox.edit(Ordering::Relaxed, |word| Some(Word::only(bits::EMPTY, word.waiters())));
     }
 }
 

@@ -13,7 +13,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::mailbox::NO_MESSAGE;
+use crate::mailbox::{Message, NO_MESSAGE};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::vcpu::Vcpu;
 
@@ -113,10 +113,17 @@ pub struct BlockedReceive {
     pub vcpu: &'static Vcpu,
 }
 
+impl BlockedReceive {
+    /// What a poll finds in the likely case, if it is that: a message, and nobody else who waits for one.
+    #[inline]
+    pub fn likely_result(&self) -> Option<u64> {
+        self.vcpu.vm().mailbox.take_alone(self.vcpu.id()).map(Message::encode)
+    }
+}
+
 impl Future for BlockedReceive {
     type Output = u64;
 
-    #[inline]
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
         let vcpu = self.vcpu;
         let mailbox = &vcpu.vm().mailbox;

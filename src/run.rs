@@ -23,7 +23,7 @@ use crate::hypercall::{self, Guest, Verdict};
 use crate::owed::BlockedReceive;
 use crate::psci;
 use crate::report::{Report, Stop};
-use crate::vcpu::{Claim, LoadedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
+use crate::vcpu::{Claim, LoadedVcpu, OwedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
 
 /// The main task of a pCPU: off, on, off, on.
 pub async fn live(local: &Local) -> Never {
@@ -75,8 +75,28 @@ pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdi
     match target.take(caller.local) {
         Some(ready) => run_for(caller.vcpu, ready, style),
         // Not even claimed, unless there is something to settle.
-        None if target.is_blocked() && target.vm().stopped().is_none() => Verdict::answer(WAIT),
-        None => claim_and_run(caller, target, style),
+        None if target.is_blocked() && !target.vm().is_stopped() => Verdict::answer(WAIT),
+        None => receive_and_run(caller, target, style),
+    }
+}
+
+/// As [`vcpu_run`], for one that may have been brought what it waits for.
+#[inline(never)]
+fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
+    let Some(owed) = target.take_owed(caller.local) else { return claim_and_run(caller, target, style) };
+    match owed.call().likely_result() {
+        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
+        None => poll_and_run(caller, owed, style),
+    }
+}
+
+/// As [`receive_and_run`], when it was not only a message.
+#[cold]
+#[inline(never)]
+fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
+    match owed.call().now_or_never() {
+        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
+        None => Verdict::answer(WAIT),
     }
 }
 
@@ -98,6 +118,8 @@ fn claim_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verd
 }
 
 /// What the primary is told about a run that did not happen.
+#[cold]
+#[inline(never)]
 fn tell(outcome: Outcome, style: Style) -> Verdict {
     let told = outcome.encode(style);
     if let Outcome::Stopped(_) = outcome { Verdict::report(told) } else { Verdict::answer(told) }
@@ -109,7 +131,8 @@ fn tell(outcome: Outcome, style: Style) -> Verdict {
 #[inline]
 fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let vcpu = regs.vcpu();
-    if let Some(reason) = vcpu.vm().stopped() {
+    if vcpu.vm().is_stopped() {
+        let reason = vcpu.vm().stopped().unwrap_or(Stop::Off);
         return Err(stopped(regs.local(), vcpu, reason));
     }
     match regs.life() {
@@ -167,12 +190,12 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
         return tell(stopped(local, vcpu, reason), style);
     }
     let mut guest = primary.make_way_for(ready);
-    let verdict = loop {
+    let told = loop {
         let line = vcpu.interrupts.deliverable();
         let exit = guest.enter(line);
-        let verdict = serve(&mut guest, exit, style);
-        if verdict != Verdict::RESUME {
-            break verdict;
+        match serve(&mut guest, exit, style) {
+            Served::Resume => {}
+            Served::Leave(told) => break told,
         }
     };
     // 5
@@ -181,7 +204,35 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
     primary.come_back();
     // 6
-    wake_that_crossed(vcpu, verdict, style)
+    match told {
+        Told::Verdict(verdict) => verdict,
+        // An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say
+        // that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
+        // then is the primary, or answers that it woke it.
+        Told::Waits if vcpu.interrupts.deliverable() => rewoken(vcpu, style),
+        Told::Waits => Verdict::answer(WAIT),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
+    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
+}
+
+/// What an exit of a secondary came to.
+#[must_use]
+enum Served {
+    Resume,
+    /// The primary is needed, or at least told.
+    Leave(Told),
+}
+
+/// What the primary is told.
+enum Told {
+    Verdict(Verdict),
+    /// That the vCPU waits; unless it does not any more.
+    Waits,
 }
 
 /// Steps 2 and 3 of a run that has to wait.
@@ -194,38 +245,24 @@ async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     }
 }
 
-/// Step 6: an injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will
-/// say that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
-/// then is the primary, or answers that it woke it.
-#[inline]
-fn wake_that_crossed(vcpu: &Vcpu, verdict: Verdict, style: Style) -> Verdict {
-    if verdict == Verdict::answer(WAIT) && vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { verdict }
-}
-
-#[cold]
-#[inline(never)]
-fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
-    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
-}
-
 /// What the primary is told about a vCPU that waits, in either style.
 const WAIT: u64 = Outcome::WaitForInterrupt.encode(Style::Reference);
 
 /// Step 4, after an exit: serves it, and lets the guest go on, or says what the primary is to be told.
-#[inline]
-fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Verdict {
-    match exit {
-        Exit::Call(leave) => {
-            if leave == Leave::BLOCKED {
-                guest.block();
-            }
-            Verdict::answer(leave.word())
+#[inline(always)]
+fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Served {
+    let verdict = match exit {
+        Exit::Call(Leave::BLOCKED) => {
+            guest.block();
+            return Served::Leave(Told::Waits);
         }
-        // The program counter stays on it: it runs again. What has come since the entry is looked for below.
-        Exit::Wfi => Verdict::answer(WAIT),
+        Exit::Call(leave) => Verdict::answer(leave.word()),
+        // The program counter stays on it: it runs again. What has come since the entry is looked for when it is saved.
+        Exit::Wfi => return Served::Leave(Told::Waits),
         Exit::Interrupt => interrupted(guest.vcpu(), guest.local(), style),
         exit => serve_rare(guest.vcpu(), guest.local(), &mut guest.owned().regs, exit, style),
-    }
+    };
+    if verdict == Verdict::RESUME { Served::Resume } else { Served::Leave(Told::Verdict(verdict)) }
 }
 
 /// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.

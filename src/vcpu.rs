@@ -24,7 +24,7 @@ use crate::exit::Exit;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
 use crate::hypercall::Guest;
 use crate::ids::{CpuId, VcpuId};
-use crate::owed::VirtualInterrupts;
+use crate::owed::{BlockedReceive, VirtualInterrupts};
 use crate::pcpu::Pcpu;
 use crate::sync::{AtomicBool, AtomicU16, AtomicU32, Fixed, Ordering, ProtocolCell};
 use crate::vm::{self, Vm};
@@ -36,6 +36,8 @@ pub struct Vcpu {
     id: AtomicU16,
     /// The log has said that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
+    /// It is the primary's.
+    primary: AtomicBool,
     vm: Fixed<Vm>,
     pub interrupts: VirtualInterrupts,
     pub counters: Counters,
@@ -90,6 +92,7 @@ impl Vcpu {
             interrupts: VirtualInterrupts::new(),
             counters: Counters::new(),
             stop_was_reported: AtomicBool::new(false),
+            primary: AtomicBool::new(false),
             owned: ProtocolCell::new(Owned { last: NOWHERE, regs: Regs::new() }),
         }
     }
@@ -106,8 +109,15 @@ impl Vcpu {
         self.vm.get()
     }
 
+    /// Whether it is the primary's.
+    #[inline]
+    pub fn is_primarys(&self) -> bool {
+        self.primary.load(Ordering::Relaxed)
+    }
+
     /// Says so. At boot, before anybody runs.
     pub fn belongs_to(&self, vm: &'static Vm, id: VcpuId) {
+        self.primary.store(vm.id.is_primary(), Ordering::Relaxed);
         self.id.store(id.0, Ordering::Relaxed);
         self.vm.set(vm);
     }
@@ -116,11 +126,21 @@ impl Vcpu {
     /// that: then [`Self::request`] knows more.
     #[inline]
     pub fn take<'a>(&'static self, local: &'a Local) -> Option<ReadyVcpu<'a>> {
-        if !self.handoff.take(local.cpu()) {
+        if !self.handoff.take(local.cpu(), Life::Ready) {
             return None;
         }
         self.interrupts.look_again();
         Some(ReadyVcpu { vcpu: self, local })
+    }
+
+    /// The same, of one that is blocked in `mailbox_receive`, to settle that first.
+    #[inline]
+    pub fn take_owed<'a>(&'static self, local: &'a Local) -> Option<OwedVcpu<'a>> {
+        if !self.handoff.take(local.cpu(), Life::BlockedInReceive) {
+            return None;
+        }
+        self.interrupts.look_again();
+        Some(OwedVcpu { vcpu: self, local })
     }
 
     /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
@@ -339,9 +359,8 @@ impl<'a> ParkedRegs<'a> {
     /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
     pub fn ready(self) -> ReadyVcpu<'a> {
-        let (vcpu, local) = (self.vcpu, self.local);
-        core::mem::forget(self); // the claim becomes the load
-        vcpu.handoff.load(local.cpu());
+        let Self { vcpu, local, life } = *ManuallyDrop::new(self); // the claim becomes the load
+        vcpu.handoff.load(local.cpu(), life);
         vcpu.interrupts.look_again();
         ReadyVcpu { vcpu, local }
     }
@@ -353,7 +372,8 @@ impl<'a> ParkedRegs<'a> {
 }
 
 impl Drop for ParkedRegs<'_> {
-    #[inline]
+    #[cold]
+    #[inline(never)]
     fn drop(&mut self) {
         wake_next(self.local, self.vcpu.handoff.release(self.local.cpu(), self.life));
     }
@@ -399,14 +419,46 @@ impl<'a> ReadyVcpu<'a> {
 }
 
 impl Drop for ReadyVcpu<'_> {
-    /// Nothing was loaded, so there is nothing to save.
-    #[cold]
-    #[inline(never)]
     fn drop(&mut self) {
-        let (handoff, me) = (&self.vcpu.handoff, self.local.cpu());
-        handoff.deschedule(me);
-        wake_next(self.local, handoff.publish(me, Life::Ready));
+        give_back(self.vcpu, self.local, Life::Ready);
     }
+}
+
+/// As [`ReadyVcpu`], but the result of its `mailbox_receive` is still owed.
+pub struct OwedVcpu<'a> {
+    vcpu: &'static Vcpu,
+    local: &'a Local,
+}
+
+impl<'a> OwedVcpu<'a> {
+    /// The call that it is in.
+    #[inline]
+    pub fn call(&self) -> BlockedReceive {
+        BlockedReceive { vcpu: self.vcpu }
+    }
+
+    /// The call returns this.
+    #[inline]
+    pub fn settle(self, result: u64) -> ReadyVcpu<'a> {
+        let Self { vcpu, local } = *ManuallyDrop::new(self);
+        // SAFETY: Single Owner: the word says Loaded by this pCPU for as long as the token lives.
+        unsafe { vcpu.owned.get_mut() }.regs.return_from_hypercall(result);
+        ReadyVcpu { vcpu, local }
+    }
+}
+
+impl Drop for OwedVcpu<'_> {
+    fn drop(&mut self) {
+        give_back(self.vcpu, self.local, Life::BlockedInReceive);
+    }
+}
+
+/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save.
+#[cold]
+#[inline(never)]
+fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
+    vcpu.handoff.deschedule(local.cpu());
+    wake_next(local, vcpu.handoff.publish(local.cpu(), life));
 }
 
 impl Owned {

@@ -5,10 +5,10 @@ use core::ops::Range;
 use heapless::Vec;
 
 use crate::ids::{MAX_VCPUS, MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
-use crate::mailbox::{Mailbox, Pages};
+use crate::mailbox::Mailbox;
 use crate::pcpu::Pcpu;
 use crate::report::Stop;
-use crate::sync::{AtomicU8, Once, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Ordering};
 use crate::vcpu::Vcpu;
 
 /// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
@@ -23,8 +23,9 @@ pub struct Vm {
     pub vcpus: &'static [Vcpu],
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
-    /// Fixed by the first `vm_configure`.
-    pages: Once<Pages>,
+    /// The addresses of the mailbox pages, fixed by the first `vm_configure`; until then 0, where no VM has a page.
+    send_page: AtomicU64,
+    recv_page: AtomicU64,
     pub mailbox: Mailbox,
     /// A [`Stop`], or 0; and [`SHARES_TLB`].
     attention: AtomicU8,
@@ -37,21 +38,43 @@ impl Vm {
     pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
         // A vCPU of the primary never leaves its pCPU.
         let attention = if id.is_primary() || vcpus.len() <= 1 { 0 } else { SHARES_TLB };
-        Self { id, vcpus, memory, pages: Once::new(), mailbox: Mailbox::new(), attention: AtomicU8::new(attention) }
+        Self {
+            id,
+            vcpus,
+            memory,
+            send_page: AtomicU64::new(0),
+            recv_page: AtomicU64::new(0),
+            mailbox: Mailbox::new(),
+            attention: AtomicU8::new(attention),
+        }
     }
 
     /// Whether `page` is the address of a page of this VM's RAM.
     pub fn owns_page(&self, page: u64) -> bool {
-        page.is_multiple_of(PAGE_SIZE)
+        page != 0
+            && page.is_multiple_of(PAGE_SIZE)
             && self
                 .memory
                 .iter()
                 .any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
     }
 
-    /// The mailbox pages, once configured.
-    pub fn pages(&self) -> Option<Pages> {
-        self.pages.get().copied()
+    /// Where its messages come from, once configured.
+    #[inline]
+    pub fn send_page(&self) -> Option<Pa> {
+        match self.send_page.load(Ordering::Relaxed) {
+            0 => None,
+            page => Some(Pa(page)),
+        }
+    }
+
+    /// Where messages for it go, once configured.
+    #[inline]
+    pub fn recv_page(&self) -> Option<Pa> {
+        match self.recv_page.load(Ordering::Relaxed) {
+            0 => None,
+            page => Some(Pa(page)),
+        }
     }
 
     /// Fixes the mailbox pages.
@@ -63,18 +86,24 @@ impl Vm {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
-        let mut first = false;
-        self.pages.call_once(|| {
-            first = true;
-            Pages { send: Pa(send), recv: Pa(recv) }
-        });
-        if first { Ok(()) } else { Err(Refused) }
+        // Relaxed: the addresses are all that there is to see.
+        if self.send_page.compare_exchange(0, send, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return Err(Refused);
+        }
+        self.recv_page.store(recv, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether there is something to be done before one of its vCPUs runs: it was stopped, or its vCPUs share TLB entries.
     #[inline]
     pub fn needs_attention(&self) -> bool {
         self.attention.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the VM was stopped.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) & !SHARES_TLB != 0
     }
 
     /// Why the VM was stopped, if it was.

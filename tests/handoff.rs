@@ -14,7 +14,7 @@ const CPUS: [CpuId; 3] = [P0, P1, P2];
 /// An edge, taken by some pCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Edge {
-    Take,
+    Take(Life),
     Request(Patience),
     Load,
     Deschedule,
@@ -27,13 +27,13 @@ const LIVES: [Life; 3] = [Life::Ready, Life::BlockedInReceive, Life::Off];
 
 fn edges() -> Vec<Edge> {
     let mut edges = vec![
-        Edge::Take,
         Edge::Request(Patience::WhileSaving),
         Edge::Request(Patience::WhileLoaded),
         Edge::Load,
         Edge::Deschedule,
         Edge::Withdraw,
     ];
+    edges.extend(LIVES.map(Edge::Take));
     edges.extend(LIVES.map(Edge::Publish));
     edges.extend(LIVES.map(Edge::Release));
     edges
@@ -51,10 +51,10 @@ enum Says {
 impl Edge {
     fn take(self, word: &Handoff, me: CpuId) -> Says {
         match self {
-            Self::Take => Says::Taken(word.take(me)),
+            Self::Take(life) => Says::Taken(word.take(me, life)),
             Self::Request(patience) => Says::Request(word.request(me, patience)),
             Self::Load => {
-                word.load(me);
+                word.load(me, word.state().life);
                 Says::Nothing
             }
             Self::Deschedule => {
@@ -85,10 +85,10 @@ fn expected(from: State, edge: Edge, me: CpuId) -> Option<(State, Says)> {
         Some(next) => (state(Phase::Claimed, life, next, None), Says::Next(Next::Wake(next))),
     };
     match (edge, from.phase) {
-        (Edge::Take, Phase::Parked) if from.life == Life::Ready => {
+        (Edge::Take(life), Phase::Parked) if from.life == life => {
             Some((state(Phase::Loaded, Life::Ready, me, None), Says::Taken(true)))
         }
-        (Edge::Take, _) => Some((from, Says::Taken(false))),
+        (Edge::Take(_), _) => Some((from, Says::Taken(false))),
         (Edge::Request(_), Phase::Parked) => {
             Some((state(Phase::Claimed, from.life, me, None), Says::Request(Request::Granted(from.life))))
         }
@@ -113,7 +113,7 @@ fn expected(from: State, edge: Edge, me: CpuId) -> Option<(State, Says)> {
 
 /// A pCPU asks only for what it neither has nor waits for.
 fn may_ask(from: State, edge: Edge, me: CpuId) -> bool {
-    !matches!(edge, Edge::Take | Edge::Request(_)) || (from.owner != Some(me) && from.next != Some(me))
+    !matches!(edge, Edge::Take(_) | Edge::Request(_)) || (from.owner != Some(me) && from.next != Some(me))
 }
 
 /// A word that these edges have led to some state.

@@ -1,7 +1,7 @@
 // Entering a guest, and coming back: a function call as far as Rust is concerned, but that only x19, x29 and the stack
 // pointer survive it (see `Cpu::enter`).
 //
-//   baton_enter(x0 = regs, x1 = vCPU, x2 = executor, x3 = HCR_EL2) -> x18 = how it came back, x1 = why, if it was by a call
+//   baton_enter(x0 = regs.x, x1 = vCPU, x2 = executor, x3 = HCR_EL2) -> x18 = how it came back, x1 = why, if it was by a call
 //
 // While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, executor; x19,
 // x29. So an exit finds its registers without any per-CPU pointer. A vector pushes x18 and x30 below that.
@@ -19,78 +19,81 @@ baton_enter:
     ldp     x3, x4, [x0, #{PC}]         // pc, pstate
     msr     elr_el2, x3
     msr     spsr_el2, x4
-    ldp     x30, x5, [x0, #{X} + 8 * 30]
-    ldp     x28, x29, [x0, #{X} + 8 * 28]
-    ldp     x26, x27, [x0, #{X} + 8 * 26]
-    ldp     x24, x25, [x0, #{X} + 8 * 24]
-    ldp     x22, x23, [x0, #{X} + 8 * 22]
-    ldp     x20, x21, [x0, #{X} + 8 * 20]
-    ldp     x18, x19, [x0, #{X} + 8 * 18]
+    ldp     x30, x5, [x0, #8 * 30]
+    ldp     x28, x29, [x0, #8 * 28]
+    ldp     x26, x27, [x0, #8 * 26]
+    ldp     x24, x25, [x0, #8 * 24]
+    ldp     x22, x23, [x0, #8 * 22]
+    ldp     x20, x21, [x0, #8 * 20]
+    ldp     x18, x19, [x0, #8 * 18]
     cbnz    x5, 1f                      // it comes back from a call
-    ldp     x16, x17, [x0, #{X} + 8 * 16]
-    ldp     x14, x15, [x0, #{X} + 8 * 14]
-    ldp     x12, x13, [x0, #{X} + 8 * 12]
-    ldp     x10, x11, [x0, #{X} + 8 * 10]
-    ldp     x8, x9, [x0, #{X} + 8 * 8]
-    ldp     x6, x7, [x0, #{X} + 8 * 6]
-    ldp     x4, x5, [x0, #{X} + 8 * 4]
-    ldp     x2, x3, [x0, #{X} + 8 * 2]
-    ldp     x0, x1, [x0, #{X}]
+    ldp     x16, x17, [x0, #8 * 16]
+    ldp     x14, x15, [x0, #8 * 14]
+    ldp     x12, x13, [x0, #8 * 12]
+    ldp     x10, x11, [x0, #8 * 10]
+    ldp     x8, x9, [x0, #8 * 8]
+    ldp     x6, x7, [x0, #8 * 6]
+    ldp     x4, x5, [x0, #8 * 4]
+    ldp     x2, x3, [x0, #8 * 2]
+    ldp     x0, x1, [x0]
     eret
     dsb     nsh                         // no speculation past the eret
     isb
 
 1:  mov     x17, x0
-    ldr     x0, [x17, #{X}]
+    ldr     x0, [x17]
     mov     x1, xzr
     answer
 
-// A hypercall that cannot just return; the vector pushed x18 and x30. x0 = result, x1 = why, which is not 0.
-.global baton_exit_call
-baton_exit_call:
-    // x0 to x17 are the answer's, so the guest's are not kept; the word behind x30 is not 0 and says so.
-    ldp     x18, x30, [sp], #16
-    ldr     x2, [sp]                    // regs
-    str     x0, [x2, #{X}]
-    stp     x18, x19, [x2, #{X} + 8 * 18]
-    stp     x20, x21, [x2, #{X} + 8 * 20]
-    stp     x22, x23, [x2, #{X} + 8 * 22]
-    stp     x24, x25, [x2, #{X} + 8 * 24]
-    stp     x26, x27, [x2, #{X} + 8 * 26]
-    stp     x28, x29, [x2, #{X} + 8 * 28]
-    stp     x30, x1, [x2, #{X} + 8 * 30]
-    mov     x18, #{HOW_CALL}
-    mov     x30, x2
-    b       3f
-
-// Any other exit; the vector pushed x18 and x30. x18 = how it came back. All other registers are the guest's.
-.global baton_exit
-.balign 64
-baton_exit:
-    ldr     x30, [sp, #16]              // regs
-    stp     x0, x1, [x30, #{X}]
-    stp     x2, x3, [x30, #{X} + 8 * 2]
-    stp     x4, x5, [x30, #{X} + 8 * 4]
-    stp     x6, x7, [x30, #{X} + 8 * 6]
-    stp     x8, x9, [x30, #{X} + 8 * 8]
-    stp     x10, x11, [x30, #{X} + 8 * 10]
-    stp     x12, x13, [x30, #{X} + 8 * 12]
-    stp     x14, x15, [x30, #{X} + 8 * 14]
-    stp     x16, x17, [x30, #{X} + 8 * 16]
-    ldp     x0, x1, [sp], #16           // the guest's x18 and x30
-    stp     x0, x19, [x30, #{X} + 8 * 18]
-    stp     x20, x21, [x30, #{X} + 8 * 20]
-    stp     x22, x23, [x30, #{X} + 8 * 22]
-    stp     x24, x25, [x30, #{X} + 8 * 24]
-    stp     x26, x27, [x30, #{X} + 8 * 26]
-    stp     x28, x29, [x30, #{X} + 8 * 28]
-    stp     x1, xzr, [x30, #{X} + 8 * 30]
-
-    // x18 = how, x1 = why, x30 = regs; the guest's registers are saved.
-3:  mrs     x3, elr_el2
+// The end of an exit: x18 = how, x1 = why, x30 = regs, in which the guest's registers are saved.
+.macro leave
+    mrs     x3, elr_el2
     mrs     x4, spsr_el2
     stp     x3, x4, [x30, #{PC}]
     ldp     x19, x29, [sp, #32]
     ldr     x30, [sp, #8]
     add     sp, sp, #48
     ret
+.endm
+
+// A hypercall that cannot just return; the vector pushed x18 and x30. x0 = result, x1 = why, which is not 0.
+.global baton_exit_call
+.balign 64
+baton_exit_call:
+    // x0 to x17 are the answer's, so the guest's are not kept; the word behind x30 is not 0 and says so.
+    ldr     x30, [sp, #16]              // regs
+    ldp     x2, x3, [sp], #16           // the guest's x18 and x30
+    str     x0, [x30]
+    stp     x2, x19, [x30, #8 * 18]
+    stp     x20, x21, [x30, #8 * 20]
+    stp     x22, x23, [x30, #8 * 22]
+    stp     x24, x25, [x30, #8 * 24]
+    stp     x26, x27, [x30, #8 * 26]
+    stp     x28, x29, [x30, #8 * 28]
+    stp     x3, x1, [x30, #8 * 30]
+    mov     x18, #{HOW_CALL}
+    leave
+
+// Any other exit; the vector pushed x18 and x30. x18 = how it came back. All other registers are the guest's.
+.global baton_exit
+.balign 64
+baton_exit:
+    ldr     x30, [sp, #16]              // regs
+    stp     x0, x1, [x30]
+    stp     x2, x3, [x30, #8 * 2]
+    stp     x4, x5, [x30, #8 * 4]
+    stp     x6, x7, [x30, #8 * 6]
+    stp     x8, x9, [x30, #8 * 8]
+    stp     x10, x11, [x30, #8 * 10]
+    stp     x12, x13, [x30, #8 * 12]
+    stp     x14, x15, [x30, #8 * 14]
+    stp     x16, x17, [x30, #8 * 16]
+    ldp     x0, x1, [sp], #16           // the guest's x18 and x30
+    stp     x0, x19, [x30, #8 * 18]
+    stp     x20, x21, [x30, #8 * 20]
+    stp     x22, x23, [x30, #8 * 22]
+    stp     x24, x25, [x30, #8 * 24]
+    stp     x26, x27, [x30, #8 * 26]
+    stp     x28, x29, [x30, #8 * 28]
+    stp     x1, xzr, [x30, #8 * 30]
+    leave

@@ -23,7 +23,7 @@ use aarch64_cpu::registers::{
 };
 
 use super::features;
-use super::regs::{self, FpRegs, Regs};
+use super::regs::{self, Constants, FpRegs, Regs, SysRegs, from_x};
 use crate::exec::Local;
 use crate::exit::{Cause, Exit, Fault, Leave};
 use crate::hypercall::{self, Guest, Verdict};
@@ -113,8 +113,8 @@ impl Cpu {
     /// Memory to hardware, all but what `enter` does itself.
     #[inline]
     pub fn load(&self, regs: &Regs) {
-        regs.sys.load();
-        regs.constants.load();
+        SysRegs::load(regs);
+        Constants::load(regs);
         if self.special.get() != 0 {
             self.load_special(regs);
         }
@@ -125,26 +125,33 @@ impl Cpu {
     /// secondary has the virtual timer, EL2's own has the primary's deadline, and preempts in time.
     #[inline]
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
-        let timer = primary.sys.save();
+        let timer = SysRegs::save(primary);
         // SAFETY: reads a register of EL1, and those that say where the primary goes on.
         unsafe {
-            asm!("mrs {}, mdscr_el1", out(reg) primary.constants.mdscr, options(nostack, preserves_flags));
+            asm!(
+                "mrs {mdscr}, mdscr_el1",
+                "str {mdscr}, [{regs}, {offset}]",
+                mdscr = out(reg) _,
+                regs = in(reg) &raw mut primary.x,
+                offset = const from_x(offset_of!(Regs, constants) + offset_of!(Constants, mdscr)),
+                options(nostack, preserves_flags),
+            );
             asm!(
                 "mrs {pc}, elr_el2",
                 "mrs {pstate}, spsr_el2",
                 "stp {pc}, {pstate}, [{regs}, {offset}]",
                 pc = out(reg) _,
                 pstate = out(reg) _,
-                regs = in(reg) &raw mut *primary,
-                offset = const offset_of!(Regs, pc),
+                regs = in(reg) &raw mut primary.x,
+                offset = const from_x(offset_of!(Regs, pc)),
                 options(nostack, preserves_flags),
             );
         }
         if timer & cntv::ENABLE != 0 {
             self.stand_in_for_timer(primary);
         }
-        to.sys.load();
-        to.constants.load();
+        SysRegs::load(to);
+        Constants::load(to);
         if self.special.get() != 0 {
             self.save_special(primary, false);
             self.load_special(to);
@@ -166,8 +173,8 @@ impl Cpu {
                 pc = out(reg) _,
                 pstate = out(reg) _,
                 hcr = in(reg) primary.constants.hcr,
-                regs = in(reg) &raw const *primary,
-                offset = const offset_of!(Regs, pc),
+                regs = in(reg) &raw const primary.x,
+                offset = const from_x(offset_of!(Regs, pc)),
                 options(nostack, preserves_flags),
             );
         }
@@ -178,7 +185,7 @@ impl Cpu {
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
         let regs = forget_offsets_mut(regs);
-        let timer = regs.sys.save();
+        let timer = SysRegs::save(regs);
         if self.special.get() != 0 {
             self.save_special(regs, true);
         }
@@ -274,7 +281,7 @@ impl Cpu {
             unsafe {
                 asm!(
                     "bl baton_enter",
-                    inlateout("x0") regs => _,
+                    inlateout("x0") &raw mut (*regs).x => _,
                     inlateout("x1") core::ptr::from_ref(vcpu).addr() => leave,
                     inlateout("x2") core::ptr::from_ref(local) => _,
                     inlateout("x3") hcr => _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
@@ -283,8 +290,10 @@ impl Cpu {
                     out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
                 );
             }
+            if how & HOW_CALL != 0 {
+                return Exit::Call(Leave::from_word(leave));
+            }
             match how >> SYNDROME_CLASS {
-                how::CALL => return Exit::Call(Leave::from_word(leave)),
                 how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
                 how::INTERRUPT => return Exit::Interrupt,
                 _ => {
@@ -364,7 +373,6 @@ mod how {
     pub const SMC: u64 = 0x17;
     pub const SYSTEM_REGISTER: u64 = 0x18;
     pub const INTERRUPT: u64 = super::HOW_INTERRUPT >> super::SYNDROME_CLASS;
-    pub const CALL: u64 = super::HOW_CALL >> super::SYNDROME_CLASS;
 }
 const SYNDROME_CLASS: u32 = 26;
 pub(super) const HOW_INTERRUPT: u64 = 1 << 32;

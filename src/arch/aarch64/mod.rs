@@ -50,9 +50,8 @@ global_asm!(include_str!("../../../vectors/fp.S"));
 global_asm!(
     include_str!("../../../vectors/vectors.S"),
     include_str!("../../../vectors/switch.S"),
-    X = const offset_of!(Regs, x),
-    PC = const offset_of!(Regs, pc),
-    ZERO = const offset_of!(Regs, zero),
+    PC = const regs::from_x(offset_of!(Regs, pc)),
+    ZERO = const regs::from_x(offset_of!(Regs, zero)),
     HOW_INTERRUPT = const cpu::HOW_INTERRUPT,
     HOW_SYSTEM_ERROR = const cpu::HOW_SYSTEM_ERROR,
     HOW_CALL = const cpu::HOW_CALL,
@@ -100,12 +99,70 @@ pub fn send_event() {
     unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
 }
 
-/// Copies `size` bytes, at most a page, from one mailbox page to another.
+/// Copies `size` bytes, at most a page, from one mailbox page to another. In place, so that a call that copies needs no
+/// stack of its own.
+#[inline]
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     debug_assert!(size <= crate::ids::PAGE_SIZE as usize);
     // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and keeps nothing of its own
-    // in. A guest that writes its page meanwhile garbles only its own message.
-    unsafe { core::ptr::copy(from.0 as *const u8, to.0 as *mut u8, size) };
+    // in, and two VMs have no page in common. A guest that writes its page meanwhile garbles only its own message.
+    unsafe {
+        asm!(
+            "subs {left}, {left}, #64",
+            "b.lo 3f",
+            "2:",
+            "ldp {a}, {b}, [{from}]",
+            "ldp {c}, {d}, [{from}, #16]",
+            "stp {a}, {b}, [{to}]",
+            "stp {c}, {d}, [{to}, #16]",
+            "ldp {a}, {b}, [{from}, #32]",
+            "ldp {c}, {d}, [{from}, #48]",
+            "add {from}, {from}, #64",
+            "stp {a}, {b}, [{to}, #32]",
+            "stp {c}, {d}, [{to}, #48]",
+            "add {to}, {to}, #64",
+            "subs {left}, {left}, #64",
+            "b.hs 2b",
+            // What is left: one step for each bit of its number.
+            "3:",
+            "tbz {left}, #5, 4f",
+            "ldp {a}, {b}, [{from}], #16",
+            "ldp {c}, {d}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "stp {c}, {d}, [{to}], #16",
+            "4:",
+            "tst {left}, #31",
+            "b.eq 9f",
+            "tbz {left}, #4, 5f",
+            "ldp {a}, {b}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "5:",
+            "tbz {left}, #3, 6f",
+            "ldr {a}, [{from}], #8",
+            "str {a}, [{to}], #8",
+            "6:",
+            "tbz {left}, #2, 7f",
+            "ldr {a:w}, [{from}], #4",
+            "str {a:w}, [{to}], #4",
+            "7:",
+            "tbz {left}, #1, 8f",
+            "ldrh {a:w}, [{from}], #2",
+            "strh {a:w}, [{to}], #2",
+            "8:",
+            "tbz {left}, #0, 9f",
+            "ldrb {a:w}, [{from}]",
+            "strb {a:w}, [{to}]",
+            "9:",
+            left = inout(reg) size => _,
+            from = inout(reg) from.0 => _,
+            to = inout(reg) to.0 => _,
+            a = out(reg) _,
+            b = out(reg) _,
+            c = out(reg) _,
+            d = out(reg) _,
+            options(nostack),
+        );
+    }
 }
 
 /// Where a debugger can hold a pCPU whose vCPU is saved and not published yet.

@@ -43,7 +43,7 @@ macro_rules! switched {
 
             /// Hardware to memory. Returns the last one of the table.
             #[inline(always)]
-            pub fn save(&mut self) -> u64 {
+            pub fn save(regs: &mut Regs) -> u64 {
                 let mut last;
                 $(
                     // SAFETY: reads registers of EL1 that EL2 does not use, into their places in memory.
@@ -54,8 +54,8 @@ macro_rules! switched {
                             "stp {a}, {b}, [{regs}, {offset}]",
                             a = out(reg) _,
                             b = out(reg) last,
-                            regs = in(reg) &raw mut *self,
-                            offset = const offset_of!(SysRegs, $a),
+                            regs = in(reg) &raw mut regs.x,
+                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
                             options(nostack, preserves_flags),
                         );
                     }
@@ -65,7 +65,7 @@ macro_rules! switched {
 
             /// Memory to hardware; takes effect at the next `eret`.
             #[inline(always)]
-            pub fn load(&self) {
+            pub fn load(regs: &Regs) {
                 $(
                     // SAFETY: writes registers of EL1 that EL2 does not use.
                     unsafe {
@@ -75,8 +75,8 @@ macro_rules! switched {
                             concat!("msr ", $b_name, ", {b}"),
                             a = out(reg) _,
                             b = out(reg) _,
-                            regs = in(reg) &raw const *self,
-                            offset = const offset_of!(SysRegs, $a),
+                            regs = in(reg) &raw const regs.x,
+                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
                             options(nostack, preserves_flags),
                         );
                     }
@@ -137,7 +137,7 @@ pub struct Constants {
 impl Constants {
     /// Memory to hardware, but for HCR_EL2.
     #[inline(always)]
-    pub fn load(&self) {
+    pub fn load(regs: &Regs) {
         macro_rules! pairs {
             ($($field:ident $a_name:literal $b_name:literal;)*) => {
                 $(
@@ -149,8 +149,8 @@ impl Constants {
                             concat!("msr ", $b_name, ", {b}"),
                             a = out(reg) _,
                             b = out(reg) _,
-                            constants = in(reg) &raw const *self,
-                            offset = const offset_of!(Constants, $field),
+                            constants = in(reg) &raw const regs.x,
+                            offset = const from_x(offset_of!(Regs, constants) + offset_of!(Constants, $field)),
                             options(nostack, preserves_flags),
                         );
                     }
@@ -165,9 +165,11 @@ impl Constants {
     }
 }
 
-/// A vCPU's registers in memory.
+/// A vCPU's registers in memory. Those that a switch loads and saves are around `x`, whose address is all that it needs.
 #[repr(C)]
 pub struct Regs {
+    pub(super) constants: Constants,
+    pub(super) sys: SysRegs,
     pub(super) x: [u64; 31],
     /// Not 0: the vCPU comes back from a hypercall, so that x1 to x17 are 0, whatever `x` says. Stored and loaded with x30.
     pub(super) returns: u64,
@@ -175,10 +177,13 @@ pub struct Regs {
     pub(super) pstate: u64,
     /// What x1 to x17 are loaded from then.
     pub(super) zero: [u64; 2],
-    pub(super) constants: Constants,
-    pub(super) sys: SysRegs,
     pub(super) rare: RareRegs,
     pub(super) fp: FpRegs,
+}
+
+/// The distance of a part of [`Regs`] from `x`.
+pub(super) const fn from_x(offset: usize) -> isize {
+    offset as isize - offset_of!(Regs, x) as isize
 }
 
 /// PSTATE at entry: EL1h, DAIF masked.
@@ -248,11 +253,6 @@ impl Regs {
     /// All zero: of a vCPU that was not set up.
     pub const fn new() -> Self {
         Self {
-            x: [0; 31],
-            returns: 0,
-            pc: 0,
-            pstate: 0,
-            zero: [0; 2],
             constants: Constants {
                 vttbr: 0,
                 vmpidr: 0,
@@ -264,6 +264,11 @@ impl Regs {
                 primary: false,
             },
             sys: SysRegs::new(),
+            x: [0; 31],
+            returns: 0,
+            pc: 0,
+            pstate: 0,
+            zero: [0; 2],
             rare: RareRegs::new(),
             fp: FpRegs([0; 66]),
         }
