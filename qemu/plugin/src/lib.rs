@@ -12,13 +12,15 @@
 //! ```text
 //! visit PCPU SECTION FROM TO BEGIN END INSTRUCTIONS
 //! visit PCPU SECTION FROM TO BEGIN END INSTRUCTIONS WAIT_BEGIN WAIT_END BEFORE UP_TO
+//! list PCPU SECTION ADDRESS…
 //! note PCPU SECTION TIME OWN KIND VALUE
 //! turn PCPU SECTION TIME OWN
 //! executed PCPU SECTION EL2 PRIMARY SECONDARY
 //! ```
 //!
 //! FROM and TO are `p` or `s`, the primary or a secondary; BEGIN, END and TIME are times. A visit that waited says when,
-//! and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. OWN is how many
+//! and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. A list is of
+//! the addresses of the visit before it, if they were asked for. OWN is how many
 //! instructions the pCPU itself had executed by then. A turn is where a pCPU goes on after another one ran, on a machine
 //! that runs them by turns. The lines of a pCPU are in order. Section 0 is for what is not measured, and is not logged.
 
@@ -120,6 +122,11 @@ fn executed(number: c_uint) {
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
+/// For instructions at EL2 that were counted, if they are to be listed.
+extern "C" fn list(number: c_uint, address: *mut c_void) {
+    pcpu(number).list(address.addr() as u64);
+}
+
 extern "C" fn at_el2(number: c_uint, _: *mut c_void) {
     executed(number);
     pcpu(number).at_el2(section());
@@ -217,6 +224,9 @@ extern "C" fn translated(_: Id, block: *mut Block) {
                 call(wait, 0);
             } else {
                 call(at_el2, 0);
+            }
+            if options.list {
+                call(list, address as usize);
             }
             if options.hold == Some(address) {
                 call(hold, 0);

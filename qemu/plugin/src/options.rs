@@ -19,6 +19,8 @@ pub struct Options {
     /// `hold=ADDRESS`: a pCPU that comes here stands still until another one has waited for `patience=INSTRUCTIONS`.
     pub hold: Option<u64>,
     pub patience: u64,
+    /// `list=on`: the log has the address of every instruction at EL2.
+    pub list: bool,
     /// `clock=host`: times are nanoseconds of the host, for a machine whose pCPUs really run at once. Otherwise they are
     /// instructions that the machine executed, on all pCPUs together.
     pub host_clock: bool,
@@ -37,6 +39,7 @@ impl Options {
                 "wait" => options.waits.push(range(value)?),
                 "hold" => options.hold = Some(address(value)?),
                 "patience" => options.patience = value.parse().map_err(|_| format!("`{value}` is not a number"))?,
+                "list" if value == "on" => options.list = true,
                 "clock" if value == "host" => options.host_clock = true,
                 _ => return Err(format!("there is no option `{word}`")),
             }

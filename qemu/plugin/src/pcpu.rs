@@ -16,7 +16,7 @@ pub enum Guest {
 }
 
 /// A visit to EL2.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Visit {
     /// The section in which it began.
     section: usize,
@@ -25,6 +25,8 @@ struct Visit {
     instructions: u64,
     wait: Option<Wait>,
     begin: u64,
+    /// Where they are, if that is wanted.
+    list: Vec<u64>,
 }
 
 /// From the first instruction of a waiting function to the last one.
@@ -39,7 +41,7 @@ struct Wait {
 }
 
 /// An entry of the log.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Entry {
     Visit { visit: Visit, to: Guest, end: u64 },
     Note { section: usize, kind: usize, value: u32, at: Moment },
@@ -97,12 +99,22 @@ impl Pcpu {
         }
     }
 
+    /// Puts the instruction that was just counted on the list of the visit.
+    pub fn list(&mut self, address: u64) {
+        // The last one, an `eret`, has ended the visit already.
+        let left = self.left.as_mut().map(|(visit, _)| visit);
+        if let Some(visit) = self.visit.as_mut().or(left).filter(|visit| visit.section != 0) {
+            visit.list.push(address);
+        }
+    }
+
     /// The first instruction of a visit.
     pub fn arrive(&mut self, section: usize, now: u64) {
         // Nothing ran since the last `eret`: the interrupt that brings us here was pending then. An interrupt for the
         // primary does not come here from the primary, so it was a secondary.
         self.settle(Guest::Secondary);
-        self.visit = Some(Visit { section, from: self.guest, instructions: 0, wait: None, begin: now });
+        self.visit =
+            Some(Visit { section, from: self.guest, instructions: 0, wait: None, begin: now, list: Vec::new() });
         self.at_el2(section);
     }
 
@@ -171,14 +183,20 @@ impl Pcpu {
     pub fn write(&self, number: usize, to: &mut String) -> fmt::Result {
         let letter = |guest| if guest == Guest::Primary { 'p' } else { 's' };
         for entry in &self.log {
-            match *entry {
-                Entry::Visit { visit: Visit { section, from, instructions, wait, begin }, to: guest, end } => {
-                    let (from, guest) = (letter(from), letter(guest));
+            match entry {
+                Entry::Visit { visit, to: guest, end } => {
+                    let Visit { section, from, instructions, wait, begin, list } = visit;
+                    let (from, guest) = (letter(*from), letter(*guest));
                     write!(to, "visit {number} {section} {from} {guest} {begin} {end} {instructions}")?;
                     if let Some(Wait { before, up_to, begin, end }) = wait {
                         write!(to, " {begin} {end} {before} {up_to}")?;
                     }
                     writeln!(to)?;
+                    if !list.is_empty() {
+                        write!(to, "list {number} {section}")?;
+                        list.iter().try_for_each(|address| write!(to, " {address}"))?;
+                        writeln!(to)?;
+                    }
                 }
                 Entry::Note { section, kind, value, at: Moment { time, own } } => {
                     writeln!(to, "note {number} {section} {time} {own} {kind} {value}")?;

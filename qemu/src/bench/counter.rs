@@ -44,6 +44,8 @@ pub struct Job<'a> {
     /// Hold saves open until somebody has waited for this many instructions, or has given up. For threads, and a build
     /// with the save window.
     pub hold: Option<u64>,
+    /// List the addresses of all instructions at EL2.
+    pub list: bool,
 }
 
 /// What a job came to.
@@ -117,6 +119,9 @@ impl Job<'_> {
         if self.pace == Pace::Threads {
             words += ",clock=host";
         }
+        if self.list {
+            words += ",list=on";
+        }
         if let Some(patience) = self.hold {
             words += &format!(",hold={:x},patience={patience}", symbols.address(WINDOW)?);
         }
@@ -155,7 +160,7 @@ pub enum Guest {
 }
 
 /// A visit of a pCPU to EL2.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Visit {
     pub from: Guest,
     pub to: Guest,
@@ -163,6 +168,8 @@ pub struct Visit {
     pub end: u64,
     pub instructions: u64,
     pub wait: Option<Wait>,
+    /// Addresses of its instructions, if they were to be listed.
+    pub list: Vec<u64>,
 }
 
 /// Its wait for a vCPU.
@@ -225,7 +232,7 @@ pub mod note {
     pub const CYCLES: u32 = 2;
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Event {
     Visit(Visit),
     Note(Note),
@@ -371,7 +378,14 @@ impl Log {
                         (words.number()?, words.number()?, words.number()?, words.number()?);
                     Some(Wait { begin, end, before, up_to })
                 };
-                pcpu.events.push(Event::Visit(Visit { from, to, begin, end, instructions, wait }));
+                let list = Vec::new();
+                pcpu.events.push(Event::Visit(Visit { from, to, begin, end, instructions, wait, list }));
+            }
+            "list" => {
+                let Some(Event::Visit(visit)) = pcpu.events.last_mut() else { bail!("it follows no visit") };
+                while !words.is_empty() {
+                    visit.list.push(words.number()?);
+                }
             }
             "note" => {
                 let (at, kind, value) = (words.moment()?, words.number()?, words.number()?);
@@ -399,6 +413,7 @@ mod tests {
         visit 1 1 p s 100 900 700 200 800 50 600\n\
         note 1 1 1500 0 1 50\n\
         visit 1 1 p p 2000 2400 400\n\
+        list 1 1 4096 4100\n\
         note 1 1 2500 0 1 20\n\
         visit 1 1 p s 3000 3500 400 3100 3200 30 70\n\
         note 1 1 4000 0 1 60\n\
@@ -415,7 +430,7 @@ mod tests {
         assert_eq!(visits.len(), 3);
         assert!(visits[0].is_run() && visits[1].is_call() && !visits[1].is_return());
         assert_eq!((visits[0].instructions, visits[0].wait.unwrap().burnt()), (700, 550));
-        assert_eq!(visits[1].wait, None);
+        assert_eq!((visits[1].wait, &visits[1].list[..]), (None, &[4096, 4100][..]));
     }
 
     #[test]
@@ -448,6 +463,7 @@ mod tests {
             ("visit 0 1 p s 1 2 3 4", "too short"),
             ("note 0 1 1500 9 1 50 6", "too long"),
             ("turn 0 1 1500", "too short"),
+            ("list 0 1 1500", "follows no visit"),
             ("executed 0 1 a 1 1", "not a number"),
             ("visited 0 1", "no known kind"),
         ] {

@@ -23,9 +23,12 @@ struct Source {
     name: &'static str,
     cpus: u32,
     tries: u32,
-    times: fn(&Log) -> Vec<u64>,
+    times: for<'a> fn(&'a Log) -> Vec<Time<'a>>,
     come_to: fn(&[u64]) -> Result<u64>,
 }
+
+/// The visits that a row is made of, one time.
+type Time<'a> = Vec<&'a Visit>;
 
 const SOURCES: [Source; 4] = [
     Source { name: "handoff_parked", cpus: 2, tries: 32, times: handoff_parked, come_to: agreed },
@@ -47,14 +50,39 @@ pub fn rows(workspace: &Workspace, hypervisor: &Path) -> Result<Several> {
     rows.map(Several::Measured)
 }
 
+/// Whether it is one of these rows.
+pub fn has(row: &str) -> bool {
+    SOURCES.iter().any(|source| source.name == row)
+}
+
+/// The addresses of the instructions at EL2 that come to a row, in order, pCPU by pCPU: a list for each visit.
+pub fn lists(workspace: &Workspace, hypervisor: &Path, row: &str) -> Result<Vec<Vec<u64>>> {
+    let source = SOURCES.iter().find(|source| source.name == row).with_context(|| format!("there is no row {row}"))?;
+    let log = source.job(hypervisor, true).run(workspace)?.log;
+    let el2 = source.el2(&log)?;
+    let time = (source.times)(&log).into_iter().find(|time| sum(time) == el2).context("the row never happened")?;
+    Ok(time.into_iter().map(|visit| visit.list.clone()).collect())
+}
+
 impl Source {
-    fn measure(&self, workspace: &Workspace, hypervisor: &Path) -> Result<Row> {
+    fn job<'a>(&self, hypervisor: &'a Path, list: bool) -> Job<'a> {
         let Source { name, cpus, tries, .. } = *self;
-        let job = Job { hypervisor, cpus, words: format!("job={name} runs={tries}"), pace: Pace::Turns, hold: None };
-        let log = job.run_twice(workspace)?.log;
-        let el2 = (self.come_to)(&(self.times)(&log)).with_context(|| format!("row {name}"))?;
-        Ok(Row::several(name, el2))
+        Job { hypervisor, cpus, words: format!("job={name} runs={tries}"), pace: Pace::Turns, hold: None, list }
     }
+
+    fn measure(&self, workspace: &Workspace, hypervisor: &Path) -> Result<Row> {
+        let log = self.job(hypervisor, false).run_twice(workspace)?.log;
+        Ok(Row::several(self.name, self.el2(&log)?))
+    }
+
+    fn el2(&self, log: &Log) -> Result<u64> {
+        let times: Vec<u64> = (self.times)(log).iter().map(|time| sum(time)).collect();
+        (self.come_to)(&times).with_context(|| format!("row {}", self.name))
+    }
+}
+
+fn sum(time: &Time<'_>) -> u64 {
+    time.iter().map(|visit| visit.instructions).sum()
 }
 
 /// How often a figure must have been found.
@@ -79,50 +107,48 @@ fn least(times: &[u64]) -> Result<u64> {
     Ok(el2)
 }
 
-fn visits(log: &Log, pcpu: usize) -> Vec<Visit> {
-    log.pcpus.get(pcpu).map(|pcpu| pcpu.visits().copied().collect()).unwrap_or_default()
+fn visits(log: &Log, pcpu: usize) -> Vec<&Visit> {
+    log.pcpus.get(pcpu).map(|pcpu| pcpu.visits().collect()).unwrap_or_default()
 }
 
 /// pCPU 1 runs the vCPU that pCPU 0 ran: a way in and a way out.
-fn handoff_parked(log: &Log) -> Vec<u64> {
+fn handoff_parked(log: &Log) -> Vec<Time<'_>> {
     let visits = visits(log, 1);
-    let runs = visits.chunks_exact(2).filter(|pair| pair[0].is_run() && pair[1].is_return());
-    runs.map(|pair| pair[0].instructions + pair[1].instructions).collect()
+    visits.chunks_exact(2).filter(|pair| pair[0].is_run() && pair[1].is_return()).map(<[_]>::to_vec).collect()
 }
 
 /// pCPU 0 waits for a save of pCPU 1: the way out there, and the way in here.
-fn handoff_saving(log: &Log) -> Vec<u64> {
-    let saves: Vec<Visit> = visits(log, 1).into_iter().filter(Visit::is_return).collect();
-    let waits = visits(log, 0).into_iter().filter(Visit::is_run).filter_map(|run| Some((run, run.wait?)));
-    waits
-        .filter_map(|(run, wait)| {
-            let save = saves.iter().find(|save| (save.begin..save.end).contains(&wait.begin))?;
-            Some(run.instructions + save.instructions)
-        })
-        .collect()
+fn handoff_saving(log: &Log) -> Vec<Time<'_>> {
+    let saves: Vec<&Visit> = visits(log, 1).into_iter().filter(|visit| visit.is_return()).collect();
+    let runs = visits(log, 0).into_iter().filter(|visit| visit.is_run());
+    runs.filter_map(|run| {
+        let begin = run.wait?.begin;
+        let save = saves.iter().find(|save| (save.begin..save.end).contains(&begin))?;
+        Some(vec![*save, run])
+    })
+    .collect()
 }
 
 /// pCPU 0 calls, and the next visit of pCPU 2 is the kick.
-fn inject_running(log: &Log) -> Vec<u64> {
-    let calls = visits(log, 0).into_iter().filter(Visit::is_call);
+fn inject_running(log: &Log) -> Vec<Time<'_>> {
     let targets = visits(log, 2);
-    calls
-        .filter_map(|call| {
-            let kick = targets.iter().find(|visit| visit.begin > call.begin)?;
-            Some(call.instructions + kick.instructions)
-        })
-        .collect()
+    let calls = visits(log, 0).into_iter().filter(|visit| visit.is_call());
+    calls.filter_map(|call| Some(vec![call, *targets.iter().find(|visit| visit.begin > call.begin)?])).collect()
 }
 
 /// pCPU 0 waits, and comes back without the vCPU.
-fn cancel(log: &Log) -> Vec<u64> {
-    let calls = visits(log, 0).into_iter().filter(Visit::is_call);
-    calls.filter(|call| call.wait.is_some()).map(|call| call.instructions).collect()
+fn cancel(log: &Log) -> Vec<Time<'_>> {
+    let calls = visits(log, 0).into_iter().filter(|visit| visit.is_call() && visit.wait.is_some());
+    calls.map(|call| vec![call]).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn sums(times: Vec<Time<'_>>) -> Vec<u64> {
+        times.iter().map(sum).collect()
+    }
 
     #[test]
     fn iterations_must_agree() {
@@ -144,7 +170,7 @@ mod tests {
             visit 1 1 s p 100 250 700\n"
             .parse()
             .unwrap();
-        assert_eq!(handoff_saving(&log), [1200]);
+        assert_eq!(sums(handoff_saving(&log)), [1200]);
     }
 
     #[test]
@@ -157,7 +183,7 @@ mod tests {
             visit 2 1 s s 550 560 8\n"
             .parse()
             .unwrap();
-        assert_eq!(inject_running(&log), [37, 39]);
-        assert_eq!(cancel(&log), [0; 0]);
+        assert_eq!(sums(inject_running(&log)), [37, 39]);
+        assert!(cancel(&log).is_empty());
     }
 }

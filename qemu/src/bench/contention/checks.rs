@@ -47,7 +47,8 @@ impl Check {
 
 fn counter_agrees(workspace: &Workspace) -> Result<(Counted, Option<String>)> {
     let hypervisor = Gate::Future.hypervisor(workspace, &[])?;
-    let job = Job { hypervisor: &hypervisor, cpus: 1, words: "job=null".to_owned(), pace: Pace::Turns, hold: None };
+    let words = "job=null".to_owned();
+    let job = Job { hypervisor: &hypervisor, cpus: 1, words, pace: Pace::Turns, hold: None, list: false };
     let counted = job.run_twice(workspace)?;
     let cycles: Vec<u64> = counted.log.pcpus.iter().flat_map(|pcpu| pcpu.notes(note::CYCLES)).collect();
     let problem = disagreement(&cycles, counted.log.el2());

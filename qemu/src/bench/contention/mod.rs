@@ -110,7 +110,8 @@ impl Scene {
             _ => None,
         };
         let hypervisor = gate.hypervisor(workspace, if hold.is_some() { &["save-window"] } else { &[] })?;
-        let job = Job { hypervisor: &hypervisor, cpus: self.cpus(pace), words: self.words(pace), pace, hold };
+        let job =
+            Job { hypervisor: &hypervisor, cpus: self.cpus(pace), words: self.words(pace), pace, hold, list: false };
         if pace == Pace::Turns { job.run_twice(workspace) } else { job.run(workspace) }
     }
 }
