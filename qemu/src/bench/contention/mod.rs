@@ -95,11 +95,13 @@ impl Scene {
         const INSTRUCTIONS_PER_TICK: u64 = crate::bench::guest::INSTRUCTIONS_PER_TICK;
         match (self, pace) {
             (Scene::Apart { .. }, _) => "job=apart runs=500".to_owned(),
-            (Scene::Shared { .. }, _) => "job=shared runs=4000".to_owned(),
+            (Scene::Shared { .. }, Pace::Turns) => "job=shared runs=4000".to_owned(),
+            // A thread of QEMU's needs more time for as many instructions.
+            (Scene::Shared { .. }, Pace::Threads) => "job=shared runs=4000 deadline=16384".to_owned(),
             (Scene::Held { instructions }, Pace::Turns) => {
                 format!("job=held runs=16 burn={}", instructions / INSTRUCTIONS_PER_TICK)
             }
-            (Scene::Held { .. }, Pace::Threads) => "job=shared runs=400".to_owned(),
+            (Scene::Held { .. }, Pace::Threads) => "job=shared runs=100 deadline=16384".to_owned(),
         }
     }
 

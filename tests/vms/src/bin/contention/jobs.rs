@@ -1,6 +1,6 @@
 //! The jobs in which CPUs compete, or work side by side.
 //!
-//! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all.
+//! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all; each has an interrupt every `deadline=` ticks at most.
 //! - `apart`: each CPU has VMs of its own and runs them `runs=` times; nothing is shared.
 //! - `held`: one CPU's saves are stretched as long as you like, for `runs=` runs, and another one wants the vCPU. See
 //!   [`held`].
@@ -103,7 +103,7 @@ pub fn shared(job: &Job, number: usize) -> Verdict {
         }
     };
     measured(job, number, || {
-        let runs = compete(job, || timer::now() + random.next(16, 240), count)?;
+        let runs = compete(job, || timer::now() + random.next(16, job.deadline - 16), count)?;
         timer::stop_virtual();
         Ok(runs)
     })

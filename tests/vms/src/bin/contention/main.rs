@@ -56,6 +56,8 @@ struct Job {
     runs: u64,
     /// Ticks that the burner burns in a turn.
     burn: u64,
+    /// Ticks to the next deadline of a CPU that competes, at most.
+    deadline: u64,
 }
 
 static JOB: Once<Job> = Once::new();
@@ -83,8 +85,9 @@ fn run(device_tree: u64) -> Verdict {
     ensure!(cpus >= least, "the job `{word}` needs {least} CPUs, and the machine has {cpus}");
     ensure!(call::vm_get_count() == vms::COUNT, "there are {} VMs, not {}", call::vm_get_count(), vms::COUNT);
     ensure!(call::exists(function::VCPU_RUN_EXT), "the hypervisor has no vcpu_run_ext, whose answers are counted");
-    let (runs, burn) = (machine.number("runs").unwrap_or(32), machine.number("burn").unwrap_or(64));
-    let job = JOB.call_once(|| Job { work, cpus, runs, burn });
+    let number = |key, default| machine.number(key).unwrap_or(default);
+    let (runs, burn, deadline) = (number("runs", 32), number("burn", 64), number("deadline", 256));
+    let job = JOB.call_once(|| Job { work, cpus, runs, burn, deadline });
     for vm in vms::CONTENDED {
         let exit = call::vcpu_run_ext(vm, 0, 0);
         ensure!(exit == Exit::WaitForInterrupt, "the first run of VM {vm} ended with {exit:?}");
