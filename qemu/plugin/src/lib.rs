@@ -1,11 +1,11 @@
 //! A TCG plugin for QEMU that counts what each pCPU executes at EL2, visit by visit.
 //!
-//! The PMU counts for one pCPU at a time, and under `-icount` its cycles are those of the whole machine. This sees every
-//! instruction of every pCPU, with one thread for all of them or with one for each, and tells EL2 from the guests by
-//! address: the hypervisor stays where it was loaded, and its memory is nobody else's.
+//! The PMU counts for one pCPU at a time, and under `-icount` its cycles are those of the whole machine. This sees
+//! every instruction of every pCPU, with one thread for all of them or with one for each, and tells EL2 from the guests
+//! by address: the hypervisor stays where it was loaded, and its memory is nobody else's.
 //!
-//! A guest can talk to it by instructions that do nothing anywhere else, moves of a constant to the zero register that no
-//! compiler makes ([`magic`]): it names the section in which it is, for all pCPUs, and leaves numbers in the log.
+//! A guest can talk to it by instructions that do nothing anywhere else, moves of a constant to the zero register that
+//! no compiler makes ([`magic`]): it names the section in which it is, for all pCPUs, and leaves numbers in the log.
 //!
 //! When the machine ends the log is written, a line for each entry, in words and decimal numbers:
 //!
@@ -18,11 +18,11 @@
 //! executed PCPU SECTION EL2 PRIMARY SECONDARY
 //! ```
 //!
-//! FROM and TO are `p` or `s`, the primary or a secondary; BEGIN, END and TIME are times. A visit that waited says when,
-//! and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. A list is of
-//! the addresses of the visit before it, if they were asked for. OWN is how many
-//! instructions the pCPU itself had executed by then. A turn is where a pCPU goes on after another one ran, on a machine
-//! that runs them by turns. The lines of a pCPU are in order. Section 0 is for what is not measured, and is not logged.
+//! FROM and TO are `p` or `s`, the primary or a secondary; BEGIN, END and TIME are times. A visit that waited says
+//! when, and how many of its instructions came BEFORE the first one of a waiting function, and UP_TO the last one. A
+//! list is of the addresses of the visit before it, if they were asked for. OWN is how many instructions the pCPU
+//! itself had executed by then. A turn is where a pCPU goes on after another one ran, on a machine that runs them by
+//! turns. The lines of a pCPU are in order. Section 0 is for what is not measured, and is not logged.
 
 mod api;
 mod options;
@@ -171,8 +171,8 @@ extern "C" fn note(number: c_uint, kind: *mut c_void) {
     pcpu(number).note(section(), kind.addr(), moment(number));
 }
 
-/// Keeps this pCPU where it is until another one has waited for as long as it was told, or has stopped waiting. If nobody
-/// waits while the others execute as much, it goes on. Only for pCPUs that run at once.
+/// Keeps this pCPU where it is until another one has waited for as long as it was told, or has stopped waiting. If
+/// nobody waits while the others execute as much, it goes on. Only for pCPUs that run at once.
 extern "C" fn hold(number: c_uint, _: *mut c_void) {
     let patience = options().patience;
     let others = || (0..MAX_CPUS).filter(|&other| other != number as usize);

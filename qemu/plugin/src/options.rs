@@ -21,8 +21,8 @@ pub struct Options {
     pub patience: u64,
     /// `list=on`: the log has the address of every instruction at EL2.
     pub list: bool,
-    /// `clock=host`: times are nanoseconds of the host, for a machine whose pCPUs really run at once. Otherwise they are
-    /// instructions that the machine executed, on all pCPUs together.
+    /// `clock=host`: times are nanoseconds of the host, for a machine whose pCPUs really run at once. Otherwise they
+    /// are instructions that the machine executed, on all pCPUs together.
     pub host_clock: bool,
 }
 

@@ -1,7 +1,8 @@
 //! What one pCPU did: its visits to EL2, and how much it executed.
 //!
-//! A *visit* goes from an exception's first instruction, in the vectors, to the `eret` back into a guest, both included.
-//! Where it came from and where it went is told by the guest's code around it: the primary's or a secondary's.
+//! A *visit* goes from an exception's first instruction, in the vectors, to the `eret` back into a guest, both
+//! included. Where it came from and where it went is told by the guest's code around it: the primary's or a
+//! secondary's.
 
 use std::fmt::{self, Write};
 

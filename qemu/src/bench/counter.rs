@@ -1,8 +1,8 @@
 //! The counter: QEMU with the plugin of `qemu/plugin`, which sees every instruction of every pCPU, and its log.
 //!
 //! The PMU counts one pCPU's instructions only as long as no other one runs. The plugin tells EL2 from the guests by
-//! address, and pCPU from pCPU; it writes a line for each *visit* of a pCPU to EL2, from the exception to the `eret`. What
-//! the lines mean says the head of the plugin.
+//! address, and pCPU from pCPU; it writes a line for each *visit* of a pCPU to EL2, from the exception to the `eret`.
+//! What the lines mean says the head of the plugin.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,8 @@ const WINDOW: &str = "baton_before_publish";
 /// How the pCPUs of a machine run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pace {
-    /// By turns, in a time that is counted in instructions: the same each time. All times are instructions of the machine.
+    /// By turns, in a time that is counted in instructions: the same each time. All times are instructions of the
+    /// machine.
     Turns,
     /// At once, a host thread each. Times are nanoseconds.
     Threads,
@@ -271,9 +272,9 @@ impl Pcpu {
         })
     }
 
-    /// For each interrupt of the primary's timer whose deadline passed while this pCPU waited for a vCPU: how late its handler
-    /// was. Where pCPUs run by turns, in instructions that this one executed; else in nanoseconds. A tick is the finest that
-    /// the guest can tell, so it is rounded up.
+    /// For each interrupt of the primary's timer whose deadline passed while this pCPU waited for a vCPU: how late its
+    /// handler was. Where pCPUs run by turns, in instructions that this one executed; else in nanoseconds. A tick is
+    /// the finest that the guest can tell, so it is rounded up.
     pub fn late_in_wait(&self) -> Vec<u64> {
         let mut late = Vec::new();
         let mut wait = None;
@@ -436,8 +437,8 @@ mod tests {
     #[test]
     fn a_deadline_counts_if_it_passed_in_a_wait() {
         let log: Log = LOG.parse().unwrap();
-        // 1500 - 51 * 16 = 684 lies in the first wait; the second call did not wait; 4000 - 61 * 16 = 3024 was before the
-        // third one did.
+        // 1500 - 51 * 16 = 684 lies in the first wait; the second call did not wait; 4000 - 61 * 16 = 3024 was before
+        // the third one did.
         assert_eq!(log.pcpus[1].late_in_wait(), [51 * 16]);
     }
 

@@ -45,7 +45,7 @@ fn complete(rows: &Rows, skipped: &[(String, String)]) -> Result<()> {
 }
 
 /// The rows of one pCPU: the guest `bench` counts by itself. It runs twice, and must say the same.
-fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
+pub fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
     let machine = guest::machine(workspace, image, "")?;
     let first = guest::told(&machine.run(Some(PATIENCE), false)?)?;
     let outcome = machine.run(Some(PATIENCE), false)?;

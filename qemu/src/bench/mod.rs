@@ -1,9 +1,13 @@
 //! `cargo baton bench`: instructions of the hypervisor, row by row.
 //!
 //! Wall time under an emulator says nothing; guest instructions under QEMU's `-icount` are exact, and the same on every
-//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts with
-//! the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and it shows
-//! where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another image.
+//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts
+//! with the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and
+//! it shows where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another
+//! image.
+//!
+//! The [`counter`] sees what several pCPUs do at once: [`several`] has the rows that take more than one, [`contention`]
+//! what it costs that they share.
 
 mod against;
 mod baseline;
@@ -53,7 +57,8 @@ pub struct Options {
     /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
     #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
-    /// Measure what it costs that several pCPUs share, with the future and with a gate that spins; `--save` draws the picture.
+    /// Measure what it costs that several pCPUs share, with the future and with a gate that spins; `--save` draws the
+    /// picture.
     #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "against", "check", "hypervisor", "footprint"])]
     contention: bool,
     /// Say how much memory the hypervisor takes instead, and how deep its stacks get.
@@ -175,7 +180,7 @@ pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Rep
             Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
         }
         Check::Referee => {
-            let measured = measure::all(workspace, image)?;
+            let measured = measure::one_pcpu(workspace, image)?;
             let verdicts = watch::referee(workspace, image, &[])?;
             Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
         }

@@ -1,7 +1,8 @@
-//! The rows that need several pCPUs: what these execute at EL2, together, as the [`counter`](crate::bench::counter) sees it.
+//! The rows that need several pCPUs: what these execute at EL2, together, as the [`counter`](crate::bench::counter)
+//! sees it.
 //!
-//! The guest `contention` does each of them again and again, and nothing else at EL2 in between. Every time must come to the
-//! same, but for the first few.
+//! The guest `contention` does each of them again and again, and nothing else at EL2 in between. Every time must come
+//! to the same, but for the first few.
 
 use std::path::Path;
 

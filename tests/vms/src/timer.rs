@@ -1,5 +1,5 @@
-//! The EL1 timers, which the primary owns: the physical one for slices, and for deadlines that only guard against hangs;
-//! the virtual one, which a secondary can write to and must not be able to stop.
+//! The EL1 timers, which the primary owns: the physical one for slices, and for deadlines that only guard against
+//! hangs; the virtual one, which a secondary can write to and must not be able to stop.
 
 use crate::sysreg;
 

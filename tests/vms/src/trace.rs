@@ -1,13 +1,15 @@
 //! Talking to whoever traces this machine, by instructions that do nothing: moves of a constant to the zero register.
 //!
-//! The host tool counts with a plugin of QEMU (`qemu/plugin`) that knows them. It is told which section of a measurement
-//! the machine is in, and takes numbers. Without it, and on hardware, all of this costs a few instructions.
+//! The host tool counts with a plugin of QEMU (`qemu/plugin`) that knows them. It is told which section of a
+//! measurement the machine is in, and takes numbers. Without it, and on hardware, all of this costs a few instructions.
 
 /// Executes the instruction that says this number.
 macro_rules! say {
     ($number:expr) => {{
         // SAFETY: `movz xzr, #…` changes nothing. Not `nomem`: it stays between the loads and stores around it.
-        unsafe { core::arch::asm!(".inst 0xd280001f | ({}) << 5", const 0xba00u32 + $number, options(nostack, preserves_flags)) }
+        unsafe {
+            core::arch::asm!(".inst 0xd280001f | ({}) << 5", const 0xba00u32 + $number, options(nostack, preserves_flags))
+        }
     }};
 }
 

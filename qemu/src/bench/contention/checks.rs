@@ -76,7 +76,8 @@ fn unshared_scales(workspace: &Workspace) -> Result<(Counted, Option<String>)> {
     Ok((counted, problem))
 }
 
-/// Instructions for each run on some pCPUs, compared with those on the first number of them: (pCPUs, instructions, runs).
+/// Instructions for each run on some pCPUs, compared with those on the first number of them: (pCPUs, instructions,
+/// runs).
 fn growth(points: &[(u32, u64, u64)]) -> Option<String> {
     /// Percent.
     const TOLERANCE: u64 = 2;
@@ -89,8 +90,8 @@ fn growth(points: &[(u32, u64, u64)]) -> Option<String> {
         grown.then(|| {
             let (few, many) = (el2 / runs, more_el2 / more_runs);
             format!(
-                "a run costs {few} instructions at EL2 with {first} pCPU(s) and {many} with {cpus} that share nothing: look \
-                 for what they do share"
+                "a run costs {few} instructions at EL2 with {first} pCPU(s) and {many} with {cpus} that share nothing: \
+                 look for what they do share"
             )
         })
     })
@@ -120,8 +121,8 @@ fn unresponsive(short: &Figures, long: &Figures) -> Option<String> {
     }
     (long.max > short.max).then(|| {
         format!(
-            "how late an interrupt is depends on how long the save takes: {} instructions at most, and {} when it takes \
-             eight times as long",
+            "how late an interrupt is depends on how long the save takes: {} instructions at most, and {} when it \
+             takes eight times as long",
             short.max, long.max
         )
     })

@@ -5,11 +5,11 @@
 //!
 //! - *apart*: each pCPU runs VMs of its own. Instructions at EL2 for each run must not grow with the number of pCPUs.
 //! - *shared*: all pCPUs fight for one vCPU.
-//! - *held*: a pCPU's saves are stretched, as if the pCPU were virtual itself and its host had others to run; another one
-//!   wants the vCPU, and has interrupts. How late these are must not depend on how long the save takes.
+//! - *held*: a pCPU's saves are stretched, as if the pCPU were virtual itself and its host had others to run; another
+//!   one wants the vCPU, and has interrupts. How late these are must not depend on how long the save takes.
 //!
-//! By turns of QEMU's (`-icount`) all of this is exact: each machine runs twice and must do the same. Then once more with a
-//! host thread for each pCPU, for distributions of what really races; those figures are never the same.
+//! By turns of QEMU's (`-icount`) all of this is exact: each machine runs twice and must do the same. Then once more
+//! with a host thread for each pCPU, for distributions of what really races; those figures are never the same.
 
 mod checks;
 mod figures;
@@ -65,8 +65,8 @@ pub enum Scene {
     Shared {
         cpus: u32,
     },
-    /// By turns: others burn so many instructions between two steps of the saver. With threads: the save waits for somebody
-    /// to wait that long.
+    /// By turns: others burn so many instructions between two steps of the saver. With threads: the save waits for
+    /// somebody to wait that long.
     Held {
         instructions: u64,
     },
@@ -191,8 +191,8 @@ impl Contention {
     }
 }
 
-/// `share` is that of the pCPU with the fewest runs and of the one with the most; `burnt` and `late` are p50, p99 and the
-/// most.
+/// `share` is that of the pCPU with the fewest runs and of the one with the most; `burnt` and `late` are p50, p99 and
+/// the most.
 fn table(text: &mut String, measured: &[Measured]) {
     let _ = writeln!(
         text,

@@ -1,7 +1,8 @@
 //! The picture: what waiting costs, with the future and with a gate that spins.
 //!
-//! Three panels beside each other. It brings its own background, and a dark one where the reader's system is dark, so that
-//! it can be read wherever it is shown. Each line is named at its end, and told apart by its marks as well as by its colour.
+//! Three panels beside each other. It brings its own background, and a dark one where the reader's system is dark, so
+//! that it can be read wherever it is shown. Each line is named at its end, and told apart by its marks as well as by
+//! its colour.
 
 use std::fmt::Write;
 

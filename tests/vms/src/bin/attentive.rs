@@ -1,5 +1,5 @@
-//! attentive: waits for interrupt 1 by `wfe` and takes it, for ever. QEMU does not trap `wfe`, so the vCPU stays loaded;
-//! and where QEMU runs the CPUs by turns, `wfe` gives the turn away, so nobody has to take it from it.
+//! attentive: waits for interrupt 1 by `wfe` and takes it, for ever. QEMU does not trap `wfe`, so the vCPU stays
+//! loaded; and where QEMU runs the CPUs by turns, `wfe` gives the turn away, so nobody has to take it from it.
 #![no_std]
 #![no_main]
 

@@ -1,6 +1,7 @@
 //! The jobs in which CPUs compete, or work side by side.
 //!
-//! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all; each has an interrupt every `deadline=` ticks at most.
+//! - `shared`: all CPUs fight for one vCPU, for `runs=` runs in all; each has an interrupt every `deadline=` ticks at
+//!   most.
 //! - `apart`: each CPU has VMs of its own and runs them `runs=` times; nothing is shared.
 //! - `held`: one CPU's saves are stretched as long as you like, for `runs=` runs, and another one wants the vCPU. See
 //!   [`held`].
@@ -70,8 +71,8 @@ fn enough(job: &Job) -> bool {
     RUNS.load(Ordering::Relaxed) >= job.runs || any_failure()
 }
 
-/// Asks for the shared vCPU until there were enough runs, with interrupts of the timer all the while: the next deadline is
-/// what `deadline` says. Returns how many runs this CPU got.
+/// Asks for the shared vCPU until there were enough runs, with interrupts of the timer all the while: the next deadline
+/// is what `deadline` says. Returns how many runs this CPU got.
 fn compete(job: &Job, mut deadline: impl FnMut() -> u64, mut then: impl FnMut(bool)) -> Verdict<u32> {
     let mut runs = 0;
     timer::arm_at(deadline());
@@ -132,11 +133,11 @@ pub fn apart(job: &Job, number: usize) -> Verdict {
 /// - the saver runs the vCPU, again and again: it is mostly at EL2, and there mostly loads or saves;
 /// - the cutter comes before it, and ends its turn after a tick or two;
 /// - the waiter asks for the vCPU, once a turn, and has deadlines;
-/// - the burner burns `burn=` ticks at each of its turns. Its own deadlines are at multiples of that, two of them ahead, so
-///   that whoever spins has its turn ended too.
+/// - the burner burns `burn=` ticks at each of its turns. Its own deadlines are at multiples of that, two of them
+///   ahead, so that whoever spins has its turn ended too.
 ///
-/// The waiter's deadlines lie in the burner's turns: what comes between a deadline and the waiter is the cutter and a tick
-/// or two of the saver. They lie early in it, so that no turn ends before the waiter is at its handler.
+/// The waiter's deadlines lie in the burner's turns: what comes between a deadline and the waiter is the cutter and a
+/// tick or two of the saver. They lie early in it, so that no turn ends before the waiter is at its handler.
 pub fn held(job: &Job, number: usize) -> Verdict {
     let mut random = Random::of(number);
     measured(job, number, || {

@@ -1,5 +1,5 @@
-//! contention: the primary of `cargo baton bench --contention`. All its CPUs run vCPUs as fast as they can, while QEMU's
-//! plugin counts what that costs at EL2 ([`trace`]).
+//! contention: the primary of `cargo baton bench --contention`. All its CPUs run vCPUs as fast as they can, while
+//! QEMU's plugin counts what that costs at EL2 ([`trace`]).
 //!
 //! `job=` says what they do; see [`jobs`] for those that compete, [`rows`] for those that do one thing again and again.
 //!
@@ -8,8 +8,8 @@
 //! are masked in the timer where they would be in the way. The same seeds give the same machine to the instruction.
 //!
 //! Two things to know about these turns. Arming the timer that expires first ends the turn of the CPU that does it. And
-//! when a turn ends at a deadline, QEMU spends the turn of the next CPU on that deadline, unless the next one is the first:
-//! where the order matters, the CPU whose turns are cut is the last one, or there is an idle one behind it.
+//! when a turn ends at a deadline, QEMU spends the turn of the next CPU on that deadline, unless the next one is the
+//! first: where the order matters, the CPU whose turns are cut is the last one, or there is an idle one behind it.
 #![no_std]
 #![no_main]
 

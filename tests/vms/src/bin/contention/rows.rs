@@ -1,5 +1,5 @@
-//! The jobs that do one thing `runs=` times, in section 1, so that it can be counted to the instruction. What prepares it
-//! is in section 0.
+//! The jobs that do one thing `runs=` times, in section 1, so that it can be counted to the instruction. What prepares
+//! it is in section 0.
 //!
 //! CPUs that wait for each other give their turn away, and no timer is armed but where it says so: a CPU runs until it
 //! waits.
@@ -92,8 +92,8 @@ pub fn handoff_saving(job: &Job, number: usize) -> Verdict {
     meet(job, 2)
 }
 
-/// The parts that the CPUs have in the jobs with a vCPU that stays loaded: cpu0 does `work`, `runs=` times, and ends the
-/// machine; cpu2 runs the vCPU all the while; cpu1 burns a turn when it is told to.
+/// The parts that the CPUs have in the jobs with a vCPU that stays loaded: cpu0 does `work`, `runs=` times, and ends
+/// the machine; cpu2 runs the vCPU all the while; cpu1 burns a turn when it is told to.
 fn beside_loaded(job: &Job, number: usize, work: fn() -> Verdict) -> Verdict {
     match number {
         0 => {
@@ -132,8 +132,8 @@ pub fn inject_running(job: &Job, number: usize) -> Verdict {
     })
 }
 
-/// cpu0 waits for the vCPU that cpu2 runs, dozes, and its timer's interrupt cancels that. The deadline lies in a turn of
-/// cpu1, so that cpu0 dozes once.
+/// cpu0 waits for the vCPU that cpu2 runs, dozes, and its timer's interrupt cancels that. The deadline lies in a turn
+/// of cpu1, so that cpu0 dozes once.
 pub fn cancel(job: &Job, number: usize) -> Verdict {
     /// Ticks: enough to be waiting by then, and for the deadline to be over when the turn is.
     const DEADLINE: u64 = 200;
