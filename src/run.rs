@@ -54,17 +54,34 @@ async fn run_primary(local: &Local, mut primary: LoadedVcpu<'_>) {
                 _ if leave == Leave::TURN_OFF => return,
                 _ => {} // it has its result already
             },
-            Exit::Smc { .. } => match psci::serve(local.machine(), primary.owned().regs.args()) {
-                psci::Answer::Return(result) => primary.owned().regs.return_from_smc(result),
+            exit => match serve_primary(&mut primary, exit) {
+                psci::Answer::Return(_) => {}
                 psci::Answer::TurnOff => return,
             },
-            // Nothing of the primary's is taken away from it but memory and features that are not there.
-            Exit::Fault => {
-                let regs = &mut primary.owned().regs;
-                regs.raise(local.arch().fault(regs));
-            }
-            Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
         }
+    }
+}
+
+/// An exit of the primary that is not a hypercall.
+#[cold]
+#[inline(never)]
+fn serve_primary(primary: &mut LoadedVcpu<'_>, exit: Exit) -> psci::Answer {
+    let local = primary.local();
+    let regs = &mut primary.owned().regs;
+    match exit {
+        Exit::Smc { .. } => {
+            let answer = psci::serve(local.machine(), regs.args());
+            if let psci::Answer::Return(result) = answer {
+                regs.return_from_smc(result);
+            }
+            answer
+        }
+        // Nothing of the primary's is taken away from it but memory and features that are not there.
+        Exit::Fault => {
+            regs.raise(local.arch().fault(regs));
+            psci::Answer::Return(0)
+        }
+        _ => psci::Answer::Return(0),
     }
 }
 
@@ -128,7 +145,7 @@ fn tell(outcome: Outcome, style: Style) -> Verdict {
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
-#[inline]
+#[inline(never)]
 fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let vcpu = regs.vcpu();
     if vcpu.vm().is_stopped() {

@@ -243,6 +243,7 @@ impl<'a> Claim<'a> {
 impl<'a> Future for Claim<'a> {
     type Output = Result<ParkedRegs<'a>, Busy>;
 
+    #[inline(never)]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let (vcpu, local) = (self.vcpu, self.local);
         match self.stage {
@@ -384,6 +385,7 @@ impl<'a> ReadyVcpu<'a> {
     }
 
     /// Puts the registers into this pCPU's hardware.
+    #[inline(never)] // the primary's, once
     pub fn load(self) -> LoadedVcpu<'a> {
         let mut loaded = self.loading();
         loaded.local.arch().load(&loaded.owned().regs);
@@ -597,6 +599,8 @@ impl<'l> LoadedVcpu<'l> {
 }
 
 impl Drop for LoadedVcpu<'_> {
+    #[cold]
+    #[inline(never)]
     fn drop(&mut self) {
         self.save_and_publish();
     }
