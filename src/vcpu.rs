@@ -18,11 +18,10 @@ use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::arch::Regs;
+use crate::arch::{self, Regs};
 use crate::exec::{self, Local, Task};
 use crate::exit::Exit;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
-use crate::hypercall::Guest;
 use crate::ids::{CpuId, VcpuId};
 use crate::owed::{BlockedReceive, VirtualInterrupts};
 use crate::pcpu::Pcpu;
@@ -420,6 +419,11 @@ pub struct OwedVcpu<'a> {
 }
 
 impl<'a> OwedVcpu<'a> {
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
     /// The call that it is in.
     #[inline]
     pub fn call(&self) -> BlockedReceive {
@@ -442,12 +446,15 @@ impl Drop for OwedVcpu<'_> {
     }
 }
 
-/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save.
+/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save. Everybody took it for loaded, and may
+/// have kicked this pCPU, which is about to go back to the primary.
 #[cold]
 #[inline(never)]
 fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
     vcpu.handoff.deschedule(local.cpu());
     wake_next(local, vcpu.handoff.publish(local.cpu(), life));
+    vcpu.interrupts.look_again();
+    arch::take_kick(local.pcpu());
 }
 
 impl Owned {
@@ -508,11 +515,6 @@ pub struct LoadedVcpu<'a> {
 }
 
 impl<'l> LoadedVcpu<'l> {
-    /// Who it is; whoever has borrowed the token may speak for it.
-    pub fn as_guest(&mut self) -> Guest<'l> {
-        Guest { local: self.local, vcpu: self.vcpu }
-    }
-
     #[inline]
     pub fn local(&self) -> &'l Local {
         self.local
@@ -590,7 +592,7 @@ impl<'l> LoadedVcpu<'l> {
         let owned = unsafe { vcpu.owned.get_mut() };
         local.arch().save(&mut owned.regs);
         if cfg!(feature = "save-window") {
-            crate::arch::before_publish();
+            arch::before_publish();
         }
         if cfg!(not(feature = "no-gate")) {
             wake_next(local, vcpu.handoff.publish(me, self.life));
