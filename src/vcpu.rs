@@ -346,8 +346,8 @@ impl<'a> ParkedRegs<'a> {
     /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
     pub fn ready(self) -> ReadyVcpu<'a> {
-        let Self { vcpu, local, life } = *ManuallyDrop::new(self); // the claim becomes the load
-        vcpu.handoff.load(local.cpu(), life);
+        let Self { vcpu, local, .. } = *ManuallyDrop::new(self); // the claim becomes the load
+        vcpu.handoff.load(local.cpu());
         vcpu.interrupts.look_again();
         ReadyVcpu { vcpu, local }
     }
