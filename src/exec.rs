@@ -10,12 +10,15 @@
 //!
 //! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
 //! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path).
-//! Both are pinned on the pCPU's stack and known by type, so the loop and the whole of `vcpu_run` compile into one function.
-//! When nothing else is woken, step 2 happens right where the main task awaits it, without a way through the loop.
+//! Both are pinned on the pCPU's stack and known by type.
+//!
+//! Two shortcuts keep the loop out of what is done all the time. When nothing else is woken, step 2 happens right where the
+//! main task awaits it. And a call of the primary's is polled once on the way in, on top of the entry that it comes from:
+//! what is ready then, be it a whole run of a secondary, never gets here. What has to wait does.
 //!
 //! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
-//! interrupt for one that sleeps in WFI. A pCPU that is going to sleep opens itself to that interrupt, then looks at the
-//! bits once more, then sleeps. Whatever order the two run in, one of them sees the other; WFE remembers an event that came before it, and WFI
+//! interrupt for one that sleeps in WFI. A pCPU that is going to sleep says so, then looks at the bits once more, then
+//! sleeps. Whatever order the two run in, one of them sees the other; WFE remembers an event that came before it, and WFI
 //! does not sleep while an interrupt is pending.
 //!
 //! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, whose alignment leaves the low bits to

@@ -202,21 +202,8 @@ impl Handoff {
     }
 
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.
-    #[inline]
     pub fn request(&self, me: CpuId, patience: Patience) -> Request {
-        // The likely one, of those that cannot be taken.
-        const LIFE: Life = Life::BlockedInReceive;
         // Acquire: the registers that their last owner saved are there to be settled and loaded.
-        if self.swap(State::parked(LIFE), State::owned(Phase::Claimed, LIFE, me), Ordering::Acquire) {
-            return Request::Granted(LIFE);
-        }
-        self.request_any(me, patience)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn request_any(&self, me: CpuId, patience: Patience) -> Request {
-        // Acquire: the same.
         self.edit(Ordering::Acquire, |state| match state {
             State { phase: Phase::Parked, life, .. } => {
                 Edit::To(State::owned(Phase::Claimed, life, me), Request::Granted(life))
@@ -247,21 +234,9 @@ impl Handoff {
         })
     }
 
-    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what this life
-    /// owed.
-    #[inline]
-    pub fn load(&self, me: CpuId, life: Life) {
-        let (claimed, loaded) = (State::owned(Phase::Claimed, life, me), State::owned(Phase::Loaded, Life::Ready, me));
+    /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what was owed.
+    pub fn load(&self, me: CpuId) {
         // SeqCst: an injector that misses `Loaded` here has published its interrupt before `owed` looks for it.
-        if !self.swap(claimed, loaded, Ordering::SeqCst) {
-            self.load_wanted(me);
-        }
-    }
-
-    /// As [`Self::load`], when somebody waits already.
-    #[cold]
-    #[inline(never)]
-    fn load_wanted(&self, me: CpuId) {
         self.edit(Ordering::SeqCst, |state| {
             state.expect(Phase::Claimed, me);
             Edit::To(State { phase: Phase::Loaded, life: Life::Ready, ..state }, ())
@@ -291,7 +266,6 @@ impl Handoff {
     }
 
     /// Edge 5: `me` lets go of a claim that it did not load, of a vCPU with this life.
-    #[cold]
     pub fn release(&self, me: CpuId, life: Life) -> Next {
         // Release: the owner may have settled what was owed, which writes registers.
         self.let_go(Phase::Claimed, me, life)

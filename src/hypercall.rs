@@ -117,7 +117,8 @@ const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0,
 #[inline(never)]
 extern "C" fn arrive_otherwise(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
     let plain = Call::plain(x0);
-    match SERVICES.get(Call::index(plain) as usize).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain) as usize)) {
+    match SERVICES.get(Call::index(plain) as usize).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain) as usize))
+    {
         Some(service) => service(plain, x1, x2, x3, vcpu, local),
         None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
     }

@@ -166,10 +166,10 @@ impl Mailbox {
     #[inline]
     pub fn begin(&self) -> Result<Filling<'_>, Full> {
         // Acquire: pairs with the release of `clear`: the last message has been read.
-        let begun = self.edit(Ordering::Acquire, |word| {
-            word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters()))
-        });
-        begun.map_or(Err(Full), |word| Ok(Filling { mailbox: self, filling: Word::only(bits::FILLING, word.waiters()) }))
+        let begun = self
+            .edit(Ordering::Acquire, |word| word.is(bits::EMPTY).then(|| Word::only(bits::FILLING, word.waiters())));
+        begun
+            .map_or(Err(Full), |word| Ok(Filling { mailbox: self, filling: Word::only(bits::FILLING, word.waiters()) }))
     }
 
     /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
@@ -240,7 +240,8 @@ impl Mailbox {
     #[inline(never)]
     fn clear_for_waiters(&self) -> bool {
         // Release: as in `clear`.
-        self.edit(Ordering::Release, |word| word.is(bits::READ).then(|| Word::only(bits::EMPTY, word.waiters()))).is_ok()
+        self.edit(Ordering::Release, |word| word.is(bits::READ).then(|| Word::only(bits::EMPTY, word.waiters())))
+            .is_ok()
     }
 
     /// Takes a transition. Returns the word as it was, whether it was changed (`Ok`) or was to be left alone (`Err`).
@@ -269,8 +270,7 @@ impl Filling<'_> {
     /// Edge 2. Returns the vCPU that was waiting longest, to which the message is now promised.
     #[inline(always)]
     pub fn deliver(self, message: Message) -> Option<VcpuId> {
-        let contents =
-            bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
+        let contents = bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
         // Release: pairs with the acquire of `take`, whose vCPU reads the page.
         let before = self.end(|word| {
             let (first, rest) = (word.waiters().first(), word.waiters().without_first());

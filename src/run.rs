@@ -54,17 +54,34 @@ async fn run_primary(local: &Local, mut primary: LoadedVcpu<'_>) {
                 _ if leave == Leave::TURN_OFF => return,
                 _ => {} // it has its result already
             },
-            Exit::Smc { .. } => match psci::serve(local.machine(), primary.owned().regs.args()) {
-                psci::Answer::Return(result) => primary.owned().regs.return_from_smc(result),
+            exit => match serve_primary(&mut primary, exit) {
+                psci::Answer::Return(_) => {}
                 psci::Answer::TurnOff => return,
             },
-            // Nothing of the primary's is taken away from it but memory and features that are not there.
-            Exit::Fault => {
-                let regs = &mut primary.owned().regs;
-                regs.raise(local.arch().fault(regs));
-            }
-            Exit::Interrupt | Exit::Wfi | Exit::Wfe => {}
         }
+    }
+}
+
+/// An exit of the primary that is not a hypercall.
+#[cold]
+#[inline(never)]
+fn serve_primary(primary: &mut LoadedVcpu<'_>, exit: Exit) -> psci::Answer {
+    let local = primary.local();
+    let regs = &mut primary.owned().regs;
+    match exit {
+        Exit::Smc { .. } => {
+            let answer = psci::serve(local.machine(), regs.args());
+            if let psci::Answer::Return(result) = answer {
+                regs.return_from_smc(result);
+            }
+            answer
+        }
+        // Nothing of the primary's is taken away from it but memory and features that are not there.
+        Exit::Fault => {
+            regs.raise(local.arch().fault(regs));
+            psci::Answer::Return(0)
+        }
+        _ => psci::Answer::Return(0),
     }
 }
 
@@ -94,9 +111,13 @@ fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Ve
 #[cold]
 #[inline(never)]
 fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
+    let vcpu = owed.vcpu();
     match owed.call().now_or_never() {
         Some(result) => run_for(caller.vcpu, owed.settle(result), style),
-        None => Verdict::answer(WAIT),
+        None => {
+            drop(owed);
+            told_to_wait(vcpu, style)
+        }
     }
 }
 
@@ -128,7 +149,7 @@ fn tell(outcome: Outcome, style: Style) -> Verdict {
 /// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
 ///
 /// Nothing that is owed is taken unless the run happens.
-#[inline]
+#[inline(never)]
 fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let vcpu = regs.vcpu();
     if vcpu.vm().is_stopped() {
@@ -206,12 +227,16 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     // 6
     match told {
         Told::Verdict(verdict) => verdict,
-        // An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say
-        // that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
-        // then is the primary, or answers that it woke it.
-        Told::Waits if vcpu.interrupts.deliverable() => rewoken(vcpu, style),
-        Told::Waits => Verdict::answer(WAIT),
+        Told::Waits => told_to_wait(vcpu, style),
     }
+}
+
+/// Step 6, of a vCPU that is parked again because it waits. An injector that saw it loaded has only kicked it: if that was
+/// just now, nobody else will say that it has something to do (**No Wake Is Lost**). A vCPU that was only claimed needs no
+/// such look: whoever injects then is the primary, or answers that it woke it.
+#[inline]
+fn told_to_wait(vcpu: &Vcpu, style: Style) -> Verdict {
+    if vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { Verdict::answer(WAIT) }
 }
 
 #[cold]

@@ -18,7 +18,7 @@ use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::arch::Regs;
+use crate::arch::{self, Regs};
 use crate::exec::{self, Local, Task};
 use crate::exit::Exit;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
@@ -256,6 +256,7 @@ impl<'a> Claim<'a> {
 impl<'a> Future for Claim<'a> {
     type Output = Result<ParkedRegs<'a>, Busy>;
 
+    #[inline(never)]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let (vcpu, local) = (self.vcpu, self.local);
         match self.stage {
@@ -359,8 +360,8 @@ impl<'a> ParkedRegs<'a> {
     /// Everything is settled: from here on this pCPU counts as running the vCPU.
     #[inline]
     pub fn ready(self) -> ReadyVcpu<'a> {
-        let Self { vcpu, local, life } = *ManuallyDrop::new(self); // the claim becomes the load
-        vcpu.handoff.load(local.cpu(), life);
+        let Self { vcpu, local, .. } = *ManuallyDrop::new(self); // the claim becomes the load
+        vcpu.handoff.load(local.cpu());
         vcpu.interrupts.look_again();
         ReadyVcpu { vcpu, local }
     }
@@ -397,6 +398,7 @@ impl<'a> ReadyVcpu<'a> {
     }
 
     /// Puts the registers into this pCPU's hardware.
+    #[inline(never)] // the primary's, once
     pub fn load(self) -> LoadedVcpu<'a> {
         let mut loaded = self.loading();
         loaded.local.arch().load(&loaded.owned().regs);
@@ -431,6 +433,11 @@ pub struct OwedVcpu<'a> {
 }
 
 impl<'a> OwedVcpu<'a> {
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
     /// The call that it is in.
     #[inline]
     pub fn call(&self) -> BlockedReceive {
@@ -453,12 +460,15 @@ impl Drop for OwedVcpu<'_> {
     }
 }
 
-/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save.
+/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save. Everybody took it for loaded, and may
+/// have kicked this pCPU, which is about to go back to the primary.
 #[cold]
 #[inline(never)]
 fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
     vcpu.handoff.deschedule(local.cpu());
     wake_next(local, vcpu.handoff.publish(local.cpu(), life));
+    vcpu.interrupts.look_again();
+    arch::take_kick(local.pcpu());
 }
 
 impl Owned {
@@ -519,11 +529,6 @@ pub struct LoadedVcpu<'a> {
 }
 
 impl<'l> LoadedVcpu<'l> {
-    /// Who it is; whoever has borrowed the token may speak for it.
-    pub fn as_guest(&mut self) -> Guest<'l> {
-        Guest { local: self.local, vcpu: self.vcpu }
-    }
-
     #[inline]
     pub fn local(&self) -> &'l Local {
         self.local
@@ -601,7 +606,7 @@ impl<'l> LoadedVcpu<'l> {
         let owned = unsafe { vcpu.owned.get_mut() };
         local.arch().save(&mut owned.regs);
         if cfg!(feature = "save-window") {
-            crate::arch::before_publish();
+            arch::before_publish();
         }
         if cfg!(not(feature = "no-gate")) {
             wake_next(local, vcpu.handoff.publish(me, self.life));
@@ -610,6 +615,8 @@ impl<'l> LoadedVcpu<'l> {
 }
 
 impl Drop for LoadedVcpu<'_> {
+    #[cold]
+    #[inline(never)]
     fn drop(&mut self) {
         self.save_and_publish();
     }

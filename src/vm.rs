@@ -145,17 +145,16 @@ impl Machine {
 
     /// Adds the next VM, whose id is its place.
     ///
-    /// # Errors
+    /// # Panics
     ///
-    /// If there are [`MAX_VMS`] already; it comes back.
-    pub fn add(&mut self, vm: Vm) -> Result<(), Vm> {
+    /// If there are [`MAX_VMS`] already.
+    pub fn add(&mut self, vm: Vm) {
         let vcpus = if vm.id.is_primary() { &[] } else { vm.vcpus };
         let row = self.vms.len();
-        self.vms.push(vm)?;
+        assert!(self.vms.push(vm).is_ok(), "there are no more VMs than there may be");
         for (entry, vcpu) in self.runnable[row].iter_mut().zip(vcpus) {
             *entry = Some(vcpu);
         }
-        Ok(())
     }
 
     /// Tells every vCPU whose it is, now that this is the machine.

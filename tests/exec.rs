@@ -18,8 +18,8 @@ use baton::pcpu::Pcpu;
 use baton::report::Report;
 use baton::vcpu::{LoadedVcpu, Vcpu};
 use baton::vm::Machine;
-use futures_util::FutureExt;
 use common::{On, P0, P1, Turn, refuses, said, trace};
+use futures_util::FutureExt;
 
 /// A machine without VMs.
 fn machine(pcpus: &'static [Pcpu]) -> &'static Machine {

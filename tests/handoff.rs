@@ -54,7 +54,7 @@ impl Edge {
             Self::Take(life) => Says::Taken(word.take(me, life)),
             Self::Request(patience) => Says::Request(word.request(me, patience)),
             Self::Load => {
-                word.load(me, word.state().life);
+                word.load(me);
                 Says::Nothing
             }
             Self::Deschedule => {

@@ -1,13 +1,16 @@
 //! A VM's mailbox (`src/mailbox.rs`): no message is lost, none is read twice, and a promise is kept.
 
-use std::cell::Cell;
-
 use baton::ids::{MAX_VCPUS, VcpuId, VmId};
 use baton::mailbox::{Full, Mailbox, Message};
 use proptest::prelude::*;
 
 fn message(size: u32) -> Message {
     Message { from: VmId(2), size }
+}
+
+/// Brings a message of this size.
+fn deliver(mailbox: &Mailbox, size: u32) -> Result<Option<VcpuId>, Full> {
+    mailbox.begin().map(|filling| filling.deliver(message(size)))
 }
 
 const A: VcpuId = VcpuId(0);
@@ -18,25 +21,25 @@ fn one_message_at_a_time() {
     let mailbox = Mailbox::new();
     assert!(!mailbox.clear(), "there is nothing to clear");
     assert_eq!(mailbox.take(A), None);
-    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
-    assert_eq!(mailbox.deliver(message(2), || panic!("the copy overwrites what is unread")), Err(Full));
+    assert_eq!(deliver(&mailbox, 1), Ok(None));
+    assert_eq!(deliver(&mailbox, 2), Err(Full));
     assert!(!mailbox.clear(), "it has not been read");
     assert_eq!(mailbox.take(A), Some(message(1)));
     assert_eq!(mailbox.take(A), None, "it has been read");
-    assert_eq!(mailbox.deliver(message(3), || panic!("the copy overwrites what is being read")), Err(Full));
+    assert_eq!(deliver(&mailbox, 3), Err(Full));
     assert!(mailbox.clear());
-    assert_eq!(mailbox.deliver(message(4), || {}), Ok(None));
+    assert_eq!(deliver(&mailbox, 4), Ok(None));
 }
 
 #[test]
 fn double_clear() {
     let mailbox = Mailbox::new();
-    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
+    assert_eq!(deliver(&mailbox, 1), Ok(None));
     assert_eq!(mailbox.take(A), Some(message(1)));
     assert!(mailbox.clear());
     assert!(!mailbox.clear());
     // The second clear of a message does not clear the next one.
-    assert_eq!(mailbox.deliver(message(2), || {}), Ok(None));
+    assert_eq!(deliver(&mailbox, 2), Ok(None));
     assert!(!mailbox.clear());
     assert_eq!(mailbox.take(A), Some(message(2)));
 }
@@ -44,14 +47,39 @@ fn double_clear() {
 #[test]
 fn the_primarys_message_is_read_when_it_is_delivered() {
     let mailbox = Mailbox::new();
-    let copied = Cell::new(0);
-    let copy = || copied.set(copied.get() + 1);
-    assert_eq!(mailbox.deliver_read(copy), Ok(()));
-    assert_eq!(mailbox.deliver_read(copy), Err(Full));
+    let deliver_read = || mailbox.begin().map(|filling| filling.deliver_read());
+    assert_eq!(deliver_read(), Ok(()));
+    assert_eq!(deliver_read(), Err(Full));
     assert_eq!(mailbox.take(A), None);
     assert!(mailbox.clear());
-    assert_eq!(mailbox.deliver_read(copy), Ok(()));
-    assert_eq!(copied.get(), 2);
+    assert_eq!(deliver_read(), Ok(()));
+}
+
+/// Between the two steps of a delivery the page is the sender's, and everybody else comes too late or waits.
+#[test]
+fn while_it_is_being_filled() {
+    let mailbox = Mailbox::new();
+    let filling = mailbox.begin().expect("it is empty");
+    assert!(matches!(mailbox.begin(), Err(Full)));
+    assert!(!mailbox.has_message());
+    assert!(!mailbox.clear());
+    assert_eq!(mailbox.take(A), None);
+    assert_eq!(mailbox.take_alone(A), None);
+    assert!(!mailbox.wait_alone(B), "it is not empty");
+    assert_eq!(mailbox.take_or_wait(B), None);
+    assert_eq!(filling.deliver(message(1)), Some(B), "it has begun to wait meanwhile");
+    assert_eq!(mailbox.take_alone(A), None, "it is promised");
+    assert_eq!(mailbox.take_alone(B), Some(message(1)));
+}
+
+#[test]
+fn a_delivery_that_is_given_up_leaves_it_empty() {
+    let mailbox = Mailbox::new();
+    drop(mailbox.begin().expect("it is empty"));
+    assert!(!mailbox.has_message());
+    assert!(mailbox.wait_alone(A));
+    drop(mailbox.begin().expect("it is empty"));
+    assert_eq!(deliver(&mailbox, 1), Ok(Some(A)), "it waits still");
 }
 
 #[test]
@@ -60,19 +88,19 @@ fn a_message_is_promised_to_who_waits_longest() {
     assert_eq!(mailbox.take_or_wait(B), None);
     assert_eq!(mailbox.take_or_wait(A), None);
     assert_eq!(mailbox.take_or_wait(B), None, "asking again keeps the place");
-    assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(B)));
+    assert_eq!(deliver(&mailbox, 1), Ok(Some(B)));
     assert_eq!(mailbox.take(A), None);
     assert_eq!(mailbox.take_or_wait(VcpuId(2)), None);
     assert_eq!(mailbox.take(B), Some(message(1)));
     assert!(mailbox.clear());
-    assert_eq!(mailbox.deliver(message(2), || {}), Ok(Some(A)));
+    assert_eq!(deliver(&mailbox, 2), Ok(Some(A)));
 }
 
 #[test]
 fn a_promise_that_is_given_up_is_anybodys() {
     let mailbox = Mailbox::new();
     assert_eq!(mailbox.take_or_wait(A), None);
-    assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(A)));
+    assert_eq!(deliver(&mailbox, 1), Ok(Some(A)));
     mailbox.forget_waiter(A);
     assert_eq!(mailbox.take(B), Some(message(1)));
 }
@@ -85,11 +113,11 @@ fn all_vcpus_can_wait() {
         assert_eq!(mailbox.take_or_wait(vcpu), None);
     }
     for vcpu in all {
-        assert_eq!(mailbox.deliver(message(1), || {}), Ok(Some(vcpu)));
+        assert_eq!(deliver(&mailbox, 1), Ok(Some(vcpu)));
         assert_eq!(mailbox.take(vcpu), Some(message(1)));
         assert!(mailbox.clear());
     }
-    assert_eq!(mailbox.deliver(message(1), || {}), Ok(None));
+    assert_eq!(deliver(&mailbox, 1), Ok(None));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -150,9 +178,7 @@ proptest! {
             let free = naive.unread.is_none() && !naive.read;
             match operation {
                 Operation::Deliver => {
-                    let copied = Cell::new(false);
-                    let answer = mailbox.deliver(message(size), || copied.set(true));
-                    prop_assert_eq!(copied.get(), free);
+                    let answer = deliver(&mailbox, size);
                     if free {
                         naive.unread = Some(size);
                         naive.promised_to = if naive.waiting.is_empty() { None } else { Some(naive.waiting.remove(0)) };
@@ -163,17 +189,20 @@ proptest! {
                     }
                 }
                 Operation::DeliverRead => {
-                    let answer = mailbox.deliver_read(|| {});
+                    let answer = mailbox.begin().map(|filling| filling.deliver_read());
                     prop_assert_eq!(answer, if free { Ok(()) } else { Err(Full) });
                     naive.read |= free;
                 }
                 Operation::Take(vcpu) => {
-                    let taken = mailbox.take(VcpuId(vcpu)).map(|message| message.size);
+                    let likely = if n % 2 == 0 { mailbox.take_alone(VcpuId(vcpu)) } else { None };
+                    let taken = likely.or_else(|| mailbox.take(VcpuId(vcpu))).map(|message| message.size);
                     prop_assert_eq!(taken, naive.take(vcpu));
                     received.extend(taken);
                 }
                 Operation::TakeOrWait(vcpu) => {
-                    let taken = mailbox.take_or_wait(VcpuId(vcpu)).map(|message| message.size);
+                    let waits = n % 2 == 0 && mailbox.wait_alone(VcpuId(vcpu));
+                    let taken = if waits { None } else { mailbox.take_or_wait(VcpuId(vcpu)) };
+                    let taken = taken.map(|message| message.size);
                     prop_assert_eq!(taken, naive.take(vcpu));
                     if taken.is_none() && !naive.waiting.contains(&vcpu) {
                         naive.waiting.push(vcpu);

@@ -88,18 +88,18 @@ fn a_blocked_receive_waits() {
     let (m, receive) = blocked();
     assert_eq!(receive.now_or_never(), None);
     // Asking has not taken its place: it is still the one that waits longest.
-    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    assert_eq!(m.vm(1).mailbox.begin().map(|filling| filling.deliver(MESSAGE)), Ok(Some(VcpuId(0))));
 }
 
 #[test]
 fn a_blocked_receive_ends_with_its_message() {
     let (m, receive) = blocked();
-    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    assert_eq!(m.vm(1).mailbox.begin().map(|filling| filling.deliver(MESSAGE)), Ok(Some(VcpuId(0))));
     let other = blocked_receive(m, 1);
     assert_eq!(other.now_or_never(), None, "the message is promised to vCPU 0");
     assert_eq!(receive.now_or_never(), Some(3 | 12 << 32));
     assert!(m.vm(1).mailbox.clear());
-    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
+    assert_eq!(m.vm(1).mailbox.begin().map(|filling| filling.deliver(MESSAGE)), Ok(None), "nobody waits any more");
 }
 
 #[test]
@@ -111,13 +111,13 @@ fn a_blocked_receive_ends_with_an_interrupt() {
     interrupts.enable(5, true);
     assert_eq!(receive.now_or_never(), Some(NO_MESSAGE));
     assert!(interrupts.deliverable(), "the interrupt itself is still to be fetched");
-    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(None), "nobody waits any more");
+    assert_eq!(m.vm(1).mailbox.begin().map(|filling| filling.deliver(MESSAGE)), Ok(None), "nobody waits any more");
 }
 
 #[test]
 fn a_message_goes_before_an_interrupt() {
     let (m, receive) = blocked();
-    assert_eq!(m.vm(1).mailbox.deliver(MESSAGE, || {}), Ok(Some(VcpuId(0))));
+    assert_eq!(m.vm(1).mailbox.begin().map(|filling| filling.deliver(MESSAGE)), Ok(Some(VcpuId(0))));
     m.vcpu(1, 0).interrupts.enable(5, true);
     assert_eq!(m.vcpu(1, 0).interrupts.inject(5), Injected::Deliverable);
     assert_eq!(receive.now_or_never(), Some(MESSAGE.encode()));

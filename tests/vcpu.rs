@@ -210,6 +210,28 @@ fn what_is_owed_nothing_is_taken() {
     assert!(vcpu.is_blocked(), "a claim that is dropped leaves it as it was");
 }
 
+/// Whoever kicks a vCPU that is taken, and then not loaded after all, kicks a pCPU that goes back to the primary.
+#[test]
+fn a_vcpu_that_is_given_back_leaves_no_kick() {
+    let (m, vcpu) = bench();
+    for owed in [false, true] {
+        let mut loaded = load(m, vcpu, P0);
+        if owed {
+            loaded.block();
+        }
+        park(P0, loaded);
+        fake::run_on(P0);
+        let (ready, blocked) = (vcpu.take(m.local(P0)), vcpu.take_owed(m.local(P0)));
+        assert_eq!((ready.is_some(), blocked.is_some()), (!owed, owed));
+        fake::run_on(P1);
+        baton::hypercall::kick(m.local(P1), vcpu, P0);
+        fake::run_on(P0);
+        assert!(baton::arch::interrupt_pending(), "it was kicked");
+        drop((ready, blocked));
+        assert!(!baton::arch::interrupt_pending(), "the primary would see it");
+    }
+}
+
 #[test]
 fn a_vcpu_that_is_in_use_is_not_set_up() {
     let (m, vcpu) = bench();

@@ -139,9 +139,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
 
 fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
     let id = VmId(machine.vms.len() as u16);
-    if machine.add(Vm::new(id, vcpus, memory)).is_err() {
-        unreachable!("the plan has no more VMs than there may be");
-    }
+    machine.add(Vm::new(id, vcpus, memory));
 }
 
 /// Copies an image to the start of its memory and zeroes what is behind it.

@@ -386,7 +386,7 @@ fn forget_offsets<T>(value: &T) -> &T {
     let mut pointer = core::ptr::from_ref(value);
     // SAFETY: does nothing, so that the pointer is as good as before.
     unsafe {
-        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        asm!("/* {} */", inout(reg) pointer, options(readonly, nostack, preserves_flags));
         &*pointer
     }
 }
@@ -397,7 +397,7 @@ fn forget_offsets_mut<T>(value: &mut T) -> &mut T {
     let mut pointer = core::ptr::from_mut(value);
     // SAFETY: does nothing, so that the pointer is as good as before.
     unsafe {
-        asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags));
+        asm!("/* {} */", inout(reg) pointer, options(readonly, nostack, preserves_flags));
         &mut *pointer
     }
 }
