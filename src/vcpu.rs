@@ -22,7 +22,6 @@ use crate::arch::{self, Regs};
 use crate::exec::{self, Local, Task};
 use crate::exit::Exit;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
-use crate::hypercall::Guest;
 use crate::ids::{CpuId, VcpuId};
 use crate::owed::{BlockedReceive, VirtualInterrupts};
 use crate::pcpu::Pcpu;
