@@ -260,13 +260,14 @@ enum Told {
     Waits,
 }
 
-/// Steps 2 and 3 of a run that has to wait.
+/// Steps 2 and 3 of a run that has to wait. The interrupt is looked for first: also if the grant came with it, the primary is
+/// not kept from it for the time of a run that would end at once.
 async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let local = claim.local();
-    match select(claim, local.interrupt()).await {
-        Either::Left((Ok(regs), _)) => settle(regs),
-        Either::Left((Err(_busy), _)) => Err(Outcome::Busy),
-        Either::Right(((), _withdrawn)) => Err(Outcome::Interrupted),
+    match select(local.interrupt(), claim).await {
+        Either::Left(((), _withdrawn)) => Err(Outcome::Interrupted),
+        Either::Right((Ok(regs), _)) => settle(regs),
+        Either::Right((Err(_busy), _)) => Err(Outcome::Busy),
     }
 }
 
