@@ -123,7 +123,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let path = workspace.root().join(BASELINE);
     if options.save {
         std::fs::write(&path, rows.json()).with_context(|| format!("could not write {}", path.display()))?;
-        eprintln!("stored in {}", path.display());
+        let readme = workspace.root().join("README.md");
+        let text = std::fs::read_to_string(&readme).with_context(|| format!("could not read {}", readme.display()))?;
+        std::fs::write(&readme, baseline::with_table(&text, &rows)?)
+            .with_context(|| format!("could not write {}", readme.display()))?;
+        eprintln!("stored in {} and in the README's table", path.display());
     }
     if options.check {
         let findings = baseline::compare(&baseline::load(&path)?.only(&options.rows), &rows);

@@ -108,6 +108,18 @@ impl Rows {
         self.rows.iter().find(|row| row.name == name)
     }
 
+    /// As a table of a Markdown page: what EL2 needs.
+    pub fn markdown(&self) -> String {
+        let mut table =
+            "| row | one iteration | EL2 instructions | the reference's, 2018 |\n|---|---|--:|--:|\n".to_owned();
+        for row in &self.rows {
+            let what = DEFINITIONS.iter().find(|definition| definition.name == row.name).map_or("", |it| it.what);
+            let reference = row.reference.map_or("–".to_owned(), |reference| reference.to_string());
+            table += &format!("| `{}` | {what} | {} | {reference} |\n", row.name, row.figure());
+        }
+        table
+    }
+
     /// As JSON, a row a line.
     pub fn json(&self) -> String {
         let lines: Vec<String> = self
