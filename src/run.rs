@@ -111,9 +111,16 @@ fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Ve
 #[cold]
 #[inline(never)]
 fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
+    let vcpu = owed.vcpu();
+    if let Some(reason) = vcpu.vm().stopped() {
+        return tell(stopped(owed.local(), vcpu, reason), style);
+    }
     match owed.call().now_or_never() {
         Some(result) => run_for(caller.vcpu, owed.settle(result), style),
-        None => Verdict::answer(WAIT),
+        None => {
+            drop(owed); // it counted as loaded until here
+            tell_that_it_waits(vcpu, style)
+        }
     }
 }
 
@@ -223,12 +230,18 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     // 6
     match told {
         Told::Verdict(verdict) => verdict,
-        // An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say
-        // that it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects
-        // then is the primary, or answers that it woke it.
-        Told::Waits if vcpu.interrupts.deliverable() => rewoken(vcpu, style),
-        Told::Waits => Verdict::answer(WAIT),
+        Told::Waits => tell_that_it_waits(vcpu, style),
     }
+}
+
+/// What the primary is told about a vCPU that wants to wait and does not count as loaded any more.
+///
+/// An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say that it
+/// has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects then is the
+/// primary, or answers that it woke it.
+#[inline(always)]
+fn tell_that_it_waits(vcpu: &Vcpu, style: Style) -> Verdict {
+    if vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { Verdict::answer(WAIT) }
 }
 
 #[cold]

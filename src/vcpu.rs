@@ -18,7 +18,7 @@ use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-use crate::arch::Regs;
+use crate::arch::{self, Regs};
 use crate::exec::{self, Local, Task};
 use crate::exit::Exit;
 use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
@@ -420,6 +420,16 @@ pub struct OwedVcpu<'a> {
 }
 
 impl<'a> OwedVcpu<'a> {
+    #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
+    pub fn vcpu(&self) -> &'static Vcpu {
+        self.vcpu
+    }
+
     /// The call that it is in.
     #[inline]
     pub fn call(&self) -> BlockedReceive {
@@ -448,6 +458,9 @@ impl Drop for OwedVcpu<'_> {
 fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
     vcpu.handoff.deschedule(local.cpu());
     wake_next(local, vcpu.handoff.publish(local.cpu(), life));
+    // Whoever took it for loaded has kicked this pCPU, which goes back to the primary.
+    vcpu.interrupts.look_again();
+    arch::take_kick(local.pcpu());
 }
 
 impl Owned {
@@ -590,7 +603,7 @@ impl<'l> LoadedVcpu<'l> {
         let owned = unsafe { vcpu.owned.get_mut() };
         local.arch().save(&mut owned.regs);
         if cfg!(feature = "save-window") {
-            crate::arch::before_publish();
+            arch::before_publish();
         }
         if cfg!(not(feature = "no-gate")) {
             wake_next(local, vcpu.handoff.publish(me, self.life));
