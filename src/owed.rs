@@ -134,7 +134,8 @@ impl Future for BlockedReceive {
         }
         if vcpu.interrupts.deliverable() {
             mailbox.forget_waiter(vcpu.id());
-            return Poll::Ready(NO_MESSAGE);
+            // Who brings a message while it still waits says that it woke this vCPU, and nobody else.
+            return Poll::Ready(mailbox.take(vcpu.id()).map_or(NO_MESSAGE, Message::encode));
         }
         Poll::Pending
     }
