@@ -127,16 +127,16 @@ impl Future for BlockedReceive {
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
         let vcpu = self.vcpu;
         let mailbox = &vcpu.vm().mailbox;
+        // The wait is over before it looks for a message: who brings one later tells somebody else.
+        let interrupted = vcpu.interrupts.deliverable();
+        if interrupted {
+            mailbox.forget_waiter(vcpu.id());
+        }
         if mailbox.has_message()
             && let Some(message) = mailbox.take(vcpu.id())
         {
             return Poll::Ready(message.encode());
         }
-        if vcpu.interrupts.deliverable() {
-            mailbox.forget_waiter(vcpu.id());
-            // Who brings a message while it still waits says that it woke this vCPU, and nobody else.
-            return Poll::Ready(mailbox.take(vcpu.id()).map_or(NO_MESSAGE, Message::encode));
-        }
-        Poll::Pending
+        if interrupted { Poll::Ready(NO_MESSAGE) } else { Poll::Pending }
     }
 }

@@ -111,16 +111,14 @@ fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Ve
 #[cold]
 #[inline(never)]
 fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
-    let vcpu = owed.vcpu();
-    if let Some(reason) = vcpu.vm().stopped() {
-        return tell(stopped(owed.local(), vcpu, reason), style);
+    if let Some(result) = owed.call().now_or_never() {
+        return run_for(caller.vcpu, owed.settle(result), style);
     }
-    match owed.call().now_or_never() {
-        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
-        None => {
-            drop(owed); // it counted as loaded until here
-            tell_that_it_waits(vcpu, style)
-        }
+    let (vcpu, local) = (owed.vcpu(), owed.local());
+    drop(owed); // it counted as loaded until here
+    match vcpu.vm().stopped() {
+        None => tell_that_it_waits(vcpu, style),
+        Some(reason) => tell(stopped(local, vcpu, reason), style),
     }
 }
 
