@@ -3,8 +3,9 @@
 //! ```text
 //!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
 //!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
-//!    Vcpu::take(..) ─────────────────────────────────────┘                    ▼
-//!                              drop: released        drop: given back    a loaded vCPU is never abandoned
+//!    Vcpu::take(..) ─────────────────────────────────────┤                    ▼
+//!    Vcpu::take_owed(..) ──► OwedVcpu ──settle───────────┘       a loaded vCPU is never abandoned
+//!                              drop: released        drop: given back
 //! ```
 //!
 //! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the

@@ -361,7 +361,7 @@ impl Cpu {
             }
             baton_fp_load(&raw const regs.fp);
         }
-        self.fp_holder.set(Some(NonNull::from(&regs.fp)));
+        self.fp_holder.set(Some(NonNull::from(&mut regs.fp)));
         self.special.set(self.special.get() | special::FP_HELD);
     }
 }
