@@ -3,8 +3,9 @@
 //! ```text
 //!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
 //!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
-//!    Vcpu::take(..) ─────────────────────────────────────┘                    ▼
-//!                              drop: released        drop: given back    a loaded vCPU is never abandoned
+//!    Vcpu::take(..) ─────────────────────────────────────┤                    ▼
+//!    Vcpu::take_owed(..) ──► OwedVcpu ──settle───────────┘       a loaded vCPU is never abandoned
+//!                              drop: released        drop: given back
 //! ```
 //!
 //! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the
@@ -433,6 +434,11 @@ pub struct OwedVcpu<'a> {
 
 impl<'a> OwedVcpu<'a> {
     #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
@@ -466,6 +472,7 @@ impl Drop for OwedVcpu<'_> {
 fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
     vcpu.handoff.deschedule(local.cpu());
     wake_next(local, vcpu.handoff.publish(local.cpu(), life));
+    // Whoever took it for loaded has kicked this pCPU, which goes back to the primary.
     vcpu.interrupts.look_again();
     arch::take_kick(local.pcpu());
 }
