@@ -6,7 +6,7 @@ use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{self, Command};
 use baton_vms::verdict::{Verdict, any_failure};
-use baton_vms::{cpu, ensure, exception, timer};
+use baton_vms::{cpu, ensure, exception, gic, timer};
 
 use crate::harness::{
     Puppet, configure, equal, init_interrupts, join, patience, report, start_cpu, take_message, vms, wait_until,
@@ -65,6 +65,9 @@ fn run_interruptible() -> Verdict {
         exception::take_interrupts();
         let kicks = cpu::current().interrupts(KICK);
         ensure!(kicks == 0, "a kick that crossed a run that ended with {exit:?} interrupted the primary");
+        if !slices {
+            equal("interrupt 15 behind a run, enabled and pending", gic::private_state(KICK), (false, false))?;
+        }
         match exit {
             Exit::Yield | Exit::WaitForInterrupt => {}
             Exit::Message { size } => {
