@@ -91,6 +91,9 @@ const MARKED: &[Marked] = marked! {
     "s3_3_c13_c0_5" = 0x5eed,
 };
 
+/// The bit of TPIDR2_EL0 in what [`Command::FindMarks`] finds: the one that is everybody's own.
+pub const OWN_MARK: u64 = 1 << 6;
+
 /// What the puppet can be told to do, and what it answers (an [`Answer`] is `value`, `a`, `b`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -132,7 +135,7 @@ pub enum Command {
     LoseVectors(u64),
     /// Leaves marks in registers that a VM could take for its own.
     LeaveMarks,
-    /// value: how many of them have the marks.
+    /// value: how many of them have the marks; a: which ones, a bit for each.
     FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
@@ -291,7 +294,12 @@ impl Command {
             }
             // What the CPU does not have faults, and is skipped.
             Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),
-            Command::FindMarks => answer.value = MARKED.iter().filter(|register| (register.find)()).count() as u64,
+            Command::FindMarks => {
+                for (n, _) in MARKED.iter().enumerate().filter(|(_, register)| (register.find)()) {
+                    answer.value += 1;
+                    answer.a |= 1 << n;
+                }
+            }
             Command::Interrupts(id) => {
                 answer.value = u64::from(cpu::current().all_interrupts());
                 answer.a = u64::from(cpu::current().interrupts(id as usize % 64));
