@@ -91,6 +91,9 @@ const MARKED: &[Marked] = marked! {
     "s3_3_c13_c0_5" = 0x5eed,
 };
 
+/// The bit of TPIDR2_EL0 in what [`Command::FindMarks`] finds: the one that is everybody's own.
+pub const OWN_MARK: u64 = 1 << 6;
+
 /// What the puppet can be told to do, and what it answers (an [`Answer`] is `value`, `a`, `b`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -132,10 +135,14 @@ pub enum Command {
     LoseVectors(u64),
     /// Leaves marks in registers that a VM could take for its own.
     LeaveMarks,
-    /// value: how many of them have the marks.
+    /// value: how many of them have the marks; a: which ones, a bit for each.
     FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
+    /// Sets the virtual timer, unmasked, to a moment that has passed.
+    ExpireVirtualTimer,
+    /// Writes MDSCR_EL1. value: what it reads as then.
+    Mdscr(u64),
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -183,6 +190,8 @@ impl Command {
             Command::LeaveMarks => (23, [0; 4]),
             Command::LoseVectors(address) => (25, [address, 0, 0, 0]),
             Command::FindMarks => (24, [0; 4]),
+            Command::ExpireVirtualTimer => (26, [0; 4]),
+            Command::Mdscr(value) => (27, [value, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -217,6 +226,8 @@ impl Command {
             23 => Command::LeaveMarks,
             25 => Command::LoseVectors(a),
             24 => Command::FindMarks,
+            26 => Command::ExpireVirtualTimer,
+            27 => Command::Mdscr(a),
             _ => return None,
         })
     }
@@ -271,6 +282,11 @@ impl Command {
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
             Command::StopVirtualTimer => timer::stop_virtual(),
+            Command::ExpireVirtualTimer => timer::arm_virtual(0),
+            Command::Mdscr(value) => {
+                sysreg::write!("mdscr_el1", value);
+                answer.value = sysreg::read!("mdscr_el1");
+            }
             Command::LoseVectors(address) => {
                 sysreg::write!("vbar_el1", address);
                 // SAFETY: there is no way back, which is the point.
@@ -278,7 +294,12 @@ impl Command {
             }
             // What the CPU does not have faults, and is skipped.
             Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),
-            Command::FindMarks => answer.value = MARKED.iter().filter(|register| (register.find)()).count() as u64,
+            Command::FindMarks => {
+                for (n, _) in MARKED.iter().enumerate().filter(|(_, register)| (register.find)()) {
+                    answer.value += 1;
+                    answer.a |= 1 << n;
+                }
+            }
             Command::Interrupts(id) => {
                 answer.value = u64::from(cpu::current().all_interrupts());
                 answer.a = u64::from(cpu::current().interrupts(id as usize % 64));
