@@ -300,7 +300,8 @@ impl Filling<'_> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        let _ = self.mailbox.edit(Ordering::Relaxed, |word| Some(Word::only(bits::EMPTY, word.waiters())));
+        // Release: pairs with the acquire of `begin`: some of the page may have been written.
+        let _ = self.mailbox.edit(Ordering::Release, |word| Some(Word::only(bits::EMPTY, word.waiters())));
     }
 }
 

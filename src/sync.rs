@@ -15,11 +15,11 @@ mod plain;
 
 #[cfg(feature = "checked")]
 pub use checked::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
 };
 #[cfg(not(feature = "checked"))]
 pub use plain::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
 };
 
 /// A value that is written once, at boot, and read by every pCPU afterwards.

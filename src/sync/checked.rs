@@ -13,8 +13,10 @@
 //!
 //! All threads of a model are coroutines of one thread of the host, so what is plain in here is nobody else's.
 
-use core::cell::{OnceCell, UnsafeCell};
+use core::cell::{Cell, OnceCell, UnsafeCell};
+use core::fmt;
 use core::ops::{Deref, DerefMut};
+use core::panic::Location;
 use std::cell::RefCell;
 use std::vec::Vec;
 
@@ -78,7 +80,11 @@ mod checker {
     }
 }
 
-pub use checker::{thread, thread_local};
+pub use checker::thread_local;
+
+use checker::thread;
+pub use checker::thread::JoinHandle;
+pub use checker::thread::yield_now;
 
 use checker::{AtomicU64 as Word, Watch, order};
 
@@ -87,11 +93,61 @@ const STOCK: usize = 96;
 
 std::thread_local! {
     static ZEROES: RefCell<Vec<Word>> = const { RefCell::new(Vec::new()) };
+    static TRACE: RefCell<Vec<Event>> = const { RefCell::new(Vec::new()) };
+}
+
+checker::thread_local! {
+    static NAME: Cell<&'static str> = Cell::new("main");
+}
+
+/// Whether the model has failed: a thread unwinds. What it drops on its way must neither wait nor complain, for nothing
+/// that was true is true any more.
+pub fn is_failing() -> bool {
+    std::thread::panicking()
 }
 
 /// Has to be the first thing that a model does.
 pub fn begin() {
+    TRACE.with_borrow_mut(Vec::clear);
     ZEROES.set((0..STOCK).map(|_| Word::new(0)).collect());
+}
+
+/// One step of the interleaving that is being checked.
+#[derive(Clone, Copy)]
+pub struct Event {
+    thread: &'static str,
+    at: &'static Location<'static>,
+    what: &'static str,
+    /// What was read, and what was written.
+    values: [Option<u64>; 2],
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { thread, at, what, values: [read, written] } = self;
+        write!(f, "{thread:<5} {what:<8} {}:{}", at.file(), at.line())?;
+        read.map_or(Ok(()), |value| write!(f, "  read {value:#x}"))?;
+        written.map_or(Ok(()), |value| write!(f, "  wrote {value:#x}"))
+    }
+}
+
+#[track_caller]
+fn note(what: &'static str, read: Option<u64>, written: Option<u64>) {
+    let event = Event { thread: NAME.with(Cell::get), at: Location::caller(), what, values: [read, written] };
+    TRACE.with_borrow_mut(|trace| trace.push(event));
+}
+
+/// What has happened since [`begin`], in the order of this interleaving.
+pub fn take_trace() -> Vec<Event> {
+    TRACE.take()
+}
+
+/// A thread of the model, with the name that the trace has for it.
+pub fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        NAME.with(|own| own.set(name));
+        body();
+    })
 }
 
 /// What fits the checker's word.
@@ -174,23 +230,44 @@ impl<T: Bits> Atomic<T> {
         })
     }
 
+    #[track_caller]
     pub fn load(&self, ordering: Ordering) -> T {
-        T::from_bits(self.word().load(order(ordering)))
+        if is_failing() {
+            return T::from_bits(0);
+        }
+        let value = self.word().load(order(ordering));
+        note("load", Some(value), None);
+        T::from_bits(value)
     }
 
+    #[track_caller]
     pub fn store(&self, value: T, ordering: Ordering) {
-        self.word().store(value.bits(), order(ordering));
+        if !is_failing() {
+            self.word().store(value.bits(), order(ordering));
+            note("store", None, Some(value.bits()));
+        }
     }
 
+    #[track_caller]
     pub fn swap(&self, value: T, ordering: Ordering) -> T {
-        T::from_bits(self.word().swap(value.bits(), order(ordering)))
+        let to = value.bits();
+        self.modify("swap", |_| to, |word| word.swap(to, order(ordering)))
     }
 
     /// # Errors
     ///
     /// What is there instead of `from`.
+    #[track_caller]
     pub fn compare_exchange(&self, from: T, to: T, success: Ordering, failure: Ordering) -> Result<T, T> {
-        let result = self.word().compare_exchange(from.bits(), to.bits(), order(success), order(failure));
+        if is_failing() {
+            return Ok(from);
+        }
+        let (from, to) = (from.bits(), to.bits());
+        let result = self.word().compare_exchange(from, to, order(success), order(failure));
+        match result {
+            Ok(_) => note("cas", Some(from), Some(to)),
+            Err(value) => note("cas fails", Some(value), None),
+        }
         result.map(T::from_bits).map_err(T::from_bits)
     }
 
@@ -199,25 +276,47 @@ impl<T: Bits> Atomic<T> {
     /// # Errors
     ///
     /// What is there instead of `from`.
+    #[track_caller]
     pub fn compare_exchange_weak(&self, from: T, to: T, success: Ordering, failure: Ordering) -> Result<T, T> {
         self.compare_exchange(from, to, success, failure)
     }
 
+    #[track_caller]
     pub fn fetch_add(&self, value: T, ordering: Ordering) -> T {
-        T::from_bits(self.word().fetch_add(value.bits(), order(ordering)))
+        let value = value.bits();
+        self.modify("add", |old| old.wrapping_add(value), |word| word.fetch_add(value, order(ordering)))
     }
 
+    #[track_caller]
     pub fn fetch_or(&self, value: T, ordering: Ordering) -> T {
-        T::from_bits(self.word().fetch_or(value.bits(), order(ordering)))
+        let value = value.bits();
+        self.modify("or", |old| old | value, |word| word.fetch_or(value, order(ordering)))
     }
 
+    #[track_caller]
     pub fn fetch_and(&self, value: T, ordering: Ordering) -> T {
-        T::from_bits(self.word().fetch_and(value.bits(), order(ordering)))
+        let value = value.bits();
+        self.modify("and", |old| old & value, |word| word.fetch_and(value, order(ordering)))
+    }
+
+    /// Changes the checker's atomic, which returns what it was.
+    #[track_caller]
+    fn modify(&self, what: &'static str, new: impl Fn(u64) -> u64, operation: impl FnOnce(&Word) -> u64) -> T {
+        if is_failing() {
+            return T::from_bits(0);
+        }
+        let old = operation(self.word());
+        note(what, Some(old), Some(new(old)));
+        T::from_bits(old)
     }
 }
 
+#[track_caller]
 pub fn fence(ordering: Ordering) {
-    checker::fence(ordering);
+    if !is_failing() {
+        checker::fence(ordering);
+        note("fence", None, None);
+    }
 }
 
 /// A cell whose exclusive use is guaranteed by a protocol that its users name, and that the checker checks.
@@ -244,8 +343,12 @@ impl<T> ProtocolCell<T> {
     ///
     /// Where the protocol lets two threads in that do not know of each other.
     #[allow(clippy::mut_from_ref)] // that is what the promise is about
+    #[track_caller]
     pub unsafe fn get_mut(&self) -> &mut T {
-        self.watch.get_or_init(Watch::new).exclusive();
+        if !is_failing() {
+            note("cell", None, None);
+            self.watch.get_or_init(Watch::new).exclusive();
+        }
         // SAFETY: exclusive, as the caller promises.
         unsafe { &mut *self.value.get() }
     }
@@ -270,6 +373,7 @@ impl<T> Lock<T> {
         Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
+    #[track_caller]
     pub fn lock(&self) -> Held<'_, T> {
         loop {
             match self.try_lock() {
@@ -279,15 +383,16 @@ impl<T> Lock<T> {
         }
     }
 
+    #[track_caller]
     pub fn try_lock(&self) -> Option<Held<'_, T>> {
-        (!self.held.swap(true, Ordering::Acquire)).then_some(Held(self))
+        (!self.held.swap(true, Ordering::Acquire)).then(|| Held(self))
     }
 
     /// # Safety
     ///
     /// Whoever holds the lock never uses what is in it again.
     pub unsafe fn force_unlock(&self) {
-        self.held.store(false, Ordering::Release);
+        self.held.swap(false, Ordering::Release);
     }
 }
 
@@ -312,7 +417,8 @@ impl<T> DerefMut for Held<'_, T> {
 
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {
-        self.0.held.store(false, Ordering::Release);
+        // Not a store: to loom it need not come behind the swaps of those who have failed since.
+        self.0.held.swap(false, Ordering::Release);
     }
 }
 
@@ -329,13 +435,15 @@ impl Bed {
 
     /// Blocks this thread until `so` is seen, which is looked at first and after each [`Self::rouse`]. If nobody is left to do that,
     /// the model has failed: everybody sleeps.
+    #[track_caller]
     pub fn sleep_until(&self, so: impl Fn() -> bool) {
         loop {
             self.0.replace(Some(thread::current()));
-            if so() {
+            if so() || is_failing() {
                 self.0.replace(None);
                 return;
             }
+            note("sleeps", None, None);
             thread::park();
         }
     }

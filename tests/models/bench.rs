@@ -16,13 +16,16 @@ use baton::ids::{CpuId, VmId};
 use baton::pcpu::Pcpu;
 use baton::psci::Start;
 use baton::run;
-use baton::sync::checked::{self, thread};
+use baton::sync::checked::{self, JoinHandle};
 use baton::vcpu::Vcpu;
 use baton::vm::{Machine, Regions, Vm};
 
 pub const P0: CpuId = CpuId::new(0);
 pub const P1: CpuId = CpuId::new(1);
 pub const P2: CpuId = CpuId::new(2);
+
+/// Of the threads of a model that are pCPUs.
+pub const NAMES: [&str; 3] = ["p0", "p1", "p2"];
 
 /// How many preemptions loom tries, unless the long form is asked for, which tries one more. None: as many as there can be.
 pub type Bound = Option<usize>;
@@ -44,13 +47,14 @@ pub fn check(name: &str, bound: Bound, scenario: impl Fn() + Send + Sync + 'stat
     builder.preemption_bound = builder.preemption_bound.or(bound);
     builder.max_branches = 50_000;
     let count = explored.clone();
+    let _told_if_it_fails = Witness;
     let scenario = Arc::new(scenario);
     builder.check(move || {
         count.fetch_add(1, Ordering::Relaxed);
         checked::begin();
         // A machine does not fit onto the stack that loom gives its first thread.
         let scenario = scenario.clone();
-        let first = thread::Builder::new().stack_size(STACK).spawn(move || scenario());
+        let first = loom::thread::Builder::new().stack_size(STACK).spawn(move || scenario());
         first.expect("there is memory").join().expect("the scenario has panicked");
     });
     let bound = builder.preemption_bound.map_or("any number of".to_owned(), |bound| format!("at most {bound}"));
@@ -78,12 +82,27 @@ pub fn check(name: &str, _: Bound, scenario: impl Fn() + Send + Sync + 'static) 
     };
     let mut config = Config::new();
     config.stack_size = 0x2_0000;
+    let _told_if_it_fails = Witness;
     Runner::new(RandomScheduler::new(runs), config.clone()).run(once(scenario.clone()));
     Runner::new(PctScheduler::new(DEPTH, runs), config).run(once(scenario));
     println!(
         "model {name}: {runs} random interleavings, and {runs} with {DEPTH} changes, {:.1} s",
         start.elapsed().as_secs_f64()
     );
+}
+
+/// Tells the interleaving in which the model fails.
+struct Witness;
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the interleaving that fails:");
+            for event in checked::take_trace() {
+                println!("  {event}");
+            }
+        }
+    }
 }
 
 /// The machine of one interleaving. It is there until all threads are joined and this is dropped, which to them is for ever.
@@ -165,21 +184,17 @@ impl World {
     }
 
     /// A thread that is that pCPU.
-    pub fn on(&self, cpu: CpuId, body: impl FnOnce(&Local) + 'static) -> thread::JoinHandle<()> {
+    pub fn on(&self, cpu: CpuId, body: impl FnOnce(&Local) + 'static) -> JoinHandle<()> {
         let (machine, pcpus) = (self.machine, self.pcpus);
         let body = Alone(body);
-        thread::spawn(move || {
+        checked::spawn(NAMES[cpu.index()], move || {
             model::be(pcpus, cpu);
             body.take()(&Local::new(machine, cpu));
         })
     }
 
     /// A thread that is that pCPU, turned on, and whose primary does this.
-    pub fn primary(
-        &self,
-        cpu: CpuId,
-        program: impl FnMut(&mut Seen<'_>) -> Step + Send + 'static,
-    ) -> thread::JoinHandle<()> {
+    pub fn primary(&self, cpu: CpuId, program: impl FnMut(&mut Seen<'_>) -> Step + Send + 'static) -> JoinHandle<()> {
         self.pcpus[cpu.index()].power.boot(Start { entry: 0, context: 0 });
         self.primary_that_is_off(cpu, program)
     }
@@ -189,7 +204,7 @@ impl World {
         &self,
         cpu: CpuId,
         program: impl FnMut(&mut Seen<'_>) -> Step + Send + 'static,
-    ) -> thread::JoinHandle<()> {
+    ) -> JoinHandle<()> {
         self.program(0, cpu.index() as u16, program);
         self.on(cpu, live)
     }
@@ -270,7 +285,7 @@ pub fn block_on<F: Future>(local: &Local, future: F) -> F::Output {
 }
 
 /// Waits for the threads of a model.
-pub fn join<const N: usize>(threads: [thread::JoinHandle<()>; N]) {
+pub fn join<const N: usize>(threads: [JoinHandle<()>; N]) {
     for thread in threads {
         thread.join().expect("a pCPU panicked");
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use baton::handoff::{Handoff, Life, Next, Patience, Request};
 use baton::ids::CpuId;
-use baton::sync::checked::{Bed, thread};
+use baton::sync::checked::{Bed, spawn, yield_now};
 use baton::sync::{AtomicBool, Ordering, ProtocolCell};
 
-use crate::bench::{P0, P1, P2, check, join};
+use crate::bench::{NAMES, P0, P1, P2, check, join};
 
 /// A vCPU that is nothing but its word and its registers.
 struct Baton {
@@ -65,7 +65,7 @@ impl Baton {
     fn wait(&self, me: CpuId) {
         self.beds[me.index()].sleep_until(|| self.woken[me.index()].swap(false, Ordering::Relaxed));
         while self.word.is_granted(me).is_none() {
-            thread::yield_now(); // the wake may be seen before the grant: it is the executor that rules that out
+            yield_now(); // the wake may be seen before the grant: it is the executor that rules that out
         }
     }
 
@@ -94,9 +94,10 @@ type Part = fn(&Baton);
 fn pcpus<const N: usize>(name: &str, preemptions: Option<usize>, parts: [Part; N]) {
     check(name, preemptions, move || {
         let baton = Baton::new();
+        let mut names = NAMES.into_iter();
         join(parts.map(|part| {
             let baton = baton.clone();
-            thread::spawn(move || part(&baton))
+            spawn(names.next().expect("three at most"), move || part(&baton))
         }));
         baton.run();
         assert!(baton.is_free(), "Cancel Is Clean: somebody still has it, or waits for it");
@@ -182,7 +183,7 @@ fn cancelled_request_keeps_claim() {
         let Request::Granted(_) = baton.word.request(P0, Patience::WhileSaving) else { panic!("it is free") };
         let Request::Queued = baton.word.request(P1, Patience::WhileLoaded) else { panic!("it is claimed") };
         let other = baton.clone();
-        let canceller = thread::spawn(move || {
+        let canceller = spawn("p1", move || {
             let next = other.word.withdraw(P1);
             assert_eq!(next, Next::Nobody, "there is one place to wait in, and it was p1's");
         });

@@ -180,7 +180,8 @@ pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
         // Affinity routing: which pCPU of which cluster.
         let mpidr = pcpu.mpidr();
         let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
-        let value = 1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
+        let value =
+            1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
         // SAFETY: sends an interrupt that the target clears itself.
         unsafe { asm!("dsb sy", "msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
     });

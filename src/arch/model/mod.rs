@@ -170,9 +170,9 @@ pub fn acknowledge() {
     this_pcpu().arch.lower(line::DEVICE);
 }
 
-/// Whether a kick is pending for the pCPU that calls: the primary never sees one.
-pub fn is_kicked() -> bool {
-    this_pcpu().arch.lines.fetch_or(0, Ordering::Acquire) & line::KICK != 0
+/// Whether a kick is pending for a pCPU: the primary never sees one.
+pub fn is_kicked(pcpu: &Pcpu) -> bool {
+    pcpu.arch.lines.fetch_or(0, Ordering::Acquire) & line::KICK != 0
 }
 
 /// Whether this pCPU has come to the [`Step::End`] of its primary's program.
@@ -202,6 +202,9 @@ impl Cpu {
 
     /// Hardware to memory, in two steps, for others to come in between.
     pub fn save(&self, regs: &mut Regs) {
+        if checked::is_failing() {
+            return;
+        }
         let Some((name, value)) = self.loaded.take() else { panic!("{} is saved, and nothing is loaded", regs.name) };
         assert_eq!(name, regs.name, "somebody else is saved than is loaded");
         let _first_half = regs.memory();
@@ -216,7 +219,7 @@ impl Cpu {
 
     /// Back to the primary, when the secondary has been saved.
     pub fn take_back(&self, regs: &Regs) {
-        assert!(!is_kicked(), "the primary sees a kick");
+        assert!(!is_kicked(self.pcpu), "the primary sees a kick");
         self.load(regs);
     }
 
@@ -280,7 +283,9 @@ impl Cpu {
 
     /// What the guest does next, which is in the hardware.
     fn step(&self, regs: &mut Regs, line: bool) -> Step {
-        let Some((name, mut value)) = self.loaded.take() else { panic!("{} is entered, and nothing is loaded", regs.name) };
+        let Some((name, mut value)) = self.loaded.take() else {
+            panic!("{} is entered, and nothing is loaded", regs.name)
+        };
         assert_eq!(name, regs.name, "somebody else is entered than is loaded");
         let step = regs.step(&mut value, line);
         self.loaded.set(Some((name, value)));

@@ -53,6 +53,7 @@ impl Regs {
 
     /// What is in memory, for its owner.
     #[allow(clippy::mut_from_ref)] // a read by two pCPUs is reported, too
+    #[track_caller]
     pub(super) fn memory(&self) -> &mut u64 {
         // SAFETY: Single Owner: what is checked by this very access.
         unsafe { self.memory.get_mut() }
