@@ -147,12 +147,21 @@ impl World {
         }
         let machine: &'static Machine = keep(&mut everything, machine);
         machine.settle();
+        // The checker knows what does not begin as zero from here on.
+        assert!(machine.vms.iter().all(|vm| !vm.is_stopped()));
         Self { machine, pcpus, everything: RefCell::new(everything) }
     }
 
     /// Something that is there as long as the machine.
     pub fn keep<T: 'static>(&self, value: T) -> &'static T {
         keep(&mut self.everything.borrow_mut(), value)
+    }
+
+    /// The page from which a VM sends, and the one in which it receives.
+    pub fn pages(&self, vm: u16) -> [&'static Page; 2] {
+        let pages = [self.vm(vm).send_page(), self.vm(vm).recv_page()].map(|page| page.expect("it is configured").0);
+        // SAFETY: they are there as long as the machine.
+        pages.map(|page| unsafe { &*core::ptr::with_exposed_provenance::<Page>(page as usize) })
     }
 
     pub fn vm(&self, vm: u16) -> &'static Vm {
@@ -303,12 +312,12 @@ pub mod answer {
     pub const INTERRUPTED: u64 = 8;
 }
 
-/// `vcpu_run`.
+/// `vcpu_run_ext`, whose answers say more than those of `vcpu_run`.
 pub fn run(vm: u64, vcpu: u64) -> Step {
-    Step::Call([0xff00, vm, vcpu, 0])
+    Step::Call([0xff80, vm, vcpu, 0])
 }
 
-/// `vcpu_run_ext`, which also waits for one that runs elsewhere.
+/// The same, which also waits for one that runs elsewhere.
 pub fn run_and_wait(vm: u64, vcpu: u64) -> Step {
     Step::Call([0xff80, vm, vcpu, 1])
 }

@@ -32,7 +32,7 @@ fn flag() -> Arc<AtomicU32> {
 /// **No Wake Is Lost**: a pCPU that is going to sleep, and one that has something for it.
 #[test]
 fn wake_between_check_and_sleep() {
-    check("wake_between_check_and_sleep", None, || {
+    check("wake_between_check_and_sleep", Some(3), || {
         let (world, flag) = (World::new(2, &[]), flag());
         let (pcpus, set) = (world.pcpus, flag.clone());
         join([
@@ -48,7 +48,7 @@ fn wake_between_check_and_sleep() {
 /// **No Wake Is Lost**: the same for one that is going to doze, because it waits for a save.
 #[test]
 fn wake_between_check_and_doze() {
-    check("wake_between_check_and_doze", None, || {
+    check("wake_between_check_and_doze", Some(3), || {
         let (world, flag) = (World::new(2, &[]), flag());
         let (pcpus, set) = (world.pcpus, flag.clone());
         join([
@@ -64,7 +64,7 @@ fn wake_between_check_and_doze() {
 /// **No Wake Is Lost**: two wakes at once.
 #[test]
 fn two_wakes_between_check_and_sleep() {
-    check("two_wakes_between_check_and_sleep", Some(3), || {
+    check("two_wakes_between_check_and_sleep", Some(2), || {
         let (world, flag) = (World::new(3, &[]), flag());
         let pcpus = world.pcpus;
         let wakers = [P1, P2].map(|cpu| {
@@ -99,7 +99,7 @@ fn wakes_crosswise() {
 /// **No Wake Is Lost**: a wake of the own pCPU while another one wakes it too.
 #[test]
 fn wake_of_this_pcpu_forgotten() {
-    check("wake_of_this_pcpu_forgotten", None, || {
+    check("wake_of_this_pcpu_forgotten", Some(3), || {
         let (world, flag) = (World::new(2, &[]), flag());
         let (pcpus, set) = (world.pcpus, flag.clone());
         join([
@@ -139,7 +139,7 @@ fn interrupt_between_check_and_doze() {
 /// Once it is awake again, a pCPU has no kick pending that was for its sleep, and none comes any more.
 #[test]
 fn kick_against_getting_up() {
-    check("kick_against_getting_up", None, || {
+    check("kick_against_getting_up", Some(3), || {
         let world = World::new(2, &[]);
         let pcpus = world.pcpus;
         join([
