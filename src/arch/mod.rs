@@ -1,4 +1,4 @@
-//! The only seam to hardware. `aarch64` and `fake` define the same names; everything else is portable.
+//! The only seam to hardware. `aarch64`, `fake` and `model` define the same names; everything else is portable.
 //!
 //! | name | what it is |
 //! |---|---|
@@ -25,10 +25,18 @@ pub use aarch64::{
     take_kick, this_cpu,
 };
 
-#[cfg(not(target_os = "none"))]
+#[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub mod fake;
-#[cfg(not(target_os = "none"))]
+#[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub use fake::{
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, get_up, interrupt_pending, is_asleep,
+    kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
+};
+
+#[cfg(feature = "checked")]
+pub mod model;
+#[cfg(feature = "checked")]
+pub use model::{
     Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, get_up, interrupt_pending, is_asleep,
     kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
 };
