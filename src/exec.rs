@@ -10,9 +10,9 @@
 //!
 //! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
 //! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path).
-//! Both are pinned on the pCPU's stack and known by type, so the loop compiles into one function. When nothing else is woken,
-//! step 2 happens right where the main task awaits it, without a way through the loop; and a `vcpu_run` that need not wait is
-//! over before that entry of the primary returns.
+//! Both are pinned on the pCPU's stack and known by type, so the loop compiles into one function. When nothing else is
+//! woken, step 2 happens right where the main task awaits it, without a way through the loop; and a `vcpu_run` that need
+//! not wait is over before that entry of the primary returns.
 //!
 //! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
 //! interrupt for one that sleeps in WFI. A pCPU that is going to sleep opens itself to that interrupt, then looks at the

@@ -46,8 +46,8 @@
 //!
 //! Few locks, and no two of one kind are ever held together:
 //!
-//! 1. a channel's or signal's [`sync::RawLock`]; 2. a pCPU's gate for kicks; and on their own, at boot or for a line of text:
-//!    the pool of page tables, the console.
+//! 1. a channel's or signal's [`sync::RawLock`]; 2. a pCPU's gate for kicks; and on their own, at boot or for a line of
+//!    text: the pool of page tables, the console.
 //!
 //! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), none is held while a vCPU is
 //! claimed, saved or loaded, and neither a vCPU nor a mailbox has a lock at all: its word is enough.
