@@ -116,8 +116,8 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
 
 /// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
 pub fn set_up(pcpu: &Pcpu) {
-    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so they
-    /// have to be on.
+    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so
+    /// they have to be on.
     const SRE: u64 = 1;
     // SAFETY: only how interrupts become pending changes, and EL2 takes none.
     unsafe {

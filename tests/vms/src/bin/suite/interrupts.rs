@@ -121,8 +121,8 @@ pub fn inject_interrupt_by_secondary(_: &Machine) -> Verdict {
     equal("inject_interrupt into its other vCPU", result, 0)
 }
 
-/// The line follows every call that changes what is pending and enabled, at once, and stays where it is over traps that the
-/// hypervisor finishes by itself.
+/// The line follows every call that changes what is pending and enabled, at once, and stays where it is over traps that
+/// the hypervisor finishes by itself.
 pub fn interrupt_line(_: &Machine) -> Verdict {
     const IRQ: u64 = 1 << 7;
     const LINE: Command = Command::Sysreg(Register::Isr);

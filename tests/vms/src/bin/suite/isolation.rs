@@ -15,8 +15,8 @@ use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_t
 const CANARY: u64 = 0x6361_6e61_7279_2121;
 static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
 
-/// What one VM leaves in registers that nobody traps is not found by another one on the same CPU; what is its own, it finds
-/// again.
+/// What one VM leaves in registers that nobody traps is not found by another one on the same CPU; what is its own, it
+/// finds again.
 pub fn marks_left_behind(_: &Machine) -> Verdict {
     let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
     for _ in 0..3 {

@@ -54,8 +54,8 @@ pub fn virtual_timer_is_not_a_secondarys(_: &Machine) -> Verdict {
     Ok(())
 }
 
-/// A virtual timer that has expired, but whose interrupt the primary does not let come, at the GIC or at the timer, does not
-/// keep a secondary from running.
+/// A virtual timer that has expired, but whose interrupt the primary does not let come, at the GIC or at the timer, does
+/// not keep a secondary from running.
 pub fn virtual_timer_that_is_masked(_: &Machine) -> Verdict {
     const ENABLED_AND_MASKED: u64 = 0b11;
     harness::configure()?;
@@ -84,8 +84,8 @@ pub fn virtual_timer_that_is_masked(_: &Machine) -> Verdict {
     Ok(())
 }
 
-/// What a secondary does to the virtual timer harms nobody: it is interrupted once when its own expires, goes on all the
-/// same, and the primary, who would take that interrupt, has none.
+/// What a secondary does to the virtual timer harms nobody: it is interrupted once when its own expires, goes on all
+/// the same, and the primary, who would take that interrupt, has none.
 pub fn virtual_timer_of_a_secondary_expires(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     gic::enable_private(timer::VIRTUAL_INTERRUPT, true);
