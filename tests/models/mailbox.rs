@@ -8,7 +8,7 @@ use baton::mailbox::{Mailbox, Message};
 use baton::sync::checked::spawn;
 use baton::sync::{AtomicU32, Ordering};
 
-use crate::bench::{check, join};
+use super::bench::{check, join};
 
 const V0: VcpuId = VcpuId(0);
 const V1: VcpuId = VcpuId(1);
