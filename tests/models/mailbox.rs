@@ -182,6 +182,45 @@ fn receive_about_to_block_against_two_senders() {
     });
 }
 
+/// The page that was written before is the one that is read: the short way of a vCPU that is run again with its message.
+#[test]
+fn take_alone_against_send() {
+    check("take_alone_against_send", None, || {
+        let receiver = Receiver::new();
+        assert!(receiver.mailbox.wait_alone(V0));
+        let [sends, takes] = [receiver.clone(), receiver.clone()];
+        join([
+            spawn("a", move || assert_eq!(sends.send(1), Some(V0))),
+            spawn("b", move || {
+                if let Some(message) = takes.mailbox.take_alone(V0) {
+                    takes.read(message);
+                }
+            }),
+        ]);
+        receiver.settle();
+    });
+}
+
+/// A page has one user: what one vCPU has read and cleared while another one waits is the next sender's to write.
+#[test]
+fn clear_with_waiters_against_send() {
+    check("clear_with_waiters_against_send", None, || {
+        let receiver = Receiver::new();
+        assert_eq!(receiver.send(1), None);
+        let message = receiver.mailbox.take(V0).expect("it was sent");
+        assert!(receiver.mailbox.take_or_wait(V1).is_none());
+        let [reads, sends] = [receiver.clone(), receiver.clone()];
+        join([
+            spawn("a", move || reads.read(message)),
+            spawn("b", move || {
+                let _woken = sends.send(2);
+            }),
+        ]);
+        receiver.receive(V1);
+        receiver.settle();
+    });
+}
+
 /// **Cancel Is Clean**: a waiter that gives up while a message is brought leaves it to anybody.
 #[test]
 fn forget_against_send() {
