@@ -16,10 +16,12 @@ mod plain;
 #[cfg(feature = "checked")]
 pub use checked::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
+    spin_loop,
 };
 #[cfg(not(feature = "checked"))]
 pub use plain::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
+    spin_loop,
 };
 
 /// A value that is written once, at boot, and read by every pCPU afterwards.

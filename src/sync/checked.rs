@@ -85,6 +85,8 @@ pub use checker::thread_local;
 use checker::thread;
 pub use checker::thread::JoinHandle;
 pub use checker::thread::yield_now;
+/// Waiting is letting others go on.
+pub use checker::thread::yield_now as spin_loop;
 
 use checker::{AtomicU64 as Word, Watch, order};
 
@@ -362,6 +364,8 @@ impl<T> ProtocolCell<T> {
 /// A mutual-exclusion lock.
 pub struct Lock<T> {
     held: AtomicBool,
+    /// Those that block because of it: to spin would be interleavings without end.
+    waiters: RefCell<Vec<thread::Thread>>,
     value: UnsafeCell<T>,
 }
 
@@ -370,16 +374,26 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     pub const fn new(value: T) -> Self {
-        Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self { held: AtomicBool::new(false), waiters: RefCell::new(Vec::new()), value: UnsafeCell::new(value) }
     }
 
     #[track_caller]
     pub fn lock(&self) -> Held<'_, T> {
         loop {
-            match self.try_lock() {
-                Some(held) => return held,
-                None => thread::yield_now(),
+            self.waiters.borrow_mut().push(thread::current());
+            if let Some(held) = self.try_lock() {
+                return held;
             }
+            thread::park();
+        }
+    }
+
+    /// Whoever waits tries again; one that has the lock by now is let go on once too often, which every sleep here stands.
+    fn let_go(&self) {
+        // Not a store: to loom it need not come behind the swaps of those who have failed since.
+        self.held.swap(false, Ordering::Release);
+        for waiter in self.waiters.take() {
+            waiter.unpark();
         }
     }
 
@@ -392,7 +406,7 @@ impl<T> Lock<T> {
     ///
     /// Whoever holds the lock never uses what is in it again.
     pub unsafe fn force_unlock(&self) {
-        self.held.swap(false, Ordering::Release);
+        self.let_go();
     }
 }
 
@@ -417,8 +431,7 @@ impl<T> DerefMut for Held<'_, T> {
 
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {
-        // Not a store: to loom it need not come behind the swaps of those who have failed since.
-        self.0.held.swap(false, Ordering::Release);
+        self.0.let_go();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use core::cell::UnsafeCell;
 
+pub use core::hint::spin_loop;
 pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Whether a model check has failed. There is none.

@@ -58,11 +58,11 @@ pub fn check(name: &str, bound: Bound, scenario: impl Fn() + Send + Sync + 'stat
         first.expect("there is memory").join().expect("the scenario has panicked");
     });
     let bound = builder.preemption_bound.map_or("any number of".to_owned(), |bound| format!("at most {bound}"));
-    println!(
+    tell(format_args!(
         "model {name}: all {} interleavings with {bound} preemptions, {:.1} s",
         explored.load(Ordering::Relaxed),
         start.elapsed().as_secs_f64()
-    );
+    ));
 }
 
 /// Checks a model. `scenario` is its first thread, which starts the others and looks at what they have come to.
@@ -85,10 +85,16 @@ pub fn check(name: &str, _: Bound, scenario: impl Fn() + Send + Sync + 'static) 
     let _told_if_it_fails = Witness;
     Runner::new(RandomScheduler::new(runs), config.clone()).run(once(scenario.clone()));
     Runner::new(PctScheduler::new(DEPTH, runs), config).run(once(scenario));
-    println!(
+    tell(format_args!(
         "model {name}: {runs} random interleavings, and {runs} with {DEPTH} changes, {:.1} s",
         start.elapsed().as_secs_f64()
-    );
+    ));
+}
+
+/// Says how much was explored, also when the test has passed.
+fn tell(what: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// Tells the interleaving in which the model fails.

@@ -11,7 +11,7 @@ use baton::arch::model;
 use baton::exec::{Local, Never, Round, Task, wake};
 use baton::sync::{AtomicU32, Ordering};
 
-use crate::bench::{P0, P1, P2, World, block_on, check, join};
+use super::bench::{P0, P1, P2, World, block_on, check, join};
 
 /// Resolves when that many things have been done. It looks only when it is polled.
 async fn done(flag: &AtomicU32, all: u32) {

@@ -7,7 +7,7 @@ use baton::ids::CpuId;
 use baton::sync::checked::{Bed, spawn, yield_now};
 use baton::sync::{AtomicBool, Ordering, ProtocolCell};
 
-use crate::bench::{NAMES, P0, P1, P2, check, join};
+use super::bench::{NAMES, P0, P1, P2, check, join};
 
 /// A vCPU that is nothing but its word and its registers.
 struct Baton {

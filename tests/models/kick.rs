@@ -6,7 +6,7 @@ use baton::exit::Exit;
 use baton::hypercall;
 use baton::vcpu::Vcpu;
 
-use crate::bench::{P0, P1, P2, World, check, join};
+use super::bench::{P0, P1, P2, World, check, join};
 
 /// Runs a guest that computes until it is interrupted, as `run` does around it.
 fn run_until_kicked(vcpu: &'static Vcpu, local: &Local) {

@@ -8,7 +8,7 @@ use baton::mailbox::{Mailbox, Message};
 use baton::sync::checked::spawn;
 use baton::sync::{AtomicU32, Ordering};
 
-use crate::bench::{check, join};
+use super::bench::{check, join};
 
 const V0: VcpuId = VcpuId(0);
 const V1: VcpuId = VcpuId(1);
@@ -178,6 +178,45 @@ fn receive_about_to_block_against_two_senders() {
         let blocked = take_or_wait(&receiver, V0);
         join(senders);
         assert_eq!(woken.load(Ordering::Relaxed), blocked.into(), "No Wake Is Lost: it is woken once if it waits");
+        receiver.settle();
+    });
+}
+
+/// The page that was written before is the one that is read: the short way of a vCPU that is run again with its message.
+#[test]
+fn take_alone_against_send() {
+    check("take_alone_against_send", None, || {
+        let receiver = Receiver::new();
+        assert!(receiver.mailbox.wait_alone(V0));
+        let [sends, takes] = [receiver.clone(), receiver.clone()];
+        join([
+            spawn("a", move || assert_eq!(sends.send(1), Some(V0))),
+            spawn("b", move || {
+                if let Some(message) = takes.mailbox.take_alone(V0) {
+                    takes.read(message);
+                }
+            }),
+        ]);
+        receiver.settle();
+    });
+}
+
+/// A page has one user: what one vCPU has read and cleared while another one waits is the next sender's to write.
+#[test]
+fn clear_with_waiters_against_send() {
+    check("clear_with_waiters_against_send", None, || {
+        let receiver = Receiver::new();
+        assert_eq!(receiver.send(1), None);
+        let message = receiver.mailbox.take(V0).expect("it was sent");
+        assert!(receiver.mailbox.take_or_wait(V1).is_none());
+        let [reads, sends] = [receiver.clone(), receiver.clone()];
+        join([
+            spawn("a", move || reads.read(message)),
+            spawn("b", move || {
+                let _woken = sends.send(2);
+            }),
+        ]);
+        receiver.receive(V1);
         receiver.settle();
     });
 }

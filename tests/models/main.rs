@@ -11,12 +11,15 @@
 //! What no model can see is said where it is used: loom takes a sequentially consistent access for acquire and release, so
 //! where two pCPUs each write and then look, there are fences.
 
-mod bench;
-mod exec;
-mod handoff;
-mod kick;
-mod locks;
-mod mailbox;
-mod owed;
-mod run;
-mod vcpu;
+#[path = "."] // so that each test has `model` in its name, and its module
+mod model {
+    mod bench;
+    mod exec;
+    mod handoff;
+    mod kick;
+    mod locks;
+    mod mailbox;
+    mod owed;
+    mod run;
+    mod vcpu;
+}

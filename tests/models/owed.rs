@@ -7,7 +7,7 @@ use baton::owed::{Injected, VirtualInterrupts};
 use baton::sync::checked::spawn;
 use baton::sync::{AtomicU32, Ordering};
 
-use crate::bench::{check, join};
+use super::bench::{check, join};
 
 const ID: u32 = 5;
 

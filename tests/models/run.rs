@@ -7,7 +7,7 @@ use baton::ids::{VcpuId, VmId};
 use baton::mailbox::Message;
 use baton::sync::checked::yield_now;
 
-use crate::bench::{P0, P1, P2, World, answer, check, join, run, run_and_wait};
+use super::bench::{P0, P1, P2, World, answer, check, join, run, run_and_wait};
 
 const ID: u64 = 5;
 const ENABLE: Step = Step::Call([0xff07, ID, 1, 0]);
