@@ -225,13 +225,9 @@ impl Local {
 
     /// Resolves when a physical interrupt is pending for this pCPU; it stays pending, for the primary.
     ///
-    /// Cancel safety: dropping it at any point leaves no trace but one spurious poll.
-    pub fn interrupt(&self) -> impl Future<Output = ()> + Unpin + '_ {
-        core::future::poll_fn(|_| {
-            let pending = arch::interrupt_pending();
-            self.listens.set(!pending);
-            if pending { Poll::Ready(()) } else { Poll::Pending }
-        })
+    /// Cancel safety: dropping it at any point leaves no trace.
+    pub fn interrupt(&self) -> Interrupt<'_> {
+        Interrupt(&self.listens)
     }
 
     /// One round of the loop: polls what is woken, then enters a guest or sleeps.
@@ -244,7 +240,6 @@ impl Local {
         let wakeups = &self.pcpu.wakeups;
         // 1: each bit is taken just before its task is polled, so that `enter` sees who is left.
         if wakeups.take(Task::Main) || woken_by_exit {
-            self.listens.set(false);
             let waker = waker(self.pcpu, Task::Main);
             let Poll::Pending = main.poll(&mut Context::from_waker(&waker));
         }
@@ -302,6 +297,26 @@ impl Local {
             }
             arch::get_up(self.pcpu);
         }
+    }
+}
+
+/// Made by [`Local::interrupt`]. While it waits, its pCPU listens.
+#[must_use = "futures do nothing unless polled"]
+pub struct Interrupt<'a>(&'a Cell<bool>);
+
+impl Future for Interrupt<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let pending = arch::interrupt_pending();
+        self.0.set(!pending);
+        if pending { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Interrupt<'_> {
+    fn drop(&mut self) {
+        self.0.set(false); // who sleeps now does so for another reason
     }
 }
 
