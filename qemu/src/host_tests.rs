@@ -15,11 +15,15 @@ pub struct Tally {
     pub failed: Vec<String>,
 }
 
+/// Cases that `long` runs try each property on.
+const LONG_CASES: &str = "5000";
+
 /// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that dies
 /// without a summary counts as one failure, and so does a build that fails.
-pub fn run(root: &Path, filter: Option<&str>) -> Result<Tally> {
+pub fn run(root: &Path, filter: Option<&str>, long: bool) -> Result<Tally> {
     let mut count = Counter::default();
-    let success = cargo_test(root, filter, &[], |line, program| {
+    let cases = long.then_some(("PROPTEST_CASES", LONG_CASES));
+    let success = cargo_test(root, filter, &[], cases, |line, program| {
         count.see(line, program);
         match Summary::parse(line) {
             Some(Summary { passed: 0, failed: 0 }) => {}
@@ -81,7 +85,7 @@ impl Counter {
 /// The names of the host tests that contain `filter`.
 pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    let success = cargo_test(root, filter, &["--list"], |line, program| {
+    let success = cargo_test(root, filter, &["--list"], None, |line, program| {
         if let Some(name) = line.strip_suffix(": test") {
             names.push(format!("{program}: {name}"));
         } else if line.starts_with("error") {
@@ -93,8 +97,15 @@ pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 }
 
 /// Runs `cargo test` and shows each line of it to `see`, with the test program that it belongs to.
-fn cargo_test(root: &Path, filter: Option<&str>, options: &[&str], mut see: impl FnMut(&str, &str)) -> Result<bool> {
+fn cargo_test(
+    root: &Path,
+    filter: Option<&str>,
+    options: &[&str],
+    environment: Option<(&str, &str)>,
+    mut see: impl FnMut(&str, &str),
+) -> Result<bool> {
     let mut cargo = setup::host_cargo();
+    cargo.envs(environment);
     cargo.args(["test", "--workspace", "--exclude", "baton-vms", "--no-fail-fast"]);
     cargo.arg("--").args(filter).args(options);
     // One pipe for both keeps the programs' names (cargo's errors) in order with their results
