@@ -1,6 +1,8 @@
 //! The primary's device tree (`src/boot/device_tree.rs`): read back with a library that did not write it.
 #![allow(clippy::single_range_in_vec_init)] // a list of one reservation is what is meant
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "common/tree.rs"]
 mod tree;
 
@@ -9,6 +11,7 @@ use std::ops::Range;
 use baton::boot::Error;
 use baton::boot::device_tree::{room_for, used, write};
 use baton::boot::platform::Platform;
+use cases::cases;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::DeviceTree;
@@ -208,7 +211,7 @@ fn too_little_room() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(cases(2000))]
     #[test]
     fn damage_never_panics(
         damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),

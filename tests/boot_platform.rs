@@ -1,6 +1,8 @@
 //! What the device tree says about the machine (`src/boot/platform.rs`).
 #![allow(clippy::single_range_in_vec_init)] // lists of one range are what is meant
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "common/tree.rs"]
 mod tree;
 
@@ -9,6 +11,7 @@ use std::ops::Range;
 use baton::boot::Error;
 use baton::boot::platform::Platform;
 use baton::ids::MAX_CPUS;
+use cases::cases;
 use dtoolkit::model::DeviceTree;
 use proptest::prelude::*;
 use tree::{INITRD, add, at, machine, set};
@@ -189,7 +192,7 @@ fn no_device_tree() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(cases(2000))]
     #[test]
     fn damage_never_panics(
         damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..10),

@@ -120,10 +120,10 @@ fn wake_between_check_and_sleep() {
 #[test]
 fn wake_between_check_and_doze() {
     let (pcpus, [local, _]) = executors();
-    let polls = Cell::new(0);
+    let (polls, mut interrupt) = (Cell::new(0), local.interrupt());
     let main = poll_fn(|cx| {
         polls.set(polls.get() + 1);
-        let Poll::Pending = pin!(local.interrupt()).poll(cx) else { panic!("there is no interrupt") };
+        let Poll::Pending = interrupt.poll_unpin(cx) else { panic!("there is no interrupt") };
         Poll::<Never>::Pending
     });
     let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
@@ -166,10 +166,10 @@ fn wake_of_this_pcpu_forgotten() {
 #[test]
 fn wake_of_this_pcpu_forgotten_in_a_wait() {
     let (pcpus, [local, _]) = executors();
-    let polls = Cell::new(0);
+    let (polls, mut interrupt) = (Cell::new(0), local.interrupt());
     let main = poll_fn(|cx| {
         polls.set(polls.get() + 1);
-        let Poll::Pending = pin!(local.interrupt()).poll(cx) else { panic!("there is no interrupt") };
+        let Poll::Pending = interrupt.poll_unpin(cx) else { panic!("there is no interrupt") };
         if polls.get() < 3 {
             cx.waker().wake_by_ref();
         }
@@ -183,6 +183,20 @@ fn wake_of_this_pcpu_forgotten_in_a_wait() {
     }
     assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
     assert_eq!(trace(), ["p0 doze"]);
+}
+
+/// Whoever has listened and goes on without the interrupt does not keep its pCPU listening: turned off, it sleeps.
+#[test]
+fn listening_ends_with_the_wait() {
+    let (pcpus, [local, _]) = executors();
+    let main = poll_fn(|cx| {
+        assert_eq!(local.interrupt().poll_unpin(cx), Poll::Pending);
+        Poll::<Never>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
+    wake(&pcpus[0], Task::Main);
+    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(trace(), ["p0 sleep"]);
 }
 
 /// A wake that comes while a guest runs is not forgotten either.

@@ -49,6 +49,9 @@ impl Group {
     }
 }
 
+/// Cases that `long` runs try each property on.
+const LONG_CASES: &str = "5000";
+
 /// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that dies
 /// without a summary counts as one failure, and so does a build that fails.
 pub fn run(root: &Path, filter: Option<&str>, long: bool) -> Result<Tally> {
@@ -148,7 +151,7 @@ fn cargo_test(
     cargo.args(group.arguments());
     cargo.arg("--").args(filter).args(options);
     if long {
-        cargo.env("BATON_MODELS", "long");
+        cargo.env("BATON_MODELS", "long").env("PROPTEST_CASES", LONG_CASES);
     }
     // One pipe for both keeps the programs' names (cargo's errors) in order with their results
     // (their output).

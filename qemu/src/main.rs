@@ -11,6 +11,7 @@ mod console;
 mod device_tree;
 mod el2_faults;
 mod footprint;
+mod fuzz;
 mod gdb;
 mod host_tests;
 mod images;

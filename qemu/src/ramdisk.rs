@@ -153,6 +153,13 @@ pub fn recipes() -> Vec<Recipe> {
                 .map(|image| Secondary::small(image, 1))
                 .collect(),
         },
+        Recipe {
+            name: "fuzz",
+            primary: "fuzz",
+            initrd: b"",
+            // Some with vCPUs that nobody starts, which is to make no difference.
+            secondaries: [1, 2, 1, 8, 1].map(|vcpus| Secondary::small("fuzz_guest", vcpus)).to_vec(),
+        },
     ]
 }
 

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::console::{self, lines, panic_line, tail};
 use crate::el2_faults::El2Fault;
+use crate::fuzz::{self, Fuzz};
 use crate::host_tests::{self, Tally};
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome, interrupted};
@@ -62,6 +63,8 @@ pub enum Kind {
     Bench(bench::Check),
     /// The sizes of the hypervisor.
     Footprint,
+    /// Everything in any order.
+    Fuzz(Fuzz),
 }
 
 impl Kind {
@@ -71,6 +74,7 @@ impl Kind {
             Kind::Case(entry) => &entry.features,
             Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint => &[],
             Kind::SaveWindow => save_window::features(),
+            Kind::Fuzz(fuzz) => fuzz.features(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Kind {
             Kind::Case(entry) => &entry.ramdisk,
             Kind::Linux(_) | Kind::Footprint => "main",
             Kind::Bench(_) => "bench",
+            Kind::Fuzz(_) => fuzz::RAMDISK,
             Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
         }
     }
@@ -172,6 +177,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
     tests.extend(linux::tests());
     tests.extend(save_window::tests());
     tests.extend(bench::tests());
+    tests.extend(fuzz::tests());
     Ok(tests)
 }
 
@@ -317,6 +323,7 @@ impl Runner<'_> {
             Kind::SaveWindow => save_window::run(self.workspace, test),
             Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
             Kind::Footprint => footprint::run_test(self.workspace, &self.hypervisor(&[])?),
+            Kind::Fuzz(fuzz) => fuzz.run(self.workspace, test, &self.hypervisor(fuzz.features())?, self.options.long),
         }
     }
 

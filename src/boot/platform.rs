@@ -135,7 +135,8 @@ struct Cells {
 
 impl Cells {
     fn read(&mut self, parent: &Node<'_>) {
-        let number = |name| parent.property(name).and_then(number).map(|number| number as usize);
+        // One that is beyond 32 bits says nothing.
+        let number = |name| u32::try_from(parent.property(name).and_then(number)?).ok().map(|number| number as usize);
         self.address = number(c"#address-cells").unwrap_or(self.address);
         self.size = number(c"#size-cells").unwrap_or(self.size);
     }

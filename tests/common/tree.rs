@@ -1,4 +1,5 @@
 //! Device trees of machines like QEMU's `virt`.
+#![allow(dead_code)] // each test program uses its part
 
 use std::ops::Range;
 

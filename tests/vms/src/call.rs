@@ -43,6 +43,8 @@ pub const NOTHING: u64 = 0xffff_ffff;
 pub const NOBODY_WAITED: u64 = 0xffff;
 /// Flag of vcpu_run_ext: wait also while the vCPU is loaded elsewhere.
 pub const WAIT: u64 = 1;
+/// VMs that there can be, the primary included.
+pub const MAX_VMS: usize = 16;
 /// Interrupt ids that a VM has.
 pub const INTERRUPT_IDS: u64 = 64;
 

@@ -68,6 +68,11 @@ pub fn count_interrupt(id: u64) {
     }
 }
 
+/// True if an interrupt is pending that would be taken if it were not masked.
+pub fn is_pending() -> bool {
+    sysreg::read!("isr_el1") != 0
+}
+
 /// Takes the interrupts that are pending now.
 pub fn take_interrupts() {
     // SAFETY: unmasks IRQs for two instructions; the handler keeps every register.

@@ -1,0 +1,165 @@
+//! Hypercalls with whatever a guest may have in x0 to x3 (`src/hypercall.rs`): from the primary and from secondaries, in any
+//! order, each is answered as its row of the contract allows, and nothing panics.
+//!
+//! Left out are the two things that do not come back here: a run that enters a guest (`tests/run.rs` has those), and turning
+//! the machine off.
+
+#[path = "common/cases.rs"]
+mod cases;
+mod common;
+
+use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome};
+use baton::exit::Leave;
+use baton::hypercall::{Verdict, arrive};
+use baton::ids::{VcpuId, VmId};
+use baton::mailbox::{MAX_MESSAGE, NO_MESSAGE};
+use cases::cases;
+use common::{Bench, PAGES_OF_A_VM, mpidr, page};
+use proptest::prelude::*;
+
+/// vCPUs of each VM, the primary first.
+const VCPUS: [u16; 3] = [2, 2, 1];
+
+/// Who calls, and with which registers.
+type Made = ((u16, u16), [u64; 4]);
+
+fn edge() -> impl Strategy<Value = u64> {
+    let near = prop_oneof![
+        0..80u64,
+        Just(1 << 16),
+        Just(1 << 31),
+        Just(1 << 32),
+        Just(1 << 63),
+        any::<u64>(),
+        (0..3u16, 0..PAGES_OF_A_VM + 1).prop_map(|(vm, n)| page(vm, n)),
+    ];
+    (near, prop_oneof![4 => Just(0i64), 1 => -1i64..=1]).prop_map(|(near, by)| near.wrapping_add_signed(by))
+}
+
+fn function() -> impl Strategy<Value = u64> {
+    let plain = prop_oneof![
+        8 => 0xff00..=0xff0au64,
+        2 => 0xff80..=0xff83u64,
+        2 => prop_oneof![0x8400_0000..0x8400_0020u64, 0xc400_0000..0xc400_0020u64],
+        1 => edge(),
+    ];
+    let disguise = prop_oneof![4 => Just(0u64), 1 => Just(1 << 30), 1 => any::<u32>().prop_map(|n| u64::from(n) << 32)];
+    (plain, disguise).prop_map(|(plain, disguise)| plain | disguise)
+}
+
+fn argument() -> impl Strategy<Value = u64> {
+    // The limits of rows: interrupt ids, counters, bytes.
+    let limits = proptest::sample::select(vec![5, 63, 64, MAX_MESSAGE, MAX_MESSAGE + 1]);
+    prop_oneof![4 => 0..4u64, 1 => edge(), 1 => limits]
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    let callers = vec![(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)];
+    let args = (function(), argument(), argument(), argument());
+    (proptest::sample::select(callers), args).prop_map(|(who, (x0, x1, x2, x3))| (who, [x0, x1, x2, x3]))
+}
+
+/// Whether it would not come back.
+fn leaves((vm, _): (u16, u16), [x0, x1, x2, _]: [u64; 4]) -> bool {
+    let runs = matches!(Call::plain(x0), 0xff00 | 0xff80) && (1..3).contains(&x1) && x2 == 0;
+    let ends = matches!(x0 as u32, 0x8400_0008 | 0x8400_0009);
+    vm == 0 && (runs || ends)
+}
+
+/// Whether the contract has this answer to this call.
+fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], verdict: Verdict) -> bool {
+    let primary = vm == 0;
+    let told = |outcome| verdict == Verdict::then_tell(0, outcome);
+    let woken = |vm: u64| {
+        let vcpus = (0..2).map(|n| Some(VcpuId(n))).chain([None]);
+        vcpus.into_iter().any(|vcpu| told(Outcome::WakeUp { vm: VmId(vm as u16), vcpu }))
+    };
+    let result = (verdict.why() == Leave::NOT).then(|| verdict.result());
+    let answers = |allowed: &[u64]| result.is_some_and(|result| allowed.contains(&result));
+    let run =
+        |allowed: &[u64]| allowed.contains(&verdict.result()) && [Leave::NOT, Leave::REPORT].contains(&verdict.why());
+    let count = |vm: u64| usize::try_from(vm).ok().and_then(|vm| VCPUS.get(vm)).map(|&n| u64::from(n));
+    match Call::plain(x0) {
+        0xff00 => run(&[1]),
+        0xff01 => answers(&[3]),
+        0xff02 if primary => answers(&[count(x1).unwrap_or(FAILED)]),
+        0xff03 => answers(&[0, FAILED]),
+        0xff04 if x2 > MAX_MESSAGE || x1 == u64::from(vm) || x1 >= 3 => answers(&[FAILED]),
+        0xff04 if primary => answers(&[0, 1, NO_VCPU, FAILED]),
+        0xff04 => answers(&[FAILED]) || if x1 == 0 { told(Outcome::Message { size: x2 as u32 }) } else { woken(x1) },
+        0xff05 if primary => answers(&[NO_MESSAGE]),
+        0xff05 => match result {
+            Some(NO_MESSAGE) => true,
+            Some(message) => {
+                let (from, size) = (message & 0xffff_ffff, message >> 32);
+                from < 3 && from != u64::from(vm) && size <= MAX_MESSAGE
+            }
+            None => x1 != 0 && verdict == Verdict::leave(Leave::BLOCKED),
+        },
+        0xff06 => answers(&[0, FAILED]),
+        0xff07 => answers(&[if x1 < 64 { 0 } else { FAILED }]),
+        0xff08 => result.is_some_and(|id| id < 64 || id == NO_INTERRUPT),
+        0xff09 => {
+            let possible = (primary || x1 == u64::from(vm)) && count(x1).is_some_and(|n| x2 < n) && x3 < 64;
+            let wakes = !primary && x2 != u64::from(vcpu) && woken(x1);
+            if possible { answers(&[0]) || wakes } else { answers(&[FAILED]) }
+        }
+        0xff80 if primary && x3 < 2 => {
+            // Another vCPU than the first is off.
+            let exists = x1 != 0 && count(x1).is_some_and(|n| x2 < n);
+            run(&[if exists { 7 | 1 << 8 } else { 9 }])
+        }
+        0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff82))]),
+        0xff82 if primary => {
+            let possible = count(x1).is_some_and(|n| x2 < n) && x3 < 5;
+            if possible { result.is_some_and(|n| n <= u32::MAX.into()) } else { answers(&[FAILED]) }
+        }
+        0xff02 | 0xff80 | 0xff82 => answers(&[FAILED]),
+        _ if !primary => answers(&[FAILED]),
+        _ if x0 as u32 == 0x8400_0002 => verdict == Verdict::leave(Leave::TURN_OFF),
+        _ => answers(&[0, 1, 2, 0x1_0001, FAILED, -2i64 as u64, -4i64 as u64]),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(500))]
+
+    #[test]
+    fn each_call_is_answered_as_its_row_says(calls in proptest::collection::vec(made(), 1..60), configured: bool) {
+        let m = Bench::turned_off(2, &[2, 1]);
+        if configured {
+            for vm in 0..3 {
+                m.vm(vm).configure(page(vm, 1), page(vm, 2)).expect("these are two of its pages");
+            }
+        }
+        for (who, args) in calls {
+            if leaves(who, args) {
+                continue;
+            }
+            let verdict = arrive(m.caller(who.0, who.1), args);
+            prop_assert!(is_declared(who, args, verdict), "{who:?} calls with {args:x?}: {verdict:?}");
+        }
+        for vm in 0..3 {
+            let vm = m.vm(vm);
+            let pages = [vm.send_page(), vm.recv_page()].map(|page| page.map(|page| page.0));
+            prop_assert!(pages == [None, None] || pages[0] != pages[1]);
+            prop_assert!(pages.iter().flatten().all(|&page| vm.owns_page(page)));
+        }
+    }
+
+    #[test]
+    fn a_cpu_is_turned_on_once(target in 0..3usize, calls in proptest::collection::vec(any::<bool>(), 1..4)) {
+        let m = Bench::turned_off(2, &[1]);
+        for (n, narrow) in calls.into_iter().enumerate() {
+            let function = if narrow { 0x8400_0003 } else { 0xc400_0003 };
+            let affinity = mpidr(baton::ids::CpuId::new(target));
+            let verdict = arrive(m.caller(0, 0), [function, affinity, page(0, 0), 7]);
+            let expected = match (target, n) {
+                (2, _) => -2i64 as u64,
+                (_, 0) => 0,
+                _ => -4i64 as u64,
+            };
+            prop_assert_eq!(verdict, Verdict::answer(expected));
+        }
+    }
+}
