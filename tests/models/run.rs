@@ -207,6 +207,53 @@ fn injection_against_giving_back() {
     });
 }
 
+/// **No Wake Is Lost**: an interrupt for a vCPU that is blocked, and just being run because of a message: it goes on with its
+/// line high, or is kicked.
+#[test]
+fn injection_against_run_with_message() {
+    check("injection_against_run_with_message", Some(3), || {
+        let world = World::new(2, &[1]);
+        world.program(1, 0, {
+            let mut fetching = false;
+            move |seen| match seen.step {
+                0 => ENABLE,
+                1 => RECEIVE,
+                _ if fetching => {
+                    assert_eq!(seen.x0, ID, "the line is high, and there is no interrupt");
+                    fetching = false;
+                    *seen.kept += 1;
+                    DONE
+                }
+                _ if seen.line => {
+                    fetching = true;
+                    FETCH
+                }
+                _ => Step::Compute,
+            }
+        });
+        let (mut sent, mut sending) = (false, false);
+        join([
+            world.primary(P0, move |seen| {
+                if seen.step == 0 || sending {
+                    sending = false;
+                    return run(1, 0);
+                }
+                match kind(seen.x0) {
+                    answer::YIELD => Step::End,
+                    answer::WAIT_FOR_INTERRUPT => {
+                        assert!(!sent, "it waits, and has a message");
+                        (sent, sending) = (true, true);
+                        Step::Call([0xff04, 1, 0, 0])
+                    }
+                    _ => run(1, 0),
+                }
+            }),
+            world.primary(P1, |seen| if seen.step == 0 { inject(1, 0) } else { Step::End }),
+        ]);
+        assert_eq!(world.kept(1, 0), 1, "it is fetched once");
+    });
+}
+
 /// **No Wake Is Lost**: a message for a vCPU that is about to block. Its run goes on with it, or the sender is told whom it
 /// has woken, and then a run finds the message there.
 #[test]
