@@ -54,7 +54,7 @@ fn restore_before_saved() {
 /// The same with three, of which the last finds the one place to wait in taken.
 #[test]
 fn two_waiters() {
-    check("two_waiters", Some(1), || {
+    check("two_waiters", Some(2), || {
         let (world, runs) = (world(3), Rc::new(Cell::new(0)));
         let threads = [P0, P1, P2].map(|cpu| {
             let (vcpu, runs) = (world.vcpu(1, 0), runs.clone());
@@ -69,7 +69,7 @@ fn two_waiters() {
 /// **Cancel Is Clean**: a claim is dropped while it waits, or after it was granted, while another pCPU asks for the same vCPU.
 #[test]
 fn claim_dropped() {
-    check("claim_dropped", Some(1), || {
+    check("claim_dropped", Some(2), || {
         let (world, runs) = (world(3), Rc::new(Cell::new(0)));
         let vcpu = world.vcpu(1, 0);
         let counts = [runs.clone(), runs.clone(), runs.clone()];
