@@ -1,6 +1,6 @@
 //! What must be so in every state. The names are those of the invariants in `src/lib.rs`.
 
-use crate::model::{At, CLAIMED, Heard, Kick, LOADED, Machine, Number, PARKED, SAVING, Why};
+use crate::model::{After, At, CLAIMED, Heard, Kick, LOADED, Machine, Number, PARKED, SAVING, Why};
 
 impl<const P: usize, const V: usize> Machine<P, V> {
     fn cpus(&self) -> impl Iterator<Item = (Number, At)> + '_ {
@@ -92,6 +92,9 @@ impl<const P: usize, const V: usize> Machine<P, V> {
             let vcpu = self.vcpu(v);
             let will_say = |at| match at {
                 At::Clean { v: of, latest, .. } | At::Tell { v: of, latest } => of == v && latest,
+                At::Wake { then, .. } | At::Notify { then, .. } | At::Kick { then, .. } => {
+                    matches!(then, After::Clean { v: of, latest: true, .. } if of == v)
+                }
                 _ => false,
             };
             vcpu.word.phase != PARKED
