@@ -276,7 +276,9 @@ impl Local {
     }
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
-    #[inline(never)] // out of the way of those who do not
+    ///
+    /// Out of line: out of the way of those who do not, and instruments find the wait by it.
+    #[inline(never)]
     fn sleep(&self) {
         let wakeups = &self.pcpu.wakeups;
         if self.listens.get() {

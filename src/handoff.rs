@@ -94,23 +94,12 @@ impl State {
     }
 
     const fn encode(self) -> u32 {
-        const fn cpu(id: Option<CpuId>) -> u32 {
-            match id {
-                None => 0,
-                Some(cpu) => cpu.index() as u32 + 1,
-            }
-        }
         // Added, not or-ed: what is constant of it becomes one number.
-        cpu(self.owner) + ((self.phase as u32) << Self::PHASE) + self.life as u32 + (cpu(self.next) << Self::NEXT)
+        let (owner, next) = (CpuId::encode(self.owner), CpuId::encode(self.next));
+        owner + ((self.phase as u32) << Self::PHASE) + self.life as u32 + (next << Self::NEXT)
     }
 
     const fn decode(word: u32) -> Self {
-        const fn cpu(bits: u32) -> Option<CpuId> {
-            match bits & 0xff {
-                0 => None,
-                n => Some(CpuId::new(n as usize - 1)),
-            }
-        }
         let phase = match word >> Self::PHASE & 0b11 {
             0 => Phase::Parked,
             1 => Phase::Claimed,
@@ -122,7 +111,7 @@ impl State {
             1 => Life::BlockedInReceive,
             _ => Life::Off,
         };
-        Self { phase, life, owner: cpu(word), next: cpu(word >> Self::NEXT) }
+        Self { phase, life, owner: CpuId::decode(word), next: CpuId::decode(word >> Self::NEXT) }
     }
 
     /// The state after the owner lets go of a vCPU with this life, and whom to wake.

@@ -27,6 +27,22 @@ impl CpuId {
     pub const fn index(self) -> usize {
         self.0 as usize
     }
+
+    /// One more than the number, so that 0 can say that there is none.
+    pub(crate) const fn encode(id: Option<Self>) -> u32 {
+        match id {
+            None => 0,
+            Some(cpu) => cpu.0 as u32 + 1,
+        }
+    }
+
+    /// The opposite of [`Self::encode`], of the low 8 bits.
+    pub(crate) const fn decode(bits: u32) -> Option<Self> {
+        match bits as u8 {
+            0 => None,
+            n => Some(Self(n - 1)),
+        }
+    }
 }
 
 impl fmt::Display for CpuId {

@@ -127,15 +127,16 @@ impl Future for BlockedReceive {
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
         let vcpu = self.vcpu;
         let mailbox = &vcpu.vm().mailbox;
+        // The wait is over before it looks for a message: who brings one later tells somebody else.
+        let interrupted = vcpu.interrupts.deliverable();
+        if interrupted {
+            mailbox.forget_waiter(vcpu.id());
+        }
         if mailbox.has_message()
             && let Some(message) = mailbox.take(vcpu.id())
         {
             return Poll::Ready(message.encode());
         }
-        if vcpu.interrupts.deliverable() {
-            mailbox.forget_waiter(vcpu.id());
-            return Poll::Ready(NO_MESSAGE);
-        }
-        Poll::Pending
+        if interrupted { Poll::Ready(NO_MESSAGE) } else { Poll::Pending }
     }
 }

@@ -111,13 +111,14 @@ fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Ve
 #[cold]
 #[inline(never)]
 fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
-    let vcpu = owed.vcpu();
-    match owed.call().now_or_never() {
-        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
-        None => {
-            drop(owed);
-            told_to_wait(vcpu, style)
-        }
+    if let Some(result) = owed.call().now_or_never() {
+        return run_for(caller.vcpu, owed.settle(result), style);
+    }
+    let (vcpu, local) = (owed.vcpu(), owed.local());
+    drop(owed); // it counted as loaded until here
+    match vcpu.vm().stopped() {
+        None => tell_that_it_waits(vcpu, style),
+        Some(reason) => tell(stopped(local, vcpu, reason), style),
     }
 }
 
@@ -227,15 +228,17 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
     // 6
     match told {
         Told::Verdict(verdict) => verdict,
-        Told::Waits => told_to_wait(vcpu, style),
+        Told::Waits => tell_that_it_waits(vcpu, style),
     }
 }
 
-/// Step 6, of a vCPU that is parked again because it waits. An injector that saw it loaded has only kicked it: if that was
-/// just now, nobody else will say that it has something to do (**No Wake Is Lost**). A vCPU that was only claimed needs no
-/// such look: whoever injects then is the primary, or answers that it woke it.
-#[inline]
-fn told_to_wait(vcpu: &Vcpu, style: Style) -> Verdict {
+/// What the primary is told about a vCPU that wants to wait and does not count as loaded any more.
+///
+/// An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say that it
+/// has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects then is the
+/// primary, or answers that it woke it.
+#[inline(always)]
+fn tell_that_it_waits(vcpu: &Vcpu, style: Style) -> Verdict {
     if vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { Verdict::answer(WAIT) }
 }
 
@@ -260,13 +263,14 @@ enum Told {
     Waits,
 }
 
-/// Steps 2 and 3 of a run that has to wait.
+/// Steps 2 and 3 of a run that has to wait. The interrupt is looked for first: also if the grant came with it, the primary is
+/// not kept from it for the time of a run that would end at once.
 async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
     let local = claim.local();
-    match select(claim, local.interrupt()).await {
-        Either::Left((Ok(regs), _)) => settle(regs),
-        Either::Left((Err(_busy), _)) => Err(Outcome::Busy),
-        Either::Right(((), _withdrawn)) => Err(Outcome::Interrupted),
+    match select(local.interrupt(), claim).await {
+        Either::Left(((), _withdrawn)) => Err(Outcome::Interrupted),
+        Either::Right((Ok(regs), _)) => settle(regs),
+        Either::Right((Err(_busy), _)) => Err(Outcome::Busy),
     }
 }
 

@@ -3,8 +3,9 @@
 //! ```text
 //!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
 //!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
-//!    Vcpu::take(..) ─────────────────────────────────────┘                    ▼
-//!                              drop: released        drop: given back    a loaded vCPU is never abandoned
+//!    Vcpu::take(..) ─────────────────────────────────────┤                    ▼
+//!    Vcpu::take_owed(..) ──► OwedVcpu ──settle───────────┘       a loaded vCPU is never abandoned
+//!                              drop: released        drop: given back
 //! ```
 //!
 //! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the
@@ -147,9 +148,22 @@ impl Vcpu {
     pub fn request<'a>(&'static self, local: &'a Local, patience: Patience) -> Requested<'a> {
         match self.handoff.request(local.cpu(), patience) {
             Request::Granted(life) => Requested::Granted(ParkedRegs { vcpu: self, local, life }),
+            Request::Queued if cfg!(feature = "spin-gate") => Requested::Granted(self.spin_until_granted(local)),
             // Whoever lets go finds us in the word and wakes our main task: no waker to register.
             Request::Queued => Requested::Queued(Claim { vcpu: self, local, patience, stage: Stage::Queued }),
             Request::Busy => Requested::Busy,
+        }
+    }
+
+    /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
+    #[inline(never)]
+    fn spin_until_granted<'a>(&'static self, local: &'a Local) -> ParkedRegs<'a> {
+        loop {
+            if let Some(life) = self.handoff.is_granted(local.cpu()) {
+                count(&self.counters.waits);
+                return ParkedRegs { vcpu: self, local, life };
+            }
+            core::hint::spin_loop();
         }
     }
 
@@ -420,6 +434,11 @@ pub struct OwedVcpu<'a> {
 
 impl<'a> OwedVcpu<'a> {
     #[inline]
+    pub fn local(&self) -> &'a Local {
+        self.local
+    }
+
+    #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
@@ -453,6 +472,7 @@ impl Drop for OwedVcpu<'_> {
 fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
     vcpu.handoff.deschedule(local.cpu());
     wake_next(local, vcpu.handoff.publish(local.cpu(), life));
+    // Whoever took it for loaded has kicked this pCPU, which goes back to the primary.
     vcpu.interrupts.look_again();
     arch::take_kick(local.pcpu());
 }

@@ -2,15 +2,17 @@
 
 mod common;
 
-use baton::arch::fake;
+use baton::arch::fake::Step;
+use baton::arch::{self, fake};
 use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
-use baton::exit::Leave;
+use baton::exit::{Exit, Leave};
 use baton::handoff::Patience;
 use baton::hypercall::{Verdict, serve};
 use baton::ids::{CpuId, Pa, VcpuId, VmId};
 use baton::mailbox::{Message, NO_MESSAGE};
 use baton::report::Stop;
-use common::{Bench, P0, P1, PAGES_OF_A_VM, page, trace};
+use baton::vm::{Regions, Vm};
+use common::{Bench, On, P0, P1, PAGES_OF_A_VM, calls, page, run, trace};
 
 /// Two pCPUs; VM 1 with two vCPUs, VM 2 with one. Everybody has a mailbox.
 fn bench() -> &'static Bench {
@@ -67,6 +69,16 @@ fn mailbox_pages() {
         assert_eq!(call(m, vm, 0, Call::VmConfigure { send: good, recv: other }), FAILED, "once only");
         assert_eq!((m.vm(vm).send_page(), m.vm(vm).recv_page()), (Some(Pa(page(vm, 0))), Some(Pa(end - 4096))));
     }
+}
+
+/// The number that says "not configured" is never a page, also where there is RAM.
+#[test]
+fn page_0_is_no_mailbox() {
+    let mut memory = Regions::new();
+    memory.push(0..4 * 4096).expect("one region");
+    let vm = Vm::new(VmId(1), &[], memory);
+    assert!(vm.configure(0, 4096).is_err() && vm.configure(4096, 0).is_err());
+    assert_eq!(vm.configure(4096, 8192), Ok(()));
 }
 
 #[test]
@@ -245,6 +257,67 @@ fn running_target_not_kicked() {
     assert_eq!(trace(), ["p1 load v1.0", "p0 kick p1", "p0 kick p1", "p0 kick p1"]);
     fake::run_on(P1);
     drop(loaded);
+}
+
+/// What comes out of its guest by itself between the injector's look and its kick looks by itself, too.
+#[test]
+fn a_target_that_is_gone_is_not_kicked() {
+    let m = bench();
+    assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 4, enable: true }), 0);
+    let ready = m.vcpu(1, 0).take(m.local(P1)).expect("it is parked");
+    fake::run_on(P1);
+    let loaded = ready.load();
+    fake::run_on(P0);
+    fake::before("p0 kick p1", move || {
+        let _until_the_end = On::pcpu(P1);
+        loaded.park();
+    });
+    assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 4 }), 0);
+    fake::run_on(P1);
+    assert!(!arch::interrupt_pending(), "the kick is left for the primary");
+}
+
+/// Its interrupts are physical: neither has it a line, nor is it kicked.
+#[test]
+fn the_primary_has_no_virtual_interrupts() {
+    let m = Bench::new(2, &[1]);
+    for (cpu, vcpu) in [(P0, 0), (P1, 1)] {
+        assert_eq!(m.call(P1, [0xff07, 4 + vcpu, 1, 0]), 0);
+        trace();
+        m.guest(cpu, 0, vcpu as u16, calls([0xff09, 0, 1, 4 + vcpu]));
+        m.guest(cpu, 0, vcpu as u16, |regs| {
+            assert_eq!(regs.x[0], 0);
+            assert!(!regs.virtual_interrupt);
+            Exit::Interrupt
+        });
+        m.go_until(cpu, || m.local(cpu).arch().steps_left() == 0);
+        assert!(trace().iter().all(|event| !event.contains("kick")));
+        fake::run_on(P1);
+        assert!(!arch::interrupt_pending());
+        assert_eq!(m.call(P1, [0xff08, 0, 0, 0]), 4 + vcpu, "it can be fetched all the same");
+    }
+}
+
+/// The guest that changes what is pending and enabled for itself finds its line to be so at once.
+#[test]
+fn the_line_follows_the_caller() {
+    let m = Bench::new(1, &[1]);
+    let step = |args: [u64; 4], high: bool| {
+        m.guest(P0, 1, 0, calls(args));
+        m.guest(P0, 1, 0, move |regs| {
+            assert_eq!(regs.virtual_interrupt, high, "after {args:x?}");
+            [regs.x[0], regs.x[1]] = [0xff01, 0]; // goes on
+            Step::Hypercall
+        });
+    };
+    step([0xff09, 1, 0, 4], false);
+    step([0xff07, 4, 1, 0], true);
+    step([0xff07, 4, 0, 0], false);
+    step([0xff07, 4, 1, 0], true);
+    step([0xff08, 0, 0, 0], false);
+    step([0xff09, 1, 0, 4], true);
+    m.guest(P0, 1, 0, |_| Exit::Wfe);
+    assert_eq!(m.call(P0, run(1, 0)), 0);
 }
 
 #[test]

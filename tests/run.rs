@@ -541,6 +541,7 @@ fn a_crash_stops_its_vm_and_is_reported_once() {
     let m = Bench::new(1, &[1, 1]);
     m.guest(P0, 1, 0, |_| fault(Cause::Write { ipa: 0x4000_1000 }));
     assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+    assert!(!trace().iter().any(|event| event.contains("kick")), "it kicks itself");
     assert_eq!(
         said(),
         [
@@ -570,6 +571,104 @@ fn the_reasons_of_a_stop() {
         assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | reason << 8, "{exit:?}");
         assert_eq!(said().len(), 1);
     }
+}
+
+/// Whatever its vCPUs were about to do, and whichever way they are asked for: stopped is what the primary is told.
+#[test]
+fn stopped_taken_for_blocked() {
+    let m = Bench::new(1, &[3]);
+    m.vcpu(1, 1).set_up(P0, |_| Life::Ready);
+    m.guest(P0, 1, 1, calls([RECEIVE, 1, 0, 0]));
+    assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
+    m.guest(P0, 1, 0, |_| fault(Cause::Undefined));
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 3 << 8);
+    assert_eq!(said().len(), 1);
+    trace();
+    for (vcpu, was) in [(0, "ready"), (1, "blocked"), (2, "off")] {
+        for times in 0..2 {
+            assert_eq!(m.call(P0, run_ext(1, vcpu, 0)), answer::STOPPED | 3 << 8, "v1.{vcpu} was {was}");
+            assert!(m.vcpu(1, vcpu as u16).is_parked());
+            assert_eq!(said().len(), 1 - times, "said once for v1.{vcpu}");
+        }
+    }
+    assert!(trace().iter().all(|event| event == "p0 enter v0.0"), "none of them was loaded");
+}
+
+/// What one vCPU is promised wakes nobody else, however often that is asked for.
+#[test]
+fn a_promise_to_a_sibling_wakes_nobody_else() {
+    let m = Bench::new(1, &[2]);
+    configure(m, &[0, 1]);
+    m.vcpu(1, 1).set_up(P0, |_| Life::Ready);
+    for vcpu in [0, 1] {
+        m.guest(P0, 1, vcpu, calls([RECEIVE, 1, 0, 0]));
+        assert_eq!(m.call(P0, run(1, vcpu.into())), answer::WAIT_FOR_INTERRUPT);
+    }
+    assert_eq!(m.call(P0, [SEND, 1, 8, 0]), 0, "vCPU 0 waits longest");
+    for _ in 0..2 {
+        assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
+        assert!(m.vcpu(1, 1).is_parked());
+    }
+    m.guest(P0, 1, 0, |regs| {
+        assert_eq!(regs.x[0], 8 << 32);
+        calls([0xff06, 0, 0, 0])(regs)
+    });
+    m.guest(P0, 1, 0, |_| Exit::Wfi);
+    assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+    assert_eq!(m.call(P0, [SEND, 1, 9, 0]), 1, "vCPU 1 waits still");
+    m.guest(P0, 1, 1, |regs| {
+        assert_eq!(regs.x[0], 9 << 32);
+        Exit::Wfi
+    });
+    assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
+}
+
+/// Who waits for the save of a vCPU that blocks settles what has come for it by then; or is told, too, that there is nothing.
+#[test]
+fn a_blocked_receive_gets_its_value_after_a_wait() {
+    for sent in [true, false] {
+        let m = Bench::new(3, &[1]);
+        configure(m, &[0, 1]);
+        m.guest(P0, 1, 0, calls([RECEIVE, 1, 0, 0]));
+        fake::before("p0 save v1.0", move || {
+            assert_eq!(m.start(P1, run(1, 0)), Turn::Slept);
+            if sent {
+                assert_eq!(m.call(P2, [SEND, 1, 8, 0]), 0, "vCPU 0 waits");
+            }
+        });
+        assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+        if sent {
+            m.guest(P1, 1, 0, |regs| {
+                assert_eq!(regs.x[0], 8 << 32);
+                Exit::Wfe
+            });
+        }
+        assert_eq!(m.answer(P1), if sent { answer::YIELD } else { answer::WAIT_FOR_INTERRUPT });
+        assert!(m.vcpu(1, 0).is_parked());
+        assert_eq!(m.vcpu(1, 0).is_blocked(), !sent, "its result is owed as long as there is none");
+    }
+}
+
+/// Also on the way of a vCPU that is taken, and given back because the message is somebody else's.
+#[test]
+fn an_interrupt_while_it_is_given_back_is_told() {
+    let m = Bench::new(2, &[2]);
+    configure(m, &[0, 1]);
+    m.vcpu(1, 1).set_up(P0, |_| Life::Ready);
+    m.guest(P0, 1, 0, calls([RECEIVE, 1, 0, 0]));
+    assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+    m.guest(P0, 1, 1, calls([ENABLE, 5, 1, 0]));
+    m.guest(P0, 1, 1, calls([RECEIVE, 1, 0, 0]));
+    assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
+    assert_eq!(m.call(P0, [SEND, 1, 8, 0]), 0, "vCPU 0 waits longest");
+    fake::before("p0 looks for a kick", || assert_eq!(m.call(P1, [INJECT, 1, 1, 5]), 0));
+    assert_eq!(m.call(P0, run_ext(1, 1, 0)), answer::WAKE_UP | 1 << 32 | 1 << 16);
+    m.guest(P0, 1, 1, |regs| {
+        assert_eq!(regs.x[0], NO_MESSAGE);
+        assert!(regs.virtual_interrupt);
+        Exit::Wfe
+    });
+    assert_eq!(m.call(P0, run(1, 1)), answer::YIELD);
 }
 
 /// Its other vCPUs stop, too: the one that runs is kicked.

@@ -7,9 +7,11 @@ use std::pin::Pin;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use baton::arch::fake;
+use baton::arch::{self, fake};
+use baton::call::Call;
 use baton::exec::Local;
 use baton::handoff::{Life, Patience};
+use baton::hypercall::{self, Guest, Verdict};
 use baton::ids::CpuId;
 use baton::sync::Ordering;
 use baton::vcpu::{Busy, Claim, LoadedVcpu, ParkedRegs, Vcpu};
@@ -210,26 +212,35 @@ fn what_is_owed_nothing_is_taken() {
     assert!(vcpu.is_blocked(), "a claim that is dropped leaves it as it was");
 }
 
-/// Whoever kicks a vCPU that is taken, and then not loaded after all, kicks a pCPU that goes back to the primary.
+/// Whoever injects meanwhile takes it for loaded, and kicks the pCPU, which is the primary's again.
 #[test]
-fn a_vcpu_that_is_given_back_leaves_no_kick() {
+fn a_kick_for_what_is_given_back_is_never_the_primarys() {
+    let inject = |m: &'static Bench| {
+        let _until_the_end = On::pcpu(P1);
+        let primary = Guest { local: m.local(P1), vcpu: m.vcpu(0, 1) };
+        let verdict = hypercall::serve(primary, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 5 });
+        assert_eq!(verdict, Verdict::answer(0));
+    };
     let (m, vcpu) = bench();
-    for owed in [false, true] {
-        let mut loaded = load(m, vcpu, P0);
-        if owed {
-            loaded.block();
-        }
-        park(P0, loaded);
-        fake::run_on(P0);
-        let (ready, blocked) = (vcpu.take(m.local(P0)), vcpu.take_owed(m.local(P0)));
-        assert_eq!((ready.is_some(), blocked.is_some()), (!owed, owed));
-        fake::run_on(P1);
-        baton::hypercall::kick(m.local(P1), vcpu, P0);
-        fake::run_on(P0);
-        assert!(baton::arch::interrupt_pending(), "it was kicked");
-        drop((ready, blocked));
-        assert!(!baton::arch::interrupt_pending(), "the primary would see it");
-    }
+    vcpu.interrupts.enable(5, true);
+    let ready = vcpu.take(m.local(P0)).expect("nobody has it");
+    inject(m);
+    assert!(arch::interrupt_pending(), "it counts as loaded, and was not kicked");
+    drop(ready);
+    assert!(!arch::interrupt_pending(), "the kick is left for the primary");
+    assert!(vcpu.interrupts.deliverable(), "the interrupt is not");
+
+    let (m, vcpu) = bench();
+    vcpu.interrupts.enable(5, true);
+    let mut loaded = load(m, vcpu, P0);
+    loaded.block();
+    park(P0, loaded);
+    let owed = vcpu.take_owed(m.local(P0)).expect("it is blocked");
+    inject(m);
+    assert!(arch::interrupt_pending(), "it counts as loaded, and was not kicked");
+    drop(owed);
+    assert!(!arch::interrupt_pending(), "the kick is left for the primary");
+    assert_eq!(claim(vcpu, m.local(P0)).life(), Life::BlockedInReceive, "its result is owed still");
 }
 
 #[test]

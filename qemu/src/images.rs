@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use cargo_metadata::{Message, Metadata, MetadataCommand, TargetKind};
+use cargo_metadata::{Artifact, Message, Metadata, MetadataCommand, TargetKind};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf};
 
@@ -22,6 +22,7 @@ use crate::setup::{self, Toolchain};
 
 const HYPERVISOR: &str = "baton";
 const VMS: &str = "baton-vms";
+const COUNTER: &str = "baton-counter";
 
 /// The workspace that this tool was started in, and where its products go.
 pub struct Workspace {
@@ -30,6 +31,7 @@ pub struct Workspace {
     hypervisors: Once<PathBuf>,
     vms: Once<HashMap<String, PathBuf>>,
     ramdisks: Once<()>,
+    counter: Once<PathBuf>,
 }
 
 /// What was made, by name, or why it could not be.
@@ -59,6 +61,7 @@ impl Workspace {
             hypervisors: Once::default(),
             vms: Once::default(),
             ramdisks: Once::default(),
+            counter: Once::default(),
         })
     }
 
@@ -93,6 +96,20 @@ impl Workspace {
             executables
                 .map(|(name, elf)| Ok((name.clone(), self.store(&elf, &self.product("vms").join(&name))?)))
                 .collect()
+        })
+    }
+
+    /// The plugin that counts what a machine executes, for QEMU to load.
+    pub fn counter(&self) -> Result<PathBuf> {
+        once(&self.counter, COUNTER, || {
+            let mut cargo = setup::host_cargo();
+            cargo.args(["build", "--release", "--package", COUNTER]);
+            let mut library = None;
+            self.artifacts(cargo, |artifact| {
+                let is_it = artifact.target.kind.contains(&TargetKind::CDyLib);
+                library = library.take().or(artifact.filenames.into_iter().find(|_| is_it));
+            })?;
+            Ok(library.context("the build left no library of the counter")?.into_std_path_buf())
         })
     }
 
@@ -182,25 +199,34 @@ impl Workspace {
     }
 
     /// Runs a build and returns the executables that it made, by name.
-    fn build(&self, mut cargo: Command) -> Result<HashMap<String, PathBuf>> {
+    fn build(&self, cargo: Command) -> Result<HashMap<String, PathBuf>> {
+        let mut executables = HashMap::new();
+        self.artifacts(cargo, |artifact| {
+            if artifact.target.kind.contains(&TargetKind::Bin)
+                && let Some(executable) = artifact.executable
+            {
+                executables.insert(artifact.target.name, executable.into_std_path_buf());
+            }
+        })?;
+        Ok(executables)
+    }
+
+    /// Runs a build and shows `take` what it made.
+    fn artifacts(&self, mut cargo: Command, mut take: impl FnMut(Artifact)) -> Result<()> {
         cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
         cargo.current_dir(self.root()).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = cargo.spawn().with_context(|| format!("could not run `{}`", words(&cargo)))?;
         let output = BufReader::new(child.stdout.take().expect("the output of cargo is piped"));
-        let mut executables = HashMap::new();
         for message in Message::parse_stream(output) {
-            if let Message::CompilerArtifact(artifact) = message.context("could not read what cargo says")?
-                && artifact.target.kind.contains(&TargetKind::Bin)
-                && let Some(executable) = artifact.executable
-            {
-                executables.insert(artifact.target.name, executable.into_std_path_buf());
+            if let Message::CompilerArtifact(artifact) = message.context("could not read what cargo says")? {
+                take(artifact);
             }
         }
         let status = child.wait().with_context(|| format!("could not wait for `{}`", words(&cargo)))?;
         if !status.success() {
             bail!("`{}` failed", words(&cargo));
         }
-        Ok(executables)
+        Ok(())
     }
 
     /// Leaves `elf` and its flat image under `stem`; returns the image.

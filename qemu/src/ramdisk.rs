@@ -142,6 +142,17 @@ pub fn recipes() -> Vec<Recipe> {
             initrd: b"",
             secondaries: (0..4).map(|_| Secondary::small("bench_peer", 1)).collect(),
         },
+        // As many secondaries as there may be: the CPUs of the primary have VMs of their own.
+        Recipe {
+            name: "contention",
+            primary: "contention",
+            initrd: b"",
+            secondaries: ["contended"; 14]
+                .iter()
+                .chain(&["attentive"])
+                .map(|image| Secondary::small(image, 1))
+                .collect(),
+        },
     ]
 }
 

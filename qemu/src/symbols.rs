@@ -1,6 +1,8 @@
-//! Where the hypervisor's symbols are in a machine that QEMU has loaded it into, for tests that use the debugger.
+//! Where the hypervisor's symbols are in a machine that QEMU has loaded it into, for tests that use the debugger and
+//! for the counter.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -39,6 +41,17 @@ impl Symbols {
         let file = ElfFile64::<Endianness>::parse(&*self.elf).context("the hypervisor's ELF file is damaged")?;
         let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
         Ok(symbol.with_context(|| format!("the hypervisor has no symbol {name}"))?.address())
+    }
+
+    /// The code of a function by its path in Rust, in a running machine; nothing if it was compiled into others.
+    pub fn function(&self, path: &str) -> Result<Option<Range<u64>>> {
+        let file = ElfFile64::<Endianness>::parse(&*self.elf).context("the hypervisor's ELF file is damaged")?;
+        let is_it = |name: &str| format!("{:#}", rustc_demangle::demangle(name)).replace(['<', '>'], "") == path;
+        let symbol = file.symbols().find(|symbol| symbol.name().is_ok_and(is_it));
+        Ok(symbol.map(|symbol| {
+            let start = self.start + symbol.address() - self.link;
+            start..start + symbol.size()
+        }))
     }
 
     /// The instruction that the image has at an address of a running machine.

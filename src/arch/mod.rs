@@ -3,7 +3,7 @@
 //! | name | what it is |
 //! |---|---|
 //! | [`Regs`] | the register file of a vCPU in memory, with its constants |
-//! | [`Cpu`] | this pCPU: `load`, `save` and `enter` registers; `switch` from the primary and `take_back` |
+//! | [`Cpu`] | this pCPU: `load`, `save` and `enter` registers; `switch` from the primary in its call, and `take_back` to it |
 //! | [`PcpuArch`] | what other pCPUs need to know to kick this one |
 //! | [`this_cpu`] | which pCPU runs this |
 //! | [`interrupt_pending`] | whether a physical interrupt is pending that is the primary's to take |

@@ -21,6 +21,18 @@ pub fn load(path: &Path) -> Result<Rows> {
     serde_json::from_str(&text).with_context(|| format!("the stored figures {} are damaged", path.display()))
 }
 
+/// What the table in the README stands between.
+const TABLE: [&str; 2] = ["<!-- bench -->\n", "<!-- /bench -->"];
+
+/// The README with this table in place of its own.
+pub fn with_table(readme: &str, rows: &Rows) -> Result<String> {
+    let [begin, end] = TABLE;
+    let (before, rest) =
+        readme.split_once(begin).with_context(|| format!("the README has no line {}", begin.trim()))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("the README has no line {end}"))?;
+    Ok(format!("{before}{begin}{}{end}{after}", rows.markdown()))
+}
+
 /// Something that is not as it was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
@@ -104,6 +116,22 @@ mod tests {
 
     fn rows(figures: &[(&str, u64)]) -> Rows {
         Rows { rows: figures.iter().map(|(name, el2)| Row::exact(name, *el2, 6)).collect() }
+    }
+
+    /// What the README says is what is stored.
+    #[test]
+    fn the_readme_has_the_stored_figures() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let readme = fs::read_to_string(root.join("../README.md")).expect("there is a README");
+        let stored = load(&root.join("bench-baseline.json")).expect("there are stored figures");
+        let updated = with_table(&readme, &stored).expect("the README has a table");
+        assert!(updated == readme, "the README's table is not what is stored; `cargo baton bench --save` writes both");
+    }
+
+    #[test]
+    fn a_readme_without_a_table_is_refused() {
+        assert!(with_table("# Baton", &rows(&[])).is_err());
+        assert!(with_table("<!-- bench -->\n", &rows(&[])).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::bench::guest::{self, Count, PATIENCE, Told};
 use crate::bench::rows::{BOOT, DEFINITIONS, Row, Rows};
+use crate::bench::several::{self, Several};
 use crate::images::Workspace;
 use crate::machine::Outcome;
 
@@ -21,7 +22,11 @@ pub struct Measured {
 
 /// Measures all rows. A further source adds its rows to those of the first.
 pub fn all(workspace: &Workspace, image: &Path) -> Result<Measured> {
-    let measured = one_pcpu(workspace, image)?;
+    let mut measured = one_pcpu(workspace, image)?;
+    match several::rows(workspace, image)? {
+        Several::Measured(rows) => measured.rows = Rows::new([measured.rows.rows, rows].concat()),
+        Several::Skipped(rows) => measured.skipped.extend(rows),
+    }
     complete(&measured.rows, &measured.skipped)?;
     Ok(measured)
 }
@@ -40,7 +45,7 @@ fn complete(rows: &Rows, skipped: &[(String, String)]) -> Result<()> {
 }
 
 /// The rows of one pCPU: the guest `bench` counts by itself. It runs twice, and must say the same.
-fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
+pub fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
     let machine = guest::machine(workspace, image, "")?;
     let first = guest::told(&machine.run(Some(PATIENCE), false)?)?;
     let outcome = machine.run(Some(PATIENCE), false)?;

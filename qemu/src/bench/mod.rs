@@ -1,16 +1,23 @@
 //! `cargo baton bench`: instructions of the hypervisor, row by row.
 //!
 //! Wall time under an emulator says nothing; guest instructions under QEMU's `-icount` are exact, and the same on every
-//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts with
-//! the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and it shows
-//! where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another image.
+//! computer. [`rows`] says what the rows are and [`measure`] where their figures come from: the [`guest`] that counts
+//! with the PMU. The execution log ([`exec_log`], [`watch`]) counts without asking the machine: it is the referee, and
+//! it shows where the instructions go ([`trace`]). [`baseline`] compares with what was stored, [`against`] with another
+//! image.
+//!
+//! The [`counter`] sees what several pCPUs do at once: [`several`] has the rows that take more than one, [`contention`]
+//! what it costs that they share.
 
 mod against;
 mod baseline;
+mod contention;
+mod counter;
 mod exec_log;
 mod guest;
 mod measure;
 mod rows;
+mod several;
 mod trace;
 mod watch;
 
@@ -22,6 +29,7 @@ use clap::Args;
 
 use crate::bench::baseline::Finding;
 use crate::bench::guest::PATIENCE;
+use crate::bench::measure::Measured;
 use crate::bench::rows::DEFINITIONS;
 use crate::footprint;
 use crate::images::Workspace;
@@ -49,6 +57,10 @@ pub struct Options {
     /// List what EL2 executes in one iteration of this row, or in the boot, in target/baton/trace-ROW.txt.
     #[arg(long, value_name = "ROW", conflicts_with_all = ["rows", "referee", "against", "check", "save"])]
     trace: Option<String>,
+    /// Measure what it costs that several pCPUs share, with the future and with a gate that spins; `--save` draws the
+    /// picture.
+    #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "against", "check", "hypervisor", "footprint"])]
+    contention: bool,
     /// Say how much memory the hypervisor takes instead, and how deep its stacks get.
     #[arg(long, conflicts_with_all = ["rows", "trace", "referee", "check", "save", "hypervisor", "against"])]
     footprint: bool,
@@ -62,6 +74,9 @@ pub struct Options {
 
 /// Does what `options` ask for; true if nothing was wrong.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    if options.contention {
+        return contend(workspace, options).map(|()| true);
+    }
     if options.footprint {
         let footprint = footprint::report(workspace)?;
         match options.json {
@@ -108,7 +123,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let path = workspace.root().join(BASELINE);
     if options.save {
         std::fs::write(&path, rows.json()).with_context(|| format!("could not write {}", path.display()))?;
-        eprintln!("stored in {}", path.display());
+        let readme = workspace.root().join("README.md");
+        let text = std::fs::read_to_string(&readme).with_context(|| format!("could not read {}", readme.display()))?;
+        std::fs::write(&readme, baseline::with_table(&text, &rows)?)
+            .with_context(|| format!("could not write {}", readme.display()))?;
+        eprintln!("stored in {} and in the README's table", path.display());
     }
     if options.check {
         let findings = baseline::compare(&baseline::load(&path)?.only(&options.rows), &rows);
@@ -118,44 +137,66 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     Ok(true)
 }
 
-/// The two tests of this kind.
+/// Measures contention, and prints it, or draws it.
+fn contend(workspace: &Workspace, options: &Options) -> Result<()> {
+    let contention = contention::measure(workspace, |scene| eprintln!("{scene}"))?;
+    print!("{}", if options.json { contention.json()? } else { contention.table() });
+    if options.save {
+        let path = workspace.root().join(contention::PICTURE);
+        std::fs::write(&path, contention.picture()).with_context(|| format!("could not write {}", path.display()))?;
+        eprintln!("drawn in {}", path.display());
+    }
+    Ok(())
+}
+
+/// The tests of this kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Check {
     /// No row has grown since the baseline was stored.
     Baseline,
     /// The figures are right: the execution log says so.
     Referee,
+    Contention(contention::Check),
 }
 
 pub fn tests() -> Vec<Test> {
-    [("bench_baseline", Check::Baseline), ("bench_referee", Check::Referee)]
-        .map(|(name, check)| Test {
+    let rows = [("bench_baseline", Check::Baseline, 1), ("bench_referee", Check::Referee, 1)];
+    let contention = contention::Check::ALL.map(|(name, check, cpus)| (name, Check::Contention(check), cpus));
+    rows.into_iter()
+        .chain(contention)
+        .map(|(name, check, cpus)| Test {
             name: name.to_owned(),
-            cpus: 1,
+            cpus,
             long: false,
             beyond_reference: true,
             timeout: PATIENCE.min(Duration::from_secs(60)),
             kind: Kind::Bench(check),
         })
-        .to_vec()
+        .collect()
 }
 
 /// Runs a test of this kind.
 pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Report> {
-    let measured = measure::all(workspace, image)?;
-    let problems: Vec<String> = match check {
+    match check {
         Check::Baseline => {
+            let measured = measure::all(workspace, image)?;
             let findings = baseline::compare(&baseline::load(&workspace.root().join(BASELINE))?, &measured.rows);
-            findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string).collect()
+            Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
         }
         Check::Referee => {
+            let measured = measure::one_pcpu(workspace, image)?;
             let verdicts = watch::referee(workspace, image, &[])?;
-            verdicts.iter().filter_map(watch::Verdict::problem).collect()
+            Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
         }
-    };
-    Ok(Report {
+        Check::Contention(check) => check.run(workspace),
+    }
+}
+
+fn report(measured: Measured, problems: impl Iterator<Item = String>) -> Report {
+    let problems: Vec<String> = problems.collect();
+    Report {
         command_line: measured.command_line,
         outcome: measured.outcome,
         problem: (!problems.is_empty()).then(|| problems.join("\n      ")),
-    })
+    }
 }

@@ -42,6 +42,10 @@ pub const DEFINITIONS: &[Definition] = &[
     own("preempt", "vcpu_run that the primary's physical timer ends"),
     own("fp_first", "what one FP instruction of a secondary costs its run"),
     own("fp_switch", "run_message with an FP instruction on both sides"),
+    own("handoff_parked", "vcpu_run of a vCPU that ran on another pCPU, WFI, back"),
+    own("handoff_saving", "the same while the other pCPU saves it: that save with its wake, this wait and entry"),
+    own("inject_running", "inject into a vCPU that runs on another pCPU: the call, its exit and entry there"),
+    own("cancel", "vcpu_run that waits for a vCPU, until an interrupt ends the wait"),
 ];
 
 /// A row as it was measured. Of what could not be told apart there is the total only.
@@ -60,6 +64,11 @@ impl Row {
     /// A row whose instructions are known by level.
     pub fn exact(name: &str, el2: u64, el1: u64) -> Row {
         Row { el2: Some(el2), el1: Some(el1), ..Row::total(name, el2 + el1) }
+    }
+
+    /// A row of several pCPUs: what they need at EL2 together. EL1 is what they wait for each other in.
+    pub fn several(name: &str, el2: u64) -> Row {
+        Row { el2: Some(el2), ..Row::total(name, el2) }
     }
 
     /// A row of which only the total is known.
@@ -97,6 +106,18 @@ impl Rows {
 
     pub fn get(&self, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == name)
+    }
+
+    /// As a table of a Markdown page: what EL2 needs.
+    pub fn markdown(&self) -> String {
+        let mut table =
+            "| row | one iteration | EL2 instructions | the reference's, 2018 |\n|---|---|--:|--:|\n".to_owned();
+        for row in &self.rows {
+            let what = DEFINITIONS.iter().find(|definition| definition.name == row.name).map_or("", |it| it.what);
+            let reference = row.reference.map_or("–".to_owned(), |reference| reference.to_string());
+            table += &format!("| `{}` | {what} | {} | {reference} |\n", row.name, row.figure());
+        }
+        table
     }
 
     /// As JSON, a row a line.

@@ -14,6 +14,7 @@ use crate::bench::exec_log::{self, Observer};
 use crate::bench::guest::{self, Count, INSTRUCTIONS_PER_TICK, PATIENCE, Told};
 use crate::bench::measure::difference;
 use crate::bench::rows::BOOT;
+use crate::bench::several;
 use crate::bench::trace::Listing;
 use crate::images::{self, Workspace};
 
@@ -202,16 +203,27 @@ pub fn referee(workspace: &Workspace, image: &Path, names: &[String]) -> Result<
 pub fn trace(workspace: &Workspace, image: &Path, row: &str) -> Result<()> {
     const SUMMARY_LINES: usize = 40;
     let listing = Listing::read(image, workspace.root())?;
-    let watched = watch(workspace, image, &[row])?;
     let (text, executed) = if row == BOOT {
-        (listing.profile(&watched.boot), watched.boot)
+        let boot = watch(workspace, image, &[row])?.boot;
+        (listing.profile(&boot), boot)
     } else {
-        let (counts, _) = watched.rows.first().with_context(|| format!("row {row} cannot be counted on this image"))?;
+        let pcs = if several::has(row) {
+            const GUEST: u64 = 0;
+            several::lists(workspace, image, row)?.join(&GUEST)
+        } else {
+            let watched = watch(workspace, image, &[row])?;
+            let (counts, _) = watched
+                .rows
+                .into_iter()
+                .next()
+                .with_context(|| format!("row {row} cannot be counted on this image"))?;
+            counts.executed
+        };
         let mut executed = Executed::new();
-        for &pc in counts.executed.iter().filter(|pc| listing.range.contains(pc)) {
+        for &pc in pcs.iter().filter(|pc| listing.range.contains(pc)) {
             *executed.entry(pc).or_default() += 1;
         }
-        (listing.sequence(&counts.executed), executed)
+        (listing.sequence(&pcs), executed)
     };
     let total: u64 = executed.values().sum();
     let path = workspace.product(&format!("trace-{row}.txt"));

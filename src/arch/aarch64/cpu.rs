@@ -339,7 +339,7 @@ impl Cpu {
         // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
         let permission = syndrome & 0b11_1100 == 0b00_1100;
         let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
-        let cause = match syndrome >> SYNDROME_CLASS {
+        let cause = match syndrome >> SYNDROME_CLASS & 0x3f {
             0x20 => Cause::Execute { ipa },
             0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
             0x24 => Cause::Read { ipa },
@@ -361,12 +361,13 @@ impl Cpu {
             }
             baton_fp_load(&raw const regs.fp);
         }
-        self.fp_holder.set(Some(NonNull::from(&regs.fp)));
+        self.fp_holder.set(Some(NonNull::from(&mut regs.fp)));
         self.special.set(self.special.get() | special::FP_HELD);
     }
 }
 
-/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one bit above that.
+/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one of the bits that are none of
+/// that, now or, ISS2 being where it is, later.
 mod how {
     pub const WFI_OR_WFE: u64 = 0x01;
     pub const FP: u64 = 0x07;
@@ -375,9 +376,9 @@ mod how {
     pub const INTERRUPT: u64 = super::HOW_INTERRUPT >> super::SYNDROME_CLASS;
 }
 const SYNDROME_CLASS: u32 = 26;
-pub(super) const HOW_INTERRUPT: u64 = 1 << 32;
-pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 33;
-pub(super) const HOW_CALL: u64 = 1 << 34;
+pub(super) const HOW_INTERRUPT: u64 = 1 << 60;
+pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 61;
+pub(super) const HOW_CALL: u64 = 1 << 62;
 
 /// The same reference, of which the compiler does not know that it is: so that it does not keep addresses of parts of it
 /// in the stack while a guest runs, where one address and an addition each will do.

@@ -131,13 +131,15 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
 
 /// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
 pub fn set_up(pcpu: &Pcpu) {
-    /// ICC_SRE_EL2: EL1's accesses to ICC_SRE_EL1 trap, because it cannot have the registers off.
+    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so they
+    /// have to be on.
     const SRE: u64 = 1;
     // SAFETY: only how interrupts become pending changes, and EL2 takes none.
     unsafe {
         asm!(
             "msr icc_sre_el2, {sre}",
             "isb",
+            "msr icc_sre_el1, {sre}",
             "msr ich_hcr_el2, xzr",
             "msr icc_pmr_el1, {lowest}",
             "msr icc_igrpen1_el1, {one}",
@@ -195,7 +197,7 @@ pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
     let _one_at_a_time = pcpu.arch.gate.lock();
     let Some(redistributor) = pcpu.arch.redistributor() else { return };
     let was_kicked = pcpu.arch.kicked.swap(true, Ordering::Relaxed);
-    // Pairs with the fence in `get_up`, and with the one behind the publish of a vCPU that was run.
+    // Pairs with the fence in `get_up`, and with the one behind the publish of a vCPU that was run or given back.
     fence(Ordering::SeqCst);
     if !still_there() {
         pcpu.arch.kicked.store(was_kicked, Ordering::Relaxed);

@@ -37,6 +37,11 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
             "THE SAVE GATE IS TAKEN OUT (feature no-gate): vCPUs run with wrong registers. For the negative control only."
         );
     }
+    if cfg!(feature = "spin-gate") {
+        say!(
+            "A PCPU THAT WAITS FOR A SAVE SPINS (feature spin-gate): its primary's interrupts wait too. For comparison only."
+        );
+    }
     if cfg!(feature = "save-window") {
         say!("a debugger can hold saves open (feature save-window). For tests only.");
     }

@@ -167,10 +167,15 @@ fn pcpu(cpu: CpuId) -> &'static Pcpu {
 
 /// Writes an event down, and lets happen what a hook has for it.
 fn announce(event: String) {
+    WORLD.with(|world| world.trace.borrow_mut().push(event.clone()));
+    pass(&event);
+}
+
+/// Lets happen what a hook has for an event that is too common for the trace.
+fn pass(event: &str) {
     let hook = WORLD.with(|world| {
-        world.trace.borrow_mut().push(event.clone());
         let mut hooks = world.hooks.borrow_mut();
-        let at = hooks.iter().position(|(waits_for, _)| *waits_for == event)?;
+        let at = hooks.iter().position(|(waits_for, _)| waits_for == event)?;
         Some(hooks.remove(at).1)
     });
     if let Some(hook) = hook {
@@ -443,6 +448,7 @@ pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
 
 /// Whether this pCPU was kicked; if so the kick is cleaned up.
 pub fn take_kick(pcpu: &Pcpu) -> bool {
+    pass(&format!("{} looks for a kick", p(pcpu.id)));
     pcpu.arch.kicked.swap(false, Ordering::Relaxed)
 }
 

@@ -37,7 +37,7 @@ pub fn init_machine() {
     const AFFINITY_ROUTING: u32 = 1 << 4;
     write(DISTRIBUTOR + GICD_CTLR, AFFINITY_ROUTING);
     write(DISTRIBUTOR + GICD_CTLR, AFFINITY_ROUTING | ENABLE_GROUP_1);
-    exception::set_interrupt_handler(handle);
+    exception::set_interrupt_handler(take_pending);
 }
 
 /// Sets up what belongs to this CPU: SGIs and the EL1 timers can be taken from here on.
@@ -94,8 +94,9 @@ pub fn send_sgi(affinity: u64, id: u64) {
     sysreg::write!("s3_0_c12_c11_5", aff3 << 48 | aff2 << 32 | id << 24 | aff1 << 16 | list); // ICC_SGI1R_EL1
 }
 
-/// Takes all interrupts that are pending. A timer is stopped, because its line stays up until then.
-fn handle() {
+/// Takes all interrupts that are pending. A timer is stopped, because its line stays up until then. The handler of
+/// interrupts, unless somebody sets another one.
+pub fn take_pending() {
     loop {
         let id = sysreg::read!("s3_0_c12_c12_0"); // ICC_IAR1_EL1
         if id >= SPURIOUS {

@@ -11,7 +11,8 @@
 //! The modules, bottom up: `entry` and `mmu` bring a CPU up; `cpu` holds what is private to one; `exception` handles
 //! faults and interrupts; `console` prints and `verdict` says how it went; `call` and `psci` are the ways into the hypervisor; `mailbox` is messages;
 //! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `puppet`, `wire` and
-//! `bench` are what VMs share with the primary that drives them.
+//! `bench` are what VMs share with the primary that drives them; `trace` talks to
+//! whoever measures the machine.
 #![no_std]
 
 pub mod bench;
@@ -30,6 +31,7 @@ pub mod puppet;
 pub mod state;
 pub mod sysreg;
 pub mod timer;
+pub mod trace;
 pub mod verdict;
 pub mod wire;
 

@@ -38,6 +38,8 @@ pub enum Register {
     Scr,
     /// VBAR_EL2, which nobody has at EL1
     VbarEl2,
+    /// ISR_EL1: whether an interrupt is pending; of a secondary, a virtual one
+    Isr,
 }
 
 type Read = fn() -> u64;
@@ -54,6 +56,7 @@ const REGISTERS: &[(Register, Read)] = &[
     (Register::Pmcr, || sysreg::read!("s3_3_c9_c12_0")),
     (Register::Scr, || sysreg::read!("s3_6_c1_c1_0")),
     (Register::VbarEl2, || sysreg::read!("s3_4_c12_c0_0")),
+    (Register::Isr, || sysreg::read!("isr_el1")),
 ];
 
 /// A register that a VM can write, and that another one must not find written.

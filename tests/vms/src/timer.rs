@@ -1,5 +1,5 @@
-//! The EL1 timers, which the primary owns: the physical one for slices, and for deadlines that only guard against hangs;
-//! the virtual one, which a secondary can write to and must not be able to stop.
+//! The EL1 timers, which the primary owns: the physical one for slices, and for deadlines that only guard against
+//! hangs; the virtual one, which a secondary can write to and must not be able to stop.
 
 use crate::sysreg;
 
@@ -18,8 +18,24 @@ pub fn ticks_per_ms() -> u64 {
 
 /// Has the timer of this CPU interrupt after this many ticks.
 pub fn arm(ticks: u64) {
-    sysreg::write!("cntp_cval_el0", now() + ticks);
-    sysreg::write!("cntp_ctl_el0", 1);
+    arm_at(now() + ticks);
+}
+
+/// Has the timer of this CPU interrupt at this time.
+pub fn arm_at(time: u64) {
+    sysreg::write!("cntp_cval_el0", time);
+    sysreg::write!("cntp_ctl_el0", ENABLE);
+}
+
+const ENABLE: u64 = 1 << 0;
+/// The deadline passes, and no interrupt comes of it.
+const MASK: u64 = 1 << 1;
+
+/// Has the timer of this CPU reach its deadline at this time, and not interrupt. Where QEMU runs the CPUs by turns, it
+/// ends the turn of the one that runs then.
+pub fn arm_masked_at(time: u64) {
+    sysreg::write!("cntp_cval_el0", time);
+    sysreg::write!("cntp_ctl_el0", ENABLE | MASK);
 }
 
 /// Stops the timer of this CPU; its interrupt line falls.
@@ -34,6 +50,12 @@ pub const VIRTUAL_INTERRUPT: usize = 27;
 pub fn arm_virtual(ticks: u64) {
     sysreg::write!("cntv_cval_el0", sysreg::read!("cntvct_el0") + ticks);
     sysreg::write!("cntv_ctl_el0", 1);
+}
+
+/// As [`arm_masked_at`], with the virtual timer.
+pub fn arm_virtual_masked_at(time: u64) {
+    sysreg::write!("cntv_cval_el0", time);
+    sysreg::write!("cntv_ctl_el0", ENABLE | MASK);
 }
 
 /// Stops the virtual timer of this CPU.

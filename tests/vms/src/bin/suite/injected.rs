@@ -6,7 +6,7 @@ use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{self, Command};
 use baton_vms::verdict::{Verdict, any_failure};
-use baton_vms::{ensure, exception, timer};
+use baton_vms::{cpu, ensure, exception, timer};
 
 use crate::harness::{
     Puppet, configure, equal, init_interrupts, join, patience, report, start_cpu, take_message, vms, wait_until,
@@ -49,6 +49,9 @@ pub fn injected_interrupts(machine: &Machine) -> Verdict {
     Ok(())
 }
 
+/// The software-generated interrupt that is the hypervisor's.
+const KICK: usize = 15;
+
 /// Runs interruptible until the end. A hypervisor that kicks needs no slices; another one sees to what was injected
 /// when a slice ends.
 fn run_interruptible() -> Verdict {
@@ -58,9 +61,12 @@ fn run_interruptible() -> Verdict {
         if slices {
             timer::arm(timer::ticks_per_ms());
         }
-        match call::vcpu_run(vms::INTERRUPTIBLE, 0) {
-            Exit::Yield => exception::take_interrupts(),
-            Exit::WaitForInterrupt => {}
+        let exit = call::vcpu_run(vms::INTERRUPTIBLE, 0);
+        exception::take_interrupts();
+        let kicks = cpu::current().interrupts(KICK);
+        ensure!(kicks == 0, "a kick that crossed a run that ended with {exit:?} interrupted the primary");
+        match exit {
+            Exit::Yield | Exit::WaitForInterrupt => {}
             Exit::Message { size } => {
                 let message = take_message(size)?;
                 ensure!(message.len() == 2, "interruptible sent {} words", message.len());

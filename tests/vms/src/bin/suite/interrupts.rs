@@ -121,6 +121,54 @@ pub fn inject_interrupt_by_secondary(_: &Machine) -> Verdict {
     equal("inject_interrupt into its other vCPU", result, 0)
 }
 
+/// The line follows every call that changes what is pending and enabled, at once, and stays where it is over traps that the
+/// hypervisor finishes by itself.
+pub fn interrupt_line(_: &Machine) -> Verdict {
+    const IRQ: u64 = 1 << 7;
+    const LINE: Command = Command::Sysreg(Register::Isr);
+    const TRAP: Command = Command::Sysreg(Register::IccPmr);
+    let to_itself = Command::Hvc([function::INJECT_INTERRUPT, vms::PUPPET, 0, 40]);
+    let puppet = Puppet::start(vms::PUPPET)?;
+    let follows = |steps: &[(Command, u64)]| -> Verdict {
+        let commands: Commands = steps.iter().map(|(command, _)| *command).collect();
+        for (n, (answer, (command, high))) in puppet.ask(&commands)?.iter().zip(steps).enumerate() {
+            if *command == LINE {
+                equal(format_args!("ISR_EL1 of a secondary after {:?}", &commands[..n]), answer.value, *high)?;
+            }
+        }
+        Ok(())
+    };
+    // Entered with the line low.
+    follows(&[
+        (LINE, 0),
+        (to_itself, 0),
+        (LINE, 0),
+        (enable(40, 1), 0),
+        (LINE, IRQ),
+        (TRAP, 0),
+        (LINE, IRQ),
+        (enable(40, 0), 0),
+        (LINE, 0),
+        (TRAP, 0),
+        (LINE, 0),
+        (enable(40, 1), 0),
+        (LINE, IRQ),
+        (FETCH, 0),
+        (LINE, 0),
+        (to_itself, 0),
+        (LINE, IRQ),
+        (TRAP, 0),
+        (LINE, IRQ),
+        (FETCH, 0),
+        (LINE, 0),
+    ])?;
+    // Entered with the line high.
+    puppet.ask(&[enable(41, 1)])?;
+    inject(40)?;
+    inject(41)?;
+    follows(&[(LINE, IRQ), (FETCH, 0), (TRAP, 0), (LINE, IRQ), (FETCH, 0), (LINE, 0), (TRAP, 0), (LINE, 0)])
+}
+
 /// A pending and enabled interrupt is taken at the IRQ vector as soon as the VM lets it in; a disabled one never.
 pub fn interrupt_vector(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;

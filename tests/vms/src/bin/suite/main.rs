@@ -47,7 +47,7 @@ static CASES: &[(&str, Case)] = cases! {
     mailboxes: mailbox_send mailbox_send_by_secondary mailbox_sizes mailbox_relay mailbox_client mailbox_receive
         mailbox_receive_blocked mailbox_clear double_clear message_to_primary_is_read;
     interrupts: enable_interrupt get_and_acknowledge_interrupt inject_interrupt inject_interrupt_by_secondary
-        interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive interrupt_ends_wfi
+        interrupt_line interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive interrupt_ends_wfi
         virtual_icc_registers;
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
         psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf system_off system_reset;

@@ -1,5 +1,7 @@
 //! vcpu_run: what its result says, and what ends a run.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use baton_vms::call::{self, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::Command;
@@ -129,10 +131,13 @@ const SGI: u64 = 5;
 
 /// An SGI from another CPU ends a run too.
 pub fn vcpu_run_interrupted_by_sgi(machine: &Machine) -> Verdict {
+    // An SGI for a CPU that has not set its group up yet is nobody's.
+    static LISTENS: AtomicBool = AtomicBool::new(false);
     harness::configure()?;
     start_cpu(1, |_| {
         harness::report(|| {
             init_interrupts();
+            LISTENS.store(true, Ordering::Release);
             let deadline = harness::patience();
             while cpu::current().interrupts(SGI as usize) == 0 {
                 match call::vcpu_run(vms::HOG, 0) {
@@ -145,7 +150,8 @@ pub fn vcpu_run_interrupted_by_sgi(machine: &Machine) -> Verdict {
             Ok(())
         });
     })?;
-    // The hog's first message shows that it runs on the other CPU by now; it does not depend on that.
+    wait_until("cpu1 listens", || LISTENS.load(Ordering::Acquire))?;
+    // Most probably the hog runs there by then; it does not depend on that.
     timer::arm(timer::ticks_per_ms() * 5);
     call::wait_for_interrupt();
     exception::take_interrupts();
