@@ -213,6 +213,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
+/// Runs one QEMU test, without a word.
+pub fn one(workspace: &Workspace, name: &str) -> Result<Report> {
+    let tests = tests(workspace.root())?;
+    let test =
+        tests.iter().find(|test| test.name == name).with_context(|| format!("there is no QEMU test `{name}`"))?;
+    let progress = Mutex::new(Progress { ended: 0, tally: Tally::default() });
+    Runner { workspace, options: &Options::default(), total: 1, progress }.report(test)
+}
+
 /// Prints the names of all tests.
 pub fn list(workspace: &Workspace, options: &Options) -> Result<()> {
     let root = workspace.root();
