@@ -136,6 +136,10 @@ pub enum Command {
     FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
+    /// Sets the virtual timer to a time.
+    SetVirtualTimer(u64),
+    /// value: the time that the virtual timer is set to; a: its control.
+    VirtualTimer,
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -183,6 +187,8 @@ impl Command {
             Command::LeaveMarks => (23, [0; 4]),
             Command::LoseVectors(address) => (25, [address, 0, 0, 0]),
             Command::FindMarks => (24, [0; 4]),
+            Command::SetVirtualTimer(time) => (26, [time, 0, 0, 0]),
+            Command::VirtualTimer => (27, [0; 4]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -217,6 +223,8 @@ impl Command {
             23 => Command::LeaveMarks,
             25 => Command::LoseVectors(a),
             24 => Command::FindMarks,
+            26 => Command::SetVirtualTimer(a),
+            27 => Command::VirtualTimer,
             _ => return None,
         })
     }
@@ -271,6 +279,13 @@ impl Command {
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
             Command::StopVirtualTimer => timer::stop_virtual(),
+            Command::SetVirtualTimer(time) => {
+                sysreg::write!("cntv_cval_el0", time);
+                sysreg::write!("cntv_ctl_el0", 1);
+            }
+            Command::VirtualTimer => {
+                (answer.value, answer.a) = (sysreg::read!("cntv_cval_el0"), sysreg::read!("cntv_ctl_el0"));
+            }
             Command::LoseVectors(address) => {
                 sysreg::write!("vbar_el1", address);
                 // SAFETY: there is no way back, which is the point.
