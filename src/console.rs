@@ -7,18 +7,18 @@
 
 use core::fmt::{self, Write};
 
-use crate::sync::Lock;
+use crate::sync::{Lock, spin_loop};
 
 /// Where lines go.
 pub trait Sink: Send {
     fn put(&mut self, byte: u8);
 }
 
-static CONSOLE: Lock<Option<&'static mut dyn Sink>> = Lock::new(None);
+static CONSOLE: Console = Console::new();
 
 /// Sets where lines go. At boot, once.
 pub fn set_sink(sink: &'static mut dyn Sink) {
-    *CONSOLE.lock() = Some(sink);
+    CONSOLE.set_sink(sink);
 }
 
 struct Line<'a>(&'a mut dyn Sink);
@@ -35,32 +35,67 @@ impl Write for Line<'_> {
     }
 }
 
+/// A console; the hypervisor has one.
+pub struct Console(Lock<Option<&'static mut dyn Sink>>);
+
+impl Console {
+    /// How often a pCPU that panics looks whether another one is done with its line.
+    const PATIENCE: u32 = if cfg!(feature = "checked") { 2 } else { 1_000_000 };
+
+    pub const fn new() -> Self {
+        Self(Lock::new(None))
+    }
+
+    /// Sets where lines go.
+    pub fn set_sink(&self, sink: &'static mut dyn Sink) {
+        *self.0.lock() = Some(sink);
+    }
+
+    /// Writes one line.
+    #[cold]
+    pub fn line(&self, text: fmt::Arguments<'_>) {
+        if let Some(sink) = self.0.lock().as_mut() {
+            let mut line = Line(&mut **sink);
+            let _ = writeln!(line, "baton: {text}");
+        }
+    }
+
+    /// Writes one line even if another pCPU, or this one, will never let go of the console.
+    #[cold]
+    #[inline(never)]
+    pub fn last_words(&self, text: fmt::Arguments<'_>) {
+        for _ in 0..Self::PATIENCE {
+            if let Some(mut console) = self.0.try_lock() {
+                if let Some(sink) = console.as_mut() {
+                    let _ = writeln!(Line(&mut **sink), "baton: {text}");
+                }
+                return;
+            }
+            spin_loop();
+        }
+        // SAFETY: a line takes far less time than that, so whoever holds the lock died with it; nobody else writes.
+        unsafe { self.0.force_unlock() };
+        self.line(text);
+    }
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Writes one line. Use `say!`.
 #[cold]
 pub fn line(text: fmt::Arguments<'_>) {
-    if let Some(sink) = CONSOLE.lock().as_mut() {
-        let mut line = Line(&mut **sink);
-        let _ = writeln!(line, "baton: {text}");
-    }
+    CONSOLE.line(text);
 }
 
 /// Writes one line even if another pCPU, or this one, will never let go of the console. For a panic only: the machine
 /// ends after it.
 #[cold]
-#[inline(never)]
 pub fn last_words(text: fmt::Arguments<'_>) {
-    for _ in 0..1_000_000 {
-        if let Some(mut console) = CONSOLE.try_lock() {
-            if let Some(sink) = console.as_mut() {
-                let _ = writeln!(Line(&mut **sink), "baton: {text}");
-            }
-            return;
-        }
-        core::hint::spin_loop();
-    }
-    // SAFETY: a line takes far less time than that, so whoever holds the lock died with it; nobody else writes.
-    unsafe { CONSOLE.force_unlock() };
-    line(text);
+    CONSOLE.last_words(text);
 }
 
 /// Writes one formatted line to the console.

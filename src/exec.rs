@@ -61,6 +61,7 @@ impl Wakeups {
     /// Whether nobody is woken.
     #[inline]
     fn are_none(&self) -> bool {
+        // Relaxed: who sees a bit takes it, with acquire, before anything is done because of it.
         self.woken.load(Ordering::Relaxed) == 0
     }
 
@@ -68,7 +69,7 @@ impl Wakeups {
     fn take(&self, task: Task) -> bool {
         let bit = 1 << task as u32;
         if self.woken.load(Ordering::Relaxed) & bit == 0 {
-            return false; // the common case: an exit was the wake
+            return false; // the common case: an exit was the wake. Relaxed: as `are_none`.
         }
         // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
         self.woken.fetch_and(!bit, Ordering::Acquire) & bit != 0
@@ -284,7 +285,8 @@ impl Local {
         if self.listens.get() {
             // A wait for somebody's save is short: doze, an event ends it. Physical interrupts do not end WFE while they
             // are masked, so the architecture's event stream bounds how late one is seen.
-            if wakeups.woken.load(Ordering::SeqCst) == 0 && !arch::interrupt_pending() {
+            // A wake later than this look sends an event, which WFE remembers: no fence.
+            if wakeups.are_none() && !arch::interrupt_pending() {
                 arch::doze();
             }
             if arch::interrupt_pending() {
@@ -293,6 +295,7 @@ impl Local {
         } else {
             // Turned off: it may take hours. Say so, look again, sleep: No Wake Is Lost.
             arch::lie_down(self.pcpu);
+            // Pairs with the fence in `wake`.
             fence(Ordering::SeqCst);
             if wakeups.are_none() {
                 arch::sleep();

@@ -20,14 +20,17 @@
 //!
 //! | edge | function | order | caller |
 //! |---|---|---|---|
-//! | 0 take | [`Handoff::take`] | as 1 and 3 | a run request, of a vCPU that can be loaded |
+//! | 0 take | [`Handoff::take`] | acquire, as 1; a fence follows, as in 3 | a run request, of a vCPU that can be loaded |
 //! | 1 claim | [`Handoff::request`] | acquire: pairs with the release of 5 and 6 of the previous owner | any other run request |
 //! | 2 queue | [`Handoff::request`] | acquire (also the re-check: the word it edits is the word it waits for) | the same |
-//! | 3 load | [`Handoff::load`] | sequentially consistent, with [`crate::owed`] | the pCPU that holds the claim |
+//! | 3 load | [`Handoff::load`] | relaxed; a fence follows, which pairs with that of an injector ([`crate::owed`]) | the pCPU that holds the claim |
 //! | 4 deschedule | [`Handoff::deschedule`] | relaxed: tells nobody that anything is ready | the pCPU that runs it |
 //! | 5 release | [`Handoff::release`] | release | a claim that is dropped |
 //! | 6 publish | [`Handoff::publish`] | release: every register store of the save is before it | the pCPU that saved |
-//! | 7 withdraw | [`Handoff::withdraw`] | release, for the case of a grant | a run request that is dropped |
+//! | 7 withdraw | [`Handoff::withdraw`] | relaxed: it has not touched the registers | a run request that is dropped |
+//!
+//! Every edge is a read-modify-write. So whatever comes in between (2, 4, 7), an acquire sees the registers as they were at
+//! the last release: edges that touch no register need no order to hand them on.
 //!
 //! Invariants that this word keeps, cited by name elsewhere:
 //!
@@ -42,7 +45,7 @@
 //! caller's, after the swap. The edges of a run that nobody waits for try the one likely swap first.
 
 use crate::ids::CpuId;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, is_failing};
 
 /// Where the registers of a vCPU are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +127,7 @@ impl State {
 
     fn expect(self, phase: Phase, owner: CpuId) {
         assert!(
-            self.phase == phase && self.owner == Some(owner),
+            self.phase == phase && self.owner == Some(owner) || is_failing(),
             "handoff: {owner} takes the edge out of {phase:?}, but the word is {:#x}",
             self.encode(),
         );
@@ -170,29 +173,31 @@ impl Handoff {
         Self(AtomicU32::new(State::parked(life).encode()))
     }
 
-    /// What the word says now; stale as soon as it is returned, unless the caller owns the phase it reads.
+    /// What the word says now; stale as soon as it is returned, unless the caller owns the phase it reads. Whoever has said
+    /// something before that the owner is to see puts a fence in between: an injector, a kicker, who stops the VM.
     pub fn state(&self) -> State {
-        // SeqCst: an injector first publishes the interrupt and then looks here; pairs with `load`.
-        State::decode(self.0.load(Ordering::SeqCst))
+        // Relaxed: what is read here is only where to send a kick.
+        State::decode(self.0.load(Ordering::Relaxed))
     }
 
     /// Whether it is parked in `mailbox_receive`; stale as soon as it is returned.
     #[inline]
     pub fn is_blocked(&self) -> bool {
+        // Relaxed: nothing is done with the registers because of it.
         self.0.load(Ordering::Relaxed) == State::parked(Life::BlockedInReceive).encode()
     }
 
     /// Edge 0: takes the registers on behalf of `me`, of a vCPU with this life, to be loaded as soon as what that owes is
-    /// settled; false if they are not to be had like that.
+    /// settled; false if they are not to be had like that. Followed by a fence, as [`Self::load`].
     #[inline]
     pub fn take(&self, me: CpuId, life: Life) -> bool {
-        // Acquire, within SeqCst: the registers that their last owner saved are there. SeqCst: as `load`.
-        self.swap(State::parked(life), State::owned(Phase::Loaded, Life::Ready, me), Ordering::SeqCst)
+        // Acquire: pairs with the release of `publish` or `release`: the registers that their last owner saved are there.
+        self.swap(State::parked(life), State::owned(Phase::Loaded, Life::Ready, me), Ordering::Acquire)
     }
 
     /// Edges 1 and 2: asks for the registers on behalf of `me`, who does not own or wait for them yet.
     pub fn request(&self, me: CpuId, patience: Patience) -> Request {
-        // Acquire: the registers that their last owner saved are there to be settled and loaded.
+        // Acquire: pairs with the release of `publish` or `release`: the registers are there to be settled and loaded.
         self.edit(Ordering::Acquire, |state| match state {
             State { phase: Phase::Parked, life, .. } => {
                 Edit::To(State::owned(Phase::Claimed, life, me), Request::Granted(life))
@@ -213,7 +218,8 @@ impl Handoff {
 
     /// Edge 7: takes back a request that was queued, whether or not it has been granted meanwhile.
     pub fn withdraw(&self, me: CpuId) -> Next {
-        self.edit(Ordering::Release, |state| {
+        // Relaxed: the caller has not touched the registers, granted or not.
+        self.edit(Ordering::Relaxed, |state| {
             if state.next == Some(me) {
                 return Edit::To(State { next: None, ..state }, Next::Nobody);
             }
@@ -224,9 +230,10 @@ impl Handoff {
     }
 
     /// Edge 3: the registers are about to go into the hardware of `me`, who holds the claim and has settled what was owed.
+    /// Followed by a fence and a look for interrupts: an injector that misses `Loaded` has made its interrupt pending before.
     pub fn load(&self, me: CpuId) {
-        // SeqCst: an injector that misses `Loaded` here has published its interrupt before `owed` looks for it.
-        self.edit(Ordering::SeqCst, |state| {
+        // Relaxed: the fence pairs with that of the injector.
+        self.edit(Ordering::Relaxed, |state| {
             state.expect(Phase::Claimed, me);
             Edit::To(State { phase: Phase::Loaded, life: Life::Ready, ..state }, ())
         });
@@ -247,7 +254,7 @@ impl Handoff {
     /// Edge 6: every register is in memory, of a vCPU with this life.
     #[inline]
     pub fn publish(&self, me: CpuId, life: Life) -> Next {
-        // Release: Saved Before Published.
+        // Release: pairs with the acquire of `take`, `request` and `is_granted`: Saved Before Published.
         if self.swap(State::owned(Phase::Saving, Life::Ready, me), State::parked(life), Ordering::Release) {
             return Next::Nobody;
         }
@@ -256,13 +263,14 @@ impl Handoff {
 
     /// Edge 5: `me` lets go of a claim that it did not load, of a vCPU with this life.
     pub fn release(&self, me: CpuId, life: Life) -> Next {
-        // Release: the owner may have settled what was owed, which writes registers.
+        // Release, in `let_go`: as `publish`, for the owner may have settled what was owed, which writes registers.
         self.let_go(Phase::Claimed, me, life)
     }
 
     #[cold]
     #[inline(never)]
     fn let_go(&self, from: Phase, me: CpuId, life: Life) -> Next {
+        // Release: as the two that end in here say.
         self.edit(Ordering::Release, |state| {
             state.expect(from, me);
             let (after, next) = state.let_go(life);
@@ -270,13 +278,14 @@ impl Handoff {
         })
     }
 
-    /// The likely transition; false if the word is another one, or the swap failed.
+    /// The likely transition; false if the word is another one, or the swap failed (relaxed: then nothing has happened).
     #[inline]
     fn swap(&self, from: State, to: State, order: Ordering) -> bool {
         self.0.compare_exchange_weak(from.encode(), to.encode(), order, Ordering::Relaxed).is_ok()
     }
 
     fn edit<R>(&self, order: Ordering, transition: impl Fn(State) -> Edit<R>) -> R {
+        // Relaxed: the swap has the order, and succeeds only if this is still true.
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
             match transition(State::decode(word)) {

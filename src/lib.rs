@@ -20,10 +20,10 @@
 //! | 5 | [`owed`] | what the hypervisor owes a vCPU that is not its own: interrupts, return values |
 //! | 6 | [`mailbox`], [`vm`] | messages; VMs and the machine |
 //! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving, on the way in; power |
-//! | 8 | [`exit`], [`report`], [`console`], [`pcpu`], [`ids`] | small things with one subject each |
+//! | 8 | [`exit`], [`kick`], [`report`], [`console`], [`pcpu`], [`ids`] | small things with one subject each |
 //! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
-//! | 10 | [`arch`] | the only seam to hardware: the real one and a fake one for tests on the host |
-//! | 11 | [`sync`] | the only place that names atomics, cells and locks |
+//! | 10 | [`arch`] | the only seam to hardware: the real one, a fake one for tests on the host, one for model checks |
+//! | 11 | [`sync`] | the only place that names atomics, cells and locks: the language's, or a model checker's |
 //!
 //! The assembly (entry, exception vectors, world switch) is in `vectors/`.
 //!
@@ -73,6 +73,7 @@ pub mod exit;
 pub mod handoff;
 pub mod hypercall;
 pub mod ids;
+pub mod kick;
 pub mod mailbox;
 pub mod owed;
 pub mod pcpu;

@@ -185,6 +185,7 @@ impl Mailbox {
     /// Edge 3, of a message that is promised to `vcpu`, and for which nobody else waits; none if it is not like that.
     #[inline]
     pub fn take_alone(&self, vcpu: VcpuId) -> Option<Message> {
+        // Relaxed: the swap has the order, and succeeds only if this is still true.
         let word = Word(self.0.load(Ordering::Relaxed));
         if !word.is_promised_alone(number(vcpu)) {
             return None;
@@ -205,6 +206,7 @@ impl Mailbox {
     /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
     pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
+        // Acquire: as in `take`.
         let before = self.edit(Ordering::Acquire, |word| match word.message_for(me) {
             Some(_) => Some(Word::only(bits::READ, word.waiters().without(me))),
             None => Some(Word(word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().with(me)).0)),
@@ -215,12 +217,14 @@ impl Mailbox {
     /// Whether there is a message that nobody has taken. Stale as soon as it is returned: whoever brings one says so.
     #[inline]
     pub fn has_message(&self) -> bool {
+        // Relaxed: `take` has the order.
         Word(self.0.load(Ordering::Relaxed)).is(bits::RECEIVED)
     }
 
     /// Edge 6: `vcpu` waits no more; a message that was promised to it is anybody's again.
     pub fn forget_waiter(&self, vcpu: VcpuId) {
         let me = number(vcpu);
+        // Relaxed: the page is not touched.
         let _ = self.edit(Ordering::Relaxed, |word| {
             let rest = word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().without(me)).0;
             Some(Word(if word.promised() == me { rest & !(0xf << bits::PROMISED) } else { rest }))
@@ -247,6 +251,7 @@ impl Mailbox {
     /// Takes a transition. Returns the word as it was, whether it was changed (`Ok`) or was to be left alone (`Err`).
     #[inline]
     fn edit(&self, order: Ordering, transition: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        // Relaxed: as in `take_alone`.
         let mut word = Word(self.0.load(Ordering::Relaxed));
         loop {
             let Some(to) = transition(word) else { return Err(word) };
@@ -285,6 +290,7 @@ impl Filling<'_> {
         self.end(|word| Word::only(bits::READ, word.waiters()));
     }
 
+    /// Release: pairs with the acquire of `take`, or with that of `begin`: what is written next comes behind this.
     #[inline]
     fn end(self, transition: impl Fn(Word) -> Word) -> Word {
         let (mailbox, mut word) = (self.mailbox, self.filling);
@@ -300,7 +306,8 @@ impl Filling<'_> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        let _ = self.mailbox.edit(Ordering::Relaxed, |word| Some(Word::only(bits::EMPTY, word.waiters())));
+        // Release: pairs with the acquire of `begin`: some of the page may have been written.
+        let _ = self.mailbox.edit(Ordering::Release, |word| Some(Word::only(bits::EMPTY, word.waiters())));
     }
 }
 

@@ -51,6 +51,7 @@ impl VirtualInterrupts {
         let before = self.pending.fetch_or(bit, Ordering::Release);
         // Pairs with the fence in `look_again`.
         fence(Ordering::SeqCst);
+        // Relaxed: that the vCPU enables it is the fence's, in `enable`.
         if before & bit == 0 && self.enabled.load(Ordering::Relaxed) & bit != 0 {
             Injected::Deliverable
         } else {
@@ -58,7 +59,8 @@ impl VirtualInterrupts {
         }
     }
 
-    /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in [`Self::inject`].
+    /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in
+    /// [`Self::inject`]; also with that of a kick, and of who stops the VM.
     #[inline]
     pub fn look_again(&self) {
         fence(Ordering::SeqCst);
@@ -67,12 +69,14 @@ impl VirtualInterrupts {
     /// Whether the vCPU's virtual interrupt line is high.
     #[inline]
     pub fn deliverable(&self) -> bool {
+        // Relaxed: where it has to be seen, `look_again` is before it; what came with it is acquired by `fetch`.
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
     }
 
     /// Enables or disables `id` (below [`INTERRUPTS`]). By the vCPU itself.
     pub fn enable(&self, id: u32, on: bool) {
         let bit = 1 << id;
+        // Relaxed: by the fence, or because only the vCPU itself looks for what it has disabled.
         if on {
             self.enabled.fetch_or(bit, Ordering::Relaxed);
             // Pairs with the fence in `inject`: it sees that the id is enabled, or the vCPU sees it pending before it goes on.
@@ -84,6 +88,7 @@ impl VirtualInterrupts {
 
     /// Takes the lowest interrupt that is pending and enabled. By the vCPU itself.
     pub fn fetch(&self) -> Option<u32> {
+        // Relaxed: the swap below has the order.
         let ready = self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed);
         if ready == 0 {
             return None;

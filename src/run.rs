@@ -234,9 +234,9 @@ fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verd
 
 /// What the primary is told about a vCPU that wants to wait and does not count as loaded any more.
 ///
-/// An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say that it
-/// has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects then is the
-/// primary, or answers that it woke it.
+/// An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say that
+/// it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects then is
+/// the primary, or answers that it woke it.
 #[inline(always)]
 fn tell_that_it_waits(vcpu: &Vcpu, style: Style) -> Verdict {
     if vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { Verdict::answer(WAIT) }

@@ -1,19 +1,28 @@
 //! The only place that names atomics, cells and locks.
 //!
 //! Everything the handoff, the executor and the mailboxes share between pCPUs goes through this module, so that a model
-//! checker can put its own types here and drive the very functions that the image contains.
+//! checker puts its own types here (`checked`) and drives the very functions that the image contains.
 //!
 //! Locks are *fair*: under contention a ticket lock serves pCPUs in the order in which they came, so none is starved for
 //! ever. EL2 runs with interrupts masked, so a lock is never re-entered from an interrupt.
 
 #![allow(unsafe_code)] // cells whose exclusivity a protocol guarantees, not the borrow checker
 
-use core::cell::UnsafeCell;
+#[cfg(feature = "checked")]
+pub mod checked;
+#[cfg(not(feature = "checked"))]
+mod plain;
 
-pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
-
-/// A fair mutual-exclusion lock.
-pub type Lock<T> = spin::mutex::TicketMutex<T>;
+#[cfg(feature = "checked")]
+pub use checked::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
+    spin_loop,
+};
+#[cfg(not(feature = "checked"))]
+pub use plain::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Lock, Ordering, ProtocolCell, fence, is_failing,
+    spin_loop,
+};
 
 /// A value that is written once, at boot, and read by every pCPU afterwards.
 pub type Once<T> = spin::Once<T>;
@@ -52,33 +61,5 @@ unsafe impl embassy_sync::blocking_mutex::raw::RawMutex for RawLock {
     fn lock<R>(&self, body: impl FnOnce() -> R) -> R {
         let _held = self.0.lock();
         body()
-    }
-}
-
-/// A cell whose exclusive use is guaranteed by a protocol that its users name, not by the borrow checker.
-pub struct ProtocolCell<T>(UnsafeCell<T>);
-
-// SAFETY: access goes through `get_mut`, whose callers promise exclusivity by their protocol.
-unsafe impl<T: Send> Sync for ProtocolCell<T> {}
-
-impl<T> ProtocolCell<T> {
-    pub const fn new(value: T) -> Self {
-        Self(UnsafeCell::new(value))
-    }
-
-    /// The value.
-    ///
-    /// # Safety
-    ///
-    /// The caller is, by its protocol, the only one that uses the value for as long as the reference lives.
-    #[allow(clippy::mut_from_ref)] // that is what the promise is about
-    pub unsafe fn get_mut(&self) -> &mut T {
-        // SAFETY: exclusive, as the caller promises.
-        unsafe { &mut *self.0.get() }
-    }
-
-    /// Where the value lies.
-    pub const fn as_ptr(&self) -> *mut T {
-        self.0.get()
     }
 }

@@ -72,6 +72,7 @@ pub struct Counters {
 
 /// Adds one to a counter that only its owner writes.
 fn count(counter: &AtomicU32) {
+    // Relaxed: who owns it has acquired it with the registers, and for everybody else it is a number.
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 

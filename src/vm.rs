@@ -8,7 +8,7 @@ use crate::ids::{MAX_VCPUS, MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
 use crate::pcpu::Pcpu;
 use crate::report::Stop;
-use crate::sync::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
 use crate::vcpu::Vcpu;
 
 /// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
@@ -97,6 +97,7 @@ impl Vm {
     /// Whether there is something to be done before one of its vCPUs runs: it was stopped, or its vCPUs share TLB entries.
     #[inline]
     pub fn needs_attention(&self) -> bool {
+        // Relaxed, here and below: where it has to be seen, a fence is in between that pairs with the one of `stop`.
         self.attention.load(Ordering::Relaxed) != 0
     }
 
@@ -113,8 +114,10 @@ impl Vm {
 
     /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
     pub fn stop(&self, reason: Stop) {
-        // SeqCst, with `Handoff::load`: a vCPU that is about to run sees this, or the caller sees it loaded.
-        self.attention.store(reason as u8, Ordering::SeqCst);
+        self.attention.store(reason as u8, Ordering::Relaxed);
+        // Pairs with the fence behind `Handoff::take` and `Handoff::load`: a vCPU that is about to run sees this, or the
+        // caller sees it loaded.
+        fence(Ordering::SeqCst);
         for (n, _) in self.vcpus.iter().enumerate() {
             self.mailbox.forget_waiter(VcpuId(n as u16));
         }

@@ -711,7 +711,7 @@ fn a_promise_to_a_sibling_wakes_nobody_else() {
     assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
 }
 
-/// Who waits for the save of a vCPU that blocks settles what has come for it by then; or is told, too, that there is nothing.
+/// Who waits for the save of a vCPU that blocks settles what has come for it by then, or is told, too, that it waits.
 #[test]
 fn a_blocked_receive_gets_its_value_after_a_wait() {
     for sent in [true, false] {

@@ -1,4 +1,5 @@
-//! The host tests: `cargo test` for everything that builds on this machine, counted test by test.
+//! The host tests: `cargo test` for everything that builds on this machine, counted test by test; and the model checks,
+//! which are host tests of the library that a checker runs.
 
 use std::io::{BufRead, BufReader, pipe};
 use std::path::Path;
@@ -15,24 +16,64 @@ pub struct Tally {
     pub failed: Vec<String>,
 }
 
+/// What is run: programs of tests, built in one way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Group {
+    /// Everything that is not a model.
+    Plain,
+    /// The models, on this checker.
+    Model { checker: &'static str },
+}
+
+impl Group {
+    /// Those that a run has; the long one has the checker for the deeper, random form besides.
+    fn all(long: bool) -> &'static [Group] {
+        const ALL: [Group; 3] = [Group::Plain, Group::Model { checker: "loom" }, Group::Model { checker: "shuttle" }];
+        if long { &ALL } else { &ALL[..2] }
+    }
+
+    fn arguments(self) -> Vec<&'static str> {
+        match self {
+            Group::Plain => vec!["test", "--workspace", "--exclude", "baton-vms", "--no-fail-fast"],
+            Group::Model { checker } => {
+                vec!["test", "--package", "baton", "--test", "models", "--profile", "checked", "--features", checker]
+            }
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Group::Plain => "host",
+            Group::Model { .. } => "model",
+        }
+    }
+}
+
 /// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that dies
 /// without a summary counts as one failure, and so does a build that fails.
-pub fn run(root: &Path, filter: Option<&str>) -> Result<Tally> {
-    let mut count = Counter::default();
-    let success = cargo_test(root, filter, &[], |line, program| {
-        count.see(line, program);
-        match Summary::parse(line) {
-            Some(Summary { passed: 0, failed: 0 }) => {}
-            Some(Summary { passed, failed }) => println!("host  {program:<61} {passed:>3} passed, {failed} failed"),
-            None if is_routine(line) => {}
-            None => println!("{line}"),
+pub fn run(root: &Path, filter: Option<&str>, long: bool) -> Result<Tally> {
+    let mut all = Tally::default();
+    for &group in Group::all(long) {
+        let mut count = Counter::default();
+        let success = cargo_test(root, group, filter, long, &[], |line, program| {
+            count.see(line, program);
+            match Summary::parse(line) {
+                Some(Summary { passed: 0, failed: 0 }) => {}
+                Some(Summary { passed, failed }) => {
+                    println!("{:<5} {program:<61} {passed:>3} passed, {failed} failed", group.name());
+                }
+                None if is_routine(line) => {}
+                None => println!("{line}"),
+            }
+        })?;
+        let tally = count.end(success);
+        if !success {
+            println!("FAIL  {} tests: {}", group.name(), tally.failed.join(", "));
         }
-    })?;
-    let tally = count.end(success);
-    if !success {
-        println!("FAIL  host tests: {}", tally.failed.join(", "));
+        all.passed += tally.passed;
+        all.failed.extend(tally.failed);
     }
-    Ok(tally)
+    Ok(all)
 }
 
 /// Makes a tally out of what `cargo test` says.
@@ -81,22 +122,34 @@ impl Counter {
 /// The names of the host tests that contain `filter`.
 pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    let success = cargo_test(root, filter, &["--list"], |line, program| {
-        if let Some(name) = line.strip_suffix(": test") {
-            names.push(format!("{program}: {name}"));
-        } else if line.starts_with("error") {
-            println!("{line}");
-        }
-    })?;
-    anyhow::ensure!(success, "the host tests could not be listed");
+    for &group in Group::all(false) {
+        let success = cargo_test(root, group, filter, false, &["--list"], |line, program| {
+            if let Some(name) = line.strip_suffix(": test") {
+                names.push(format!("{program}: {name}"));
+            } else if line.starts_with("error") {
+                println!("{line}");
+            }
+        })?;
+        anyhow::ensure!(success, "the {} tests could not be listed", group.name());
+    }
     Ok(names)
 }
 
 /// Runs `cargo test` and shows each line of it to `see`, with the test program that it belongs to.
-fn cargo_test(root: &Path, filter: Option<&str>, options: &[&str], mut see: impl FnMut(&str, &str)) -> Result<bool> {
+fn cargo_test(
+    root: &Path,
+    group: Group,
+    filter: Option<&str>,
+    long: bool,
+    options: &[&str],
+    mut see: impl FnMut(&str, &str),
+) -> Result<bool> {
     let mut cargo = setup::host_cargo();
-    cargo.args(["test", "--workspace", "--exclude", "baton-vms", "--no-fail-fast"]);
+    cargo.args(group.arguments());
     cargo.arg("--").args(filter).args(options);
+    if long {
+        cargo.env("BATON_MODELS", "long");
+    }
     // One pipe for both keeps the programs' names (cargo's errors) in order with their results
     // (their output).
     let (reader, writer) = pipe().context("could not make a pipe")?;

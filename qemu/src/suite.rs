@@ -187,7 +187,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         println!("skip  {:<61} goes beyond the reference", test.name);
     }
     let tally = match options.hypervisor {
-        None => host_tests::run(workspace.root(), filter)?,
+        None => host_tests::run(workspace.root(), filter, options.long)?,
         Some(_) => Tally::default(),
     };
     if let Some(filter) = filter

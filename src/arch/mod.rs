@@ -1,9 +1,9 @@
-//! The only seam to hardware. `aarch64` and `fake` define the same names; everything else is portable.
+//! The only seam to hardware. `aarch64`, `fake` and `model` define the same names; everything else is portable.
 //!
 //! | name | what it is |
 //! |---|---|
 //! | [`Regs`] | the register file of a vCPU in memory, with its constants |
-//! | [`Cpu`] | this pCPU: `load`, `save` and `enter` registers; `switch` from the primary in its call, and `take_back` to it |
+//! | [`Cpu`] | this pCPU: `load`, `save` and `enter` registers; `switch` from a primary that calls, `take_back` to it |
 //! | [`PcpuArch`] | what other pCPUs need to know to kick this one |
 //! | [`this_cpu`] | which pCPU runs this |
 //! | [`interrupt_pending`] | whether a physical interrupt is pending that is the primary's to take |
@@ -25,10 +25,18 @@ pub use aarch64::{
     take_kick, this_cpu,
 };
 
-#[cfg(not(target_os = "none"))]
+#[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub mod fake;
-#[cfg(not(target_os = "none"))]
+#[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub use fake::{
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, get_up, interrupt_pending, is_asleep,
+    kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
+};
+
+#[cfg(feature = "checked")]
+pub mod model;
+#[cfg(feature = "checked")]
+pub use model::{
     Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, get_up, interrupt_pending, is_asleep,
     kick, lie_down, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
 };

@@ -366,8 +366,8 @@ impl Cpu {
     }
 }
 
-/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one of the bits that are none of
-/// that, now or, ISS2 being where it is, later.
+/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one of the bits that are
+/// none of that, now or, ISS2 being where it is, later.
 mod how {
     pub const WFI_OR_WFE: u64 = 0x01;
     pub const FP: u64 = 0x07;

@@ -3,13 +3,7 @@
 //!
 //! A kick is software-generated interrupt 15. By convention a non-secure OS uses 0 to 7, so the primary has no use for it,
 //! and it must never see one. It therefore stays disabled; the kicker enables it at the *target's* redistributor, and the
-//! target disables it and clears it before it leaves EL2 for the primary:
-//!
-//! - a target is to be kicked out of a secondary, which is *there* while its word says `Loaded`, or out of its sleep, which
-//!   its own flag says; otherwise a kick has no purpose, for it is about to look anyway;
-//! - a kicker says `kicked`, then looks whether the target is still there; a target says that it is not any more, then
-//!   looks whether it was `kicked` (a fence between the two on both sides): at least one sees the other;
-//! - a target that was kicked waits for the kicker's few instructions at the gate, then cleans up.
+//! target disables it and clears it before it leaves EL2 for the primary. Who may do what when is in [`crate::kick`].
 //!
 //! Source: Arm GIC architecture, IHI 0069, sections 12.10 (distributor), 12.11 (redistributor), 12.2 (CPU interface).
 
@@ -19,8 +13,9 @@ use tock_registers::interfaces::{Readable, Writeable};
 use tock_registers::register_structs;
 use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 
+use crate::kick::Kick;
 use crate::pcpu::Pcpu;
-use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The software-generated interrupt of a kick.
 const KICK: u32 = 15;
@@ -60,22 +55,12 @@ register_structs! {
 pub struct PcpuArch {
     /// The address of its redistributor; 0: none was found, and it cannot be kicked.
     redistributor: AtomicU64,
-    /// It sleeps, or is about to.
-    asleep: AtomicBool,
-    /// A kick was sent, or is being sent, that it has not cleaned up.
-    kicked: AtomicBool,
-    /// One at a time: sending a kick, or cleaning up.
-    gate: Lock<()>,
+    kick: Kick,
 }
 
 impl PcpuArch {
     pub const fn new() -> Self {
-        Self {
-            redistributor: AtomicU64::new(0),
-            asleep: AtomicBool::new(false),
-            kicked: AtomicBool::new(false),
-            gate: Lock::new(()),
-        }
+        Self { redistributor: AtomicU64::new(0), kick: Kick::new() }
     }
 
     fn redistributor(&self) -> Option<&'static Redistributor> {
@@ -131,8 +116,8 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
 
 /// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
 pub fn set_up(pcpu: &Pcpu) {
-    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so they
-    /// have to be on.
+    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so
+    /// they have to be on.
     const SRE: u64 = 1;
     // SAFETY: only how interrupts become pending changes, and EL2 takes none.
     unsafe {
@@ -174,57 +159,48 @@ pub fn lie_down(pcpu: &Pcpu) {
             options(nostack, preserves_flags)
         );
     }
-    pcpu.arch.asleep.store(true, Ordering::Relaxed);
+    pcpu.arch.kick.lie_down();
 }
 
 /// Whether a pCPU sleeps, or is about to.
 pub fn is_asleep(pcpu: &Pcpu) -> bool {
-    pcpu.arch.asleep.load(Ordering::Relaxed)
+    pcpu.arch.kick.is_asleep()
 }
 
 /// It does not any more: no kick is pending afterwards, and none will be.
 pub fn get_up(pcpu: &Pcpu) {
-    pcpu.arch.asleep.store(false, Ordering::Relaxed);
-    // Pairs with the fence in `kick`.
-    fence(Ordering::SeqCst);
-    take_kick(pcpu);
+    pcpu.arch.kick.get_up(|| clear(pcpu));
 }
 
 /// Makes a pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself, and
 /// looks. Takes the target's gate, which is held for a few instructions.
 #[cold]
 pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
-    let _one_at_a_time = pcpu.arch.gate.lock();
     let Some(redistributor) = pcpu.arch.redistributor() else { return };
-    let was_kicked = pcpu.arch.kicked.swap(true, Ordering::Relaxed);
-    // Pairs with the fence in `get_up`, and with the one behind the publish of a vCPU that was run or given back.
-    fence(Ordering::SeqCst);
-    if !still_there() {
-        pcpu.arch.kicked.store(was_kicked, Ordering::Relaxed);
-        return;
-    }
-    enable(redistributor, KICK, Manner { group_1: true, priority: 0 });
-    // Affinity routing: which pCPU of which cluster.
-    let mpidr = pcpu.mpidr();
-    let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
-    let value = 1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
-    // SAFETY: sends an interrupt that the target cleans up itself.
-    unsafe { asm!("dsb sy", "msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+    pcpu.arch.kick.send(still_there, || {
+        enable(redistributor, KICK, Manner { group_1: true, priority: 0 });
+        // Affinity routing: which pCPU of which cluster.
+        let mpidr = pcpu.mpidr();
+        let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
+        let value =
+            1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
+        // SAFETY: sends an interrupt that the target clears itself.
+        unsafe { asm!("dsb sy", "msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+    });
 }
 
-/// Whether this pCPU was kicked; if so the kick is cleaned up, and whatever interrupt is pending now is the primary's.
+/// Whether this pCPU was kicked; if so the kick is cleared, and whatever interrupt is pending now is the primary's.
 /// Behind the publish and a fence, no kick for that vCPU comes any more.
 #[inline]
 pub fn take_kick(pcpu: &Pcpu) -> bool {
-    pcpu.arch.kicked.load(Ordering::Relaxed) && clean_up(pcpu)
+    pcpu.arch.kick.take(|| clear(pcpu))
 }
 
+/// Disables the kick and makes it not pending. With the gate held.
 #[cold]
-fn clean_up(pcpu: &Pcpu) -> bool {
+fn clear(pcpu: &Pcpu) {
     const WRITE_PENDING: u32 = 1 << 3;
-    let _one_at_a_time = pcpu.arch.gate.lock();
-    let kicked = pcpu.arch.kicked.swap(false, Ordering::Relaxed);
-    if let (true, Some(redistributor)) = (kicked, pcpu.arch.redistributor()) {
+    if let Some(redistributor) = pcpu.arch.redistributor() {
         redistributor.icenabler0.set(1 << KICK);
         while redistributor.ctlr.get() & WRITE_PENDING != 0 {
             core::hint::spin_loop();
@@ -233,7 +209,6 @@ fn clean_up(pcpu: &Pcpu) -> bool {
         // SAFETY: a barrier: the line is down when a pending interrupt is looked for.
         unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
     }
-    kicked
 }
 
 /// Lets the EL2 timer interrupt this pCPU while a secondary runs, in the manner in which the primary has set its virtual
@@ -248,9 +223,7 @@ pub fn enable_stand_in(pcpu: &Pcpu) -> bool {
         group_1: redistributor.igroupr0.get() & 1 << VIRTUAL_TIMER != 0,
         priority: redistributor.ipriorityr[VIRTUAL_TIMER as usize].get(),
     };
-    // A kicker writes the same registers.
-    let _one_at_a_time = pcpu.arch.gate.lock();
-    enable(redistributor, EL2_TIMER, manner);
+    pcpu.arch.kick.at_the_gate(|| enable(redistributor, EL2_TIMER, manner));
     true
 }
 

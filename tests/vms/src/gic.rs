@@ -16,6 +16,7 @@ const GICR_WAKER: usize = 0x0014;
 const GICR_IGROUPR0: usize = SGI_FRAME + 0x0080;
 const GICR_ISENABLER0: usize = SGI_FRAME + 0x0100;
 const GICR_ICENABLER0: usize = SGI_FRAME + 0x0180;
+const GICR_ISPENDR0: usize = SGI_FRAME + 0x0200;
 const GICR_IPRIORITYR: usize = SGI_FRAME + 0x0400;
 
 /// No interrupt is pending.
@@ -40,6 +41,9 @@ pub fn init_machine() {
     exception::set_interrupt_handler(take_pending);
 }
 
+/// All but 15, which is the hypervisor's.
+const SGIS: u32 = 0x7fff;
+
 /// Sets up what belongs to this CPU: SGIs and the EL1 timers can be taken from here on.
 pub fn init_cpu() {
     let frame = redistributor();
@@ -51,7 +55,7 @@ pub fn init_cpu() {
     for id in (0..32).step_by(4) {
         write(frame + GICR_IPRIORITYR + id, 0x8080_8080);
     }
-    write(frame + GICR_ISENABLER0, 0xffff | 1 << timer::INTERRUPT | 1 << timer::VIRTUAL_INTERRUPT);
+    write(frame + GICR_ISENABLER0, SGIS | 1 << timer::INTERRUPT | 1 << timer::VIRTUAL_INTERRUPT);
     sysreg::write!("s3_0_c12_c12_5", sysreg::read!("s3_0_c12_c12_5") | 1); // ICC_SRE_EL1.SRE
     sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1: let all priorities through
     sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
@@ -61,6 +65,12 @@ pub fn init_cpu() {
 pub fn enable_private(id: usize, on: bool) {
     let register = if on { GICR_ISENABLER0 } else { GICR_ICENABLER0 };
     write(redistributor() + register, 1 << id);
+}
+
+/// Whether an SGI or PPI of this CPU is enabled, and whether it is pending.
+pub fn private_state(id: usize) -> (bool, bool) {
+    let bit = |register| read(redistributor() + register) >> id & 1 != 0;
+    (bit(GICR_ISENABLER0), bit(GICR_ISPENDR0))
 }
 
 /// Lets no interrupt at all through to this CPU, until [`init_cpu`].

@@ -91,6 +91,9 @@ const MARKED: &[Marked] = marked! {
     "s3_3_c13_c0_5" = 0x5eed,
 };
 
+/// The bit of TPIDR2_EL0 in what [`Command::FindMarks`] finds: the one that is everybody's own.
+pub const OWN_MARK: u64 = 1 << 6;
+
 /// What the puppet can be told to do, and what it answers (an [`Answer`] is `value`, `a`, `b`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -132,7 +135,7 @@ pub enum Command {
     LoseVectors(u64),
     /// Leaves marks in registers that a VM could take for its own.
     LeaveMarks,
-    /// value: how many of them have the marks.
+    /// value: how many of them have the marks; a: which ones, a bit for each.
     FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
@@ -140,6 +143,10 @@ pub enum Command {
     SetVirtualTimer(u64),
     /// value: the time that the virtual timer is set to; a: its control.
     VirtualTimer,
+    /// Sets the virtual timer, unmasked, to a moment that has passed.
+    ExpireVirtualTimer,
+    /// Writes MDSCR_EL1. value: what it reads as then.
+    Mdscr(u64),
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -187,8 +194,10 @@ impl Command {
             Command::LeaveMarks => (23, [0; 4]),
             Command::LoseVectors(address) => (25, [address, 0, 0, 0]),
             Command::FindMarks => (24, [0; 4]),
-            Command::SetVirtualTimer(time) => (26, [time, 0, 0, 0]),
-            Command::VirtualTimer => (27, [0; 4]),
+            Command::SetVirtualTimer(time) => (28, [time, 0, 0, 0]),
+            Command::VirtualTimer => (29, [0; 4]),
+            Command::ExpireVirtualTimer => (26, [0; 4]),
+            Command::Mdscr(value) => (27, [value, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -223,8 +232,10 @@ impl Command {
             23 => Command::LeaveMarks,
             25 => Command::LoseVectors(a),
             24 => Command::FindMarks,
-            26 => Command::SetVirtualTimer(a),
-            27 => Command::VirtualTimer,
+            28 => Command::SetVirtualTimer(a),
+            29 => Command::VirtualTimer,
+            26 => Command::ExpireVirtualTimer,
+            27 => Command::Mdscr(a),
             _ => return None,
         })
     }
@@ -286,6 +297,11 @@ impl Command {
             Command::VirtualTimer => {
                 (answer.value, answer.a) = (sysreg::read!("cntv_cval_el0"), sysreg::read!("cntv_ctl_el0"));
             }
+            Command::ExpireVirtualTimer => timer::arm_virtual(0),
+            Command::Mdscr(value) => {
+                sysreg::write!("mdscr_el1", value);
+                answer.value = sysreg::read!("mdscr_el1");
+            }
             Command::LoseVectors(address) => {
                 sysreg::write!("vbar_el1", address);
                 // SAFETY: there is no way back, which is the point.
@@ -293,7 +309,12 @@ impl Command {
             }
             // What the CPU does not have faults, and is skipped.
             Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),
-            Command::FindMarks => answer.value = MARKED.iter().filter(|register| (register.find)()).count() as u64,
+            Command::FindMarks => {
+                for (n, _) in MARKED.iter().enumerate().filter(|(_, register)| (register.find)()) {
+                    answer.value += 1;
+                    answer.a |= 1 << n;
+                }
+            }
             Command::Interrupts(id) => {
                 answer.value = u64::from(cpu::current().all_interrupts());
                 answer.a = u64::from(cpu::current().interrupts(id as usize % 64));

@@ -6,7 +6,7 @@ use baton_vms::call::{self, Counter, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{self, Command};
 use baton_vms::verdict::{Verdict, any_failure};
-use baton_vms::{cpu, ensure, exception, timer};
+use baton_vms::{cpu, ensure, exception, gic, timer};
 
 use crate::harness::{
     Puppet, configure, equal, init_interrupts, join, patience, report, start_cpu, take_message, vms, wait_until,
@@ -76,7 +76,7 @@ fn run_interruptible() -> Verdict {
             other => ensure!(false, "vcpu_run of interruptible said {other:?}"),
         }
     }
-    Ok(())
+    equal("interrupt 15 behind the last run, enabled and pending", gic::private_state(KICK), (false, false))
 }
 
 static ROUND: AtomicU64 = AtomicU64::new(0);

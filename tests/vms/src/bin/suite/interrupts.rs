@@ -2,9 +2,9 @@
 
 use baton_vms::call::{self, Exit, NOTHING, REFUSED, function};
 use baton_vms::devicetree::Machine;
-use baton_vms::ensure;
 use baton_vms::puppet::{Command, Register};
 use baton_vms::verdict::Verdict;
+use baton_vms::{ensure, sysreg};
 
 use crate::harness::{PAUSE, Puppet, equal, refused, vms};
 
@@ -121,8 +121,8 @@ pub fn inject_interrupt_by_secondary(_: &Machine) -> Verdict {
     equal("inject_interrupt into its other vCPU", result, 0)
 }
 
-/// The line follows every call that changes what is pending and enabled, at once, and stays where it is over traps that the
-/// hypervisor finishes by itself.
+/// The line follows every call that changes what is pending and enabled, at once, and stays where it is over traps that
+/// the hypervisor finishes by itself.
 pub fn interrupt_line(_: &Machine) -> Verdict {
     const IRQ: u64 = 1 << 7;
     const LINE: Command = Command::Sysreg(Register::Isr);
@@ -166,7 +166,13 @@ pub fn interrupt_line(_: &Machine) -> Verdict {
     puppet.ask(&[enable(41, 1)])?;
     inject(40)?;
     inject(41)?;
-    follows(&[(LINE, IRQ), (FETCH, 0), (TRAP, 0), (LINE, IRQ), (FETCH, 0), (LINE, 0), (TRAP, 0), (LINE, 0)])
+    follows(&[(LINE, IRQ), (FETCH, 0), (TRAP, 0), (LINE, IRQ), (FETCH, 0), (LINE, 0), (TRAP, 0), (LINE, 0)])?;
+    // It is not the primary's, when the secondary leaves with its line high.
+    puppet.tell(&[to_itself, PAUSE, FETCH])?;
+    puppet.run("that pauses", Exit::Message { size: 0 })?;
+    equal("ISR_EL1 of the primary behind a run", sysreg::read!("isr_el1"), 0)?;
+    equal("mailbox_clear of a pause", call::mailbox_clear(), Ok(()))?;
+    equal("fetching what is pending still", puppet.answers()?[2].value, 40)
 }
 
 /// A pending and enabled interrupt is taken at the IRQ vector as soon as the VM lets it in; a disabled one never.

@@ -6,22 +6,42 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use baton_vms::call::{self, Exit, Stop, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::exception::{self, DATA_ABORT, INSTRUCTION_ABORT};
-use baton_vms::puppet::Command;
+use baton_vms::puppet::{Command, OWN_MARK};
 use baton_vms::verdict::Verdict;
-use baton_vms::{ensure, entry, failed, mailbox};
+use baton_vms::{ensure, entry, failed, mailbox, sysreg};
 
 use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
 
 const CANARY: u64 = 0x6361_6e61_7279_2121;
 static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
 
-/// What one VM leaves in registers that nobody traps is not found by another one on the same CPU.
+/// What one VM leaves in registers that nobody traps is not found by another one on the same CPU; what is its own, it
+/// finds again.
 pub fn marks_left_behind(_: &Machine) -> Verdict {
     let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
     for _ in 0..3 {
-        one.ask_one(Command::LeaveMarks)?;
+        let own = one.ask(&[Command::LeaveMarks, Command::FindMarks])?[1].a & OWN_MARK;
         let found = other.ask_one(Command::FindMarks)?;
         equal("marks of another VM that were found", found.value, 0)?;
+        let kept = one.ask_one(Command::FindMarks)?.a & OWN_MARK;
+        equal("TPIDR2_EL0, if there is one, behind another VM's run", kept, own)?;
+    }
+    Ok(())
+}
+
+/// MDSCR_EL1 is, but breakpoints are the primary's: a secondary cannot turn them on for itself.
+pub fn debug_is_everybodys_own(_: &Machine) -> Verdict {
+    const TDCC: u64 = 1 << 12;
+    const MDE: u64 = 1 << 15;
+    const KDE: u64 = 1 << 13;
+    let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
+    for primarys in [MDE, TDCC | KDE, 0] {
+        sysreg::write!("mdscr_el1", primarys);
+        for (puppet, written, read) in [(one, TDCC | MDE | KDE, TDCC), (other, MDE | KDE, 0), (other, TDCC, TDCC)] {
+            let found = puppet.ask_one(Command::Mdscr(written))?;
+            equal(format_args!("MDSCR_EL1 of VM {}, which wrote {written:#x}", puppet.vm), found.value, read)?;
+            equal("MDSCR_EL1 of the primary", sysreg::read!("mdscr_el1"), primarys)?;
+        }
     }
     Ok(())
 }

@@ -47,17 +47,18 @@ static CASES: &[(&str, Case)] = cases! {
     mailboxes: mailbox_send mailbox_send_by_secondary mailbox_sizes mailbox_relay mailbox_client mailbox_receive
         mailbox_receive_blocked mailbox_clear double_clear message_to_primary_is_read;
     interrupts: enable_interrupt get_and_acknowledge_interrupt inject_interrupt inject_interrupt_by_secondary
-        interrupt_line interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive interrupt_ends_wfi
-        virtual_icc_registers;
+        interrupt_line interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive
+        interrupt_ends_wfi virtual_icc_registers;
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
         psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf system_off system_reset;
-    isolation: isolation own_memory primary_isolation marks_left_behind crash;
+    isolation: isolation own_memory primary_isolation marks_left_behind debug_is_everybodys_own crash;
     fp: fp_isolation fp_migration;
     handoff: concurrent_save_restore check_state_alone owed_consumed_too_early cross_spin_deadlock;
     injected: injected_interrupts running_target_not_kicked;
     run_ext: run_ext_codes run_ext_waits run_ext_by_secondary busy_taken_for_blocked preempted_taken_for_yield
         cancelled_request_keeps_claim two_waiters_one_slot;
-    timers: timer_left_behind virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked;
+    timers: timer_left_behind virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked
+        virtual_timer_of_a_secondary_expires;
     save_window: save_window;
     memory: memory_copy memory_move memory_fill memory_compare;
 };

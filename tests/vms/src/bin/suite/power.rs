@@ -8,7 +8,7 @@ use baton_vms::psci::{self, ALREADY_ON, Conduit, INVALID_PARAMETERS, NOT_SUPPORT
 use baton_vms::puppet::Command;
 use baton_vms::state::{General, Leave};
 use baton_vms::verdict::Verdict;
-use baton_vms::{cpu, ensure, exception, failed, timer};
+use baton_vms::{cpu, ensure, exception, failed, fp, gic, timer};
 
 use crate::harness::{Puppet, equal, join, patience, start_cpu, vms, wait_until};
 
@@ -195,14 +195,23 @@ pub fn cpu_off_on_race(machine: &Machine) -> Verdict {
     equal("runs of cpu1", RAN.load(Ordering::Acquire), rounds)
 }
 
+static KICKED: AtomicU64 = AtomicU64::new(0);
+static LEFT_OVER: AtomicU64 = AtomicU64::new(0);
+
 /// A CPU that lets no interrupt through when it turns itself off can be turned on again: how Baton wakes it is not the
-/// primary's business.
+/// primary's business. Nor is anything left of what was in its FP registers.
 pub fn cpu_off_deaf(machine: &Machine) -> Verdict {
     const ROUNDS: u64 = 20;
+    const KICK: usize = 15;
     for round in 1..=ROUNDS {
         let deadline = patience();
         cpu::prepare(1, |_| {
-            baton_vms::gic::close_cpu();
+            if gic::private_state(KICK) != (false, false) {
+                KICKED.fetch_add(1, Ordering::Relaxed);
+            }
+            LEFT_OVER.fetch_add(fp::State::store().differences(&fp::State::ZERO), Ordering::Relaxed);
+            fp::State::pattern(1).load();
+            gic::close_cpu();
             RAN.fetch_add(1, Ordering::AcqRel);
         });
         while psci::cpu_on(machine.cpus[1], cpu::entry_address(), 1) == ALREADY_ON {
@@ -218,7 +227,8 @@ pub fn cpu_off_deaf(machine: &Machine) -> Verdict {
         let asleep = timer::now() + timer::ticks_per_ms();
         while timer::now() < asleep {}
     }
-    Ok(())
+    equal("times that cpu1 came up with interrupt 15 enabled or pending", KICKED.load(Ordering::Relaxed), 0)?;
+    equal("FP registers that were not 0 when cpu1 came up", LEFT_OVER.load(Ordering::Relaxed), 0)
 }
 
 /// The machine goes off, by SMC (the other cases end by HVC).

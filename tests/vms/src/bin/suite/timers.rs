@@ -54,23 +54,47 @@ pub fn virtual_timer_is_not_a_secondarys(_: &Machine) -> Verdict {
     Ok(())
 }
 
-/// A virtual timer that has expired, but whose interrupt the primary does not let come, does not keep a secondary from
-/// running.
+/// A virtual timer that has expired, but whose interrupt the primary does not let come, at the GIC or at the timer, does
+/// not keep a secondary from running.
 pub fn virtual_timer_that_is_masked(_: &Machine) -> Verdict {
+    const ENABLED_AND_MASKED: u64 = 0b11;
     harness::configure()?;
-    gic::enable_private(timer::VIRTUAL_INTERRUPT, false);
-    timer::arm_virtual(0);
-    let deadline = harness::patience();
-    loop {
-        timer::arm(timer::ticks_per_ms());
-        match call::vcpu_run(vms::HOG, 0) {
-            Exit::Yield => exception::take_interrupts(),
-            Exit::Message { .. } => break,
-            other => ensure!(false, "vcpu_run of a VM that computes said {other:?}"),
+    for at_the_gic in [true, false] {
+        gic::enable_private(timer::VIRTUAL_INTERRUPT, !at_the_gic);
+        timer::arm_virtual(0);
+        if !at_the_gic {
+            sysreg::write!("cntv_ctl_el0", ENABLED_AND_MASKED);
         }
-        ensure!(!deadline.has_passed(), "the hog made no progress");
+        let deadline = harness::patience();
+        loop {
+            timer::arm(timer::ticks_per_ms());
+            match call::vcpu_run(vms::HOG, 0) {
+                Exit::Yield => exception::take_interrupts(),
+                Exit::Message { size } => {
+                    harness::take_message(size)?;
+                    break;
+                }
+                other => ensure!(false, "vcpu_run of a VM that computes said {other:?}"),
+            }
+            ensure!(!deadline.has_passed(), "the hog made no progress; masked at the GIC: {at_the_gic}");
+        }
+        let taken = cpu::current().interrupts(timer::VIRTUAL_INTERRUPT);
+        equal("virtual timer interrupts that the primary took", taken, 0)?;
     }
-    equal("virtual timer interrupts that the primary took", cpu::current().interrupts(timer::VIRTUAL_INTERRUPT), 0)
+    Ok(())
+}
+
+/// What a secondary does to the virtual timer harms nobody: it is interrupted once when its own expires, goes on all
+/// the same, and the primary, who would take that interrupt, has none.
+pub fn virtual_timer_of_a_secondary_expires(_: &Machine) -> Verdict {
+    let puppet = Puppet::start(vms::PUPPET)?;
+    gic::enable_private(timer::VIRTUAL_INTERRUPT, true);
+    for _ in 0..10 {
+        puppet.ask(&[Command::ExpireVirtualTimer, Command::Spin(1000)])?;
+        exception::take_interrupts();
+    }
+    let taken = cpu::current().interrupts(timer::VIRTUAL_INTERRUPT);
+    equal("virtual timer interrupts that the primary took", taken, 0)
 }
 
 /// A vCPU sets its virtual timer on one CPU and goes on on the other: the timer goes with it, and each CPU keeps the

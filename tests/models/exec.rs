@@ -1,0 +1,163 @@
+//! Wakes against going to sleep (`src/exec.rs`), in both kinds of sleep. A wake that is lost is a pCPU that sleeps for ever,
+//! which the checker reports.
+
+use std::cell::Cell;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use baton::arch::model;
+use baton::exec::{Local, Never, Round, Task, wake};
+use baton::sync::{AtomicU32, Ordering};
+
+use super::bench::{P0, P1, P2, World, block_on, check, join};
+
+/// Resolves when that many things have been done. It looks only when it is polled.
+async fn done(flag: &AtomicU32, all: u32) {
+    poll_fn(|_| if flag.load(Ordering::Relaxed) == all { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// The same, while listening for an interrupt, as a run request does that waits.
+async fn done_or_interrupted(local: &Local, flag: &AtomicU32) {
+    futures_util::future::select(pin!(done(flag, 1)), local.interrupt()).await;
+}
+
+fn flag() -> Arc<AtomicU32> {
+    let flag = Arc::new(AtomicU32::new(0));
+    flag.swap(0, Ordering::Relaxed); // the checker knows it from here on
+    flag
+}
+
+/// **No Wake Is Lost**: a pCPU that is going to sleep, and one that has something for it.
+#[test]
+fn wake_between_check_and_sleep() {
+    check("wake_between_check_and_sleep", Some(3), || {
+        let (world, flag) = (World::new(2, &[]), flag());
+        let (pcpus, set) = (world.pcpus, flag.clone());
+        join([
+            world.on(P0, move |local| block_on(local, done(&flag, 1))),
+            world.on(P1, move |_| {
+                set.store(1, Ordering::Relaxed);
+                wake(&pcpus[0], Task::Main);
+            }),
+        ]);
+    });
+}
+
+/// **No Wake Is Lost**: the same for one that is going to doze, because it waits for a save.
+#[test]
+fn wake_between_check_and_doze() {
+    check("wake_between_check_and_doze", Some(3), || {
+        let (world, flag) = (World::new(2, &[]), flag());
+        let (pcpus, set) = (world.pcpus, flag.clone());
+        join([
+            world.on(P0, move |local| block_on(local, done_or_interrupted(local, &flag))),
+            world.on(P1, move |_| {
+                set.store(1, Ordering::Relaxed);
+                wake(&pcpus[0], Task::Main);
+            }),
+        ]);
+    });
+}
+
+/// **No Wake Is Lost**: two wakes at once.
+#[test]
+fn two_wakes_between_check_and_sleep() {
+    check("two_wakes_between_check_and_sleep", Some(2), || {
+        let (world, flag) = (World::new(3, &[]), flag());
+        let pcpus = world.pcpus;
+        let wakers = [P1, P2].map(|cpu| {
+            let add = flag.clone();
+            world.on(cpu, move |_| {
+                add.fetch_add(1, Ordering::Relaxed);
+                wake(&pcpus[0], Task::Main);
+            })
+        });
+        join([world.on(P0, move |local| block_on(local, done(&flag, 2)))]);
+        join(wakers);
+    });
+}
+
+/// **No Wake Is Lost**: two pCPUs that wait for each other's answer.
+#[test]
+fn wakes_crosswise() {
+    check("wakes_crosswise", Some(3), || {
+        let (world, flags) = (World::new(2, &[]), [flag(), flag()]);
+        let pcpus = world.pcpus;
+        join([(P0, 0), (P1, 1)].map(|(cpu, me)| {
+            let (mine, theirs) = (flags[me].clone(), flags[1 - me].clone());
+            world.on(cpu, move |local| {
+                theirs.store(1, Ordering::Relaxed);
+                wake(&pcpus[1 - me], Task::Main);
+                block_on(local, done(&mine, 1));
+            })
+        }));
+    });
+}
+
+/// **No Wake Is Lost**: a wake of the own pCPU while another one wakes it too.
+#[test]
+fn wake_of_this_pcpu_forgotten() {
+    check("wake_of_this_pcpu_forgotten", Some(3), || {
+        let (world, flag) = (World::new(2, &[]), flag());
+        let (pcpus, set) = (world.pcpus, flag.clone());
+        join([
+            world.on(P0, move |local| {
+                let mut polls = 0;
+                // Two polls because of the wakes from here, and one or more because of the other.
+                let both = poll_fn(|cx| {
+                    polls += 1;
+                    if polls <= 2 {
+                        cx.waker().wake_by_ref();
+                    }
+                    if polls > 2 && flag.load(Ordering::Relaxed) == 1 { Poll::Ready(()) } else { Poll::Pending }
+                });
+                block_on(local, both);
+            }),
+            world.on(P1, move |_| {
+                set.store(1, Ordering::Relaxed);
+                wake(&pcpus[0], Task::Main);
+            }),
+        ]);
+    });
+}
+
+/// **Nobody Spins**: an interrupt ends a wait, whenever it comes.
+#[test]
+fn interrupt_between_check_and_doze() {
+    check("interrupt_between_check_and_doze", None, || {
+        let world = World::new(2, &[]);
+        let pcpus = world.pcpus;
+        join([
+            world.on(P0, |local| block_on(local, local.interrupt())),
+            world.on(P1, move |_| model::interrupt(&pcpus[0])),
+        ]);
+    });
+}
+
+/// Once it is awake again, a pCPU has no kick pending that was for its sleep, and none comes any more.
+#[test]
+fn kick_against_getting_up() {
+    check("kick_against_getting_up", Some(3), || {
+        let world = World::new(2, &[]);
+        let pcpus = world.pcpus;
+        join([
+            world.on(P0, |local| {
+                let polled = Cell::new(false);
+                let mut main = pin!(poll_fn(|cx| {
+                    polled.set(true);
+                    cx.waker().wake_by_ref(); // so that this round does not sleep
+                    Poll::<Never>::Pending
+                }));
+                let mut reporter = pin!(pending::<Never>());
+                while !polled.get() {
+                    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), false), Round::Slept);
+                    assert!(!model::is_kicked(local.pcpu()), "the primary sees a kick");
+                }
+            }),
+            world.on(P1, move |_| wake(&pcpus[0], Task::Main)),
+        ]);
+        assert!(!model::is_kicked(&pcpus[0]), "a kick was left behind");
+    });
+}
