@@ -311,8 +311,6 @@ pub mod answer {
     pub const YIELD: u64 = 0;
     pub const WAIT_FOR_INTERRUPT: u64 = 1;
     pub const WAKE_UP: u64 = 2;
-    pub const MESSAGE: u64 = 3;
-    pub const BUSY: u64 = 5;
     pub const PREEMPTED: u64 = 6;
     pub const STOPPED: u64 = 7;
     pub const INTERRUPTED: u64 = 8;
