@@ -225,13 +225,9 @@ impl Local {
 
     /// Resolves when a physical interrupt is pending for this pCPU; it stays pending, for the primary.
     ///
-    /// Cancel safety: dropping it at any point leaves no trace but one spurious poll.
-    pub fn interrupt(&self) -> impl Future<Output = ()> + Unpin + '_ {
-        core::future::poll_fn(|_| {
-            let pending = arch::interrupt_pending();
-            self.listens.set(!pending);
-            if pending { Poll::Ready(()) } else { Poll::Pending }
-        })
+    /// Cancel safety: dropping it at any point leaves no trace.
+    pub fn interrupt(&self) -> PhysicalInterrupt<'_> {
+        PhysicalInterrupt(self)
     }
 
     /// One round of the loop: polls what is woken, then enters a guest or sleeps.
@@ -302,6 +298,27 @@ impl Local {
             }
             arch::get_up(self.pcpu);
         }
+    }
+}
+
+/// See [`Local::interrupt`].
+#[must_use = "nobody listens for the interrupt until this is polled"]
+pub struct PhysicalInterrupt<'a>(&'a Local);
+
+impl Future for PhysicalInterrupt<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let pending = arch::interrupt_pending();
+        self.0.listens.set(!pending);
+        if pending { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for PhysicalInterrupt<'_> {
+    fn drop(&mut self) {
+        // Else a pCPU that is turned off in the same poll would doze, as if it still waited.
+        self.0.listens.set(false);
     }
 }
 

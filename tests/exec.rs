@@ -121,9 +121,10 @@ fn wake_between_check_and_sleep() {
 fn wake_between_check_and_doze() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
+    let mut interrupt = local.interrupt();
     let main = poll_fn(|cx| {
         polls.set(polls.get() + 1);
-        let Poll::Pending = pin!(local.interrupt()).poll(cx) else { panic!("there is no interrupt") };
+        let Poll::Pending = Pin::new(&mut interrupt).poll(cx) else { panic!("there is no interrupt") };
         Poll::<Never>::Pending
     });
     let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
@@ -167,9 +168,10 @@ fn wake_of_this_pcpu_forgotten() {
 fn wake_of_this_pcpu_forgotten_in_a_wait() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
+    let mut interrupt = local.interrupt();
     let main = poll_fn(|cx| {
         polls.set(polls.get() + 1);
-        let Poll::Pending = pin!(local.interrupt()).poll(cx) else { panic!("there is no interrupt") };
+        let Poll::Pending = Pin::new(&mut interrupt).poll(cx) else { panic!("there is no interrupt") };
         if polls.get() < 3 {
             cx.waker().wake_by_ref();
         }
