@@ -28,7 +28,7 @@ const TABLE: &str = "mutants.toml";
 pub struct Options {
     /// Only rows whose patch or race has this in its name.
     name: Option<String>,
-    /// Only the rows whose test runs on the host.
+    /// Only the rows whose test is an ordinary one on the host.
     #[arg(long)]
     quick: bool,
 }
@@ -37,8 +37,10 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Place {
-    /// A test of `cargo test --package baton --test PROGRAM`; or, with `doc` as the program, one of its documentation.
+    /// A test of `cargo test --package baton --test PROGRAM`.
     Host,
+    /// A model check of `tests/models`.
+    Model,
     /// A test on QEMU.
     Qemu,
 }
@@ -74,7 +76,11 @@ impl Mutant {
         Noticer {
             place: self.place,
             program: self.program.clone().unwrap_or_default(),
-            name: self.test.clone().unwrap_or_else(|| self.race.clone()),
+            name: match (&self.test, self.place) {
+                (None, _) => self.race.clone(),
+                (Some(name), Place::Model) => format!("model::{name}"),
+                (Some(name), _) => name.clone(),
+            },
         }
     }
 }
@@ -91,6 +97,7 @@ impl std::fmt::Display for Noticer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.place {
             Place::Host => write!(f, "{} {}", self.program, self.name),
+            Place::Model => write!(f, "model {}", self.name),
             Place::Qemu => write!(f, "qemu {}", self.name),
         }
     }
@@ -114,7 +121,7 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
         );
         ensure!(
             (mutant.place == Place::Host) == mutant.program.is_some(),
-            "a test on the host is in a program, one on QEMU is not: look at `{patch}`"
+            "a test on the host is in a program, a model and a test on QEMU are not: look at `{patch}`"
         );
         ensure!(!mutant.says.is_empty(), "the row `{patch}` does not say how its test fails");
     }
@@ -245,7 +252,7 @@ impl Copy {
 
     fn run(&self, test: &Noticer) -> Result<Outcome> {
         match test.place {
-            Place::Host => self.run_on_host(test),
+            Place::Host | Place::Model => self.run_on_host(test),
             Place::Qemu => self.run_on_qemu(test),
         }
     }
@@ -253,28 +260,17 @@ impl Copy {
     fn run_on_host(&self, test: &Noticer) -> Result<Outcome> {
         let cargo = || {
             let mut cargo = setup::host_cargo();
-            cargo.args(["test", "--quiet", "--package", "baton"]).current_dir(&self.root).stdin(Stdio::null());
+            cargo.args(["test", "--package", "baton"]).current_dir(&self.root).stdin(Stdio::null());
             cargo.env("CARGO_TARGET_DIR", &self.target).env_remove("RUST_BACKTRACE");
-            if test.program == "doc" {
-                cargo.arg("--doc")
-            } else {
-                cargo.args(["--test", &test.program])
+            match test.place {
+                Place::Model => cargo.args(["--test", "models", "--profile", "checked", "--features", "loom"]),
+                _ => cargo.args(["--test", &test.program]),
             };
             cargo
         };
-        if test.program != "doc" {
-            let (built, said) = output(cargo().arg("--no-run"))?;
-            ensure!(built, "it does not build:\n{said}");
-        }
-        let mut command = cargo();
-        command.args(["--", &test.name]);
-        if test.program == "doc" {
-            // Its name goes on with the line where it is.
-            command.arg("--format=pretty");
-        } else {
-            command.args(["--exact", "--format=pretty"]);
-        }
-        let (_, said) = output(&mut command)?;
+        let (built, said) = output(cargo().arg("--no-run"))?;
+        ensure!(built, "it does not build:\n{said}");
+        let (_, said) = output(cargo().args(["--", &test.name, "--exact", "--format=pretty"]))?;
         verdict(&said, test)
     }
 
@@ -289,20 +285,9 @@ impl Copy {
 
 /// Reads how one test came out from what a test program says.
 fn verdict(said: &str, test: &Noticer) -> Result<Outcome> {
-    let mut lines = said.lines().filter_map(|line| line.strip_prefix("test "));
-    let is = |line: &str, result: &str| {
-        let name = line.strip_suffix(result).map(str::trim_end);
-        if test.program == "doc" {
-            name.is_some_and(|name| name.contains(&test.name))
-        } else {
-            name == Some(&test.name)
-        }
-    };
-    let (mut passed, mut failed) = (false, false);
-    for line in lines.by_ref() {
-        passed |= is(line, "... ok") || is(line, "- compile fail ... ok");
-        failed |= is(line, "... FAILED") || is(line, "- compile fail ... FAILED");
-    }
+    let results = || said.lines().filter_map(|line| line.strip_prefix("test ")?.strip_prefix(&test.name));
+    let passed = results().any(|result| result == " ... ok");
+    let mut failed = results().any(|result| result == " ... FAILED");
     // One that panics once more, where its tokens are dropped, takes its program with it.
     failed |= said.contains(&format!("thread '{}' ", test.name)) && said.contains(" panicked at ");
     match (passed, failed) {
@@ -398,7 +383,7 @@ mod tests {
         for (text, complaint) in [
             (format!("{row}{row}"), "two rows have the patch `r`"),
             (other.clone(), "what went wrong elsewhere"),
-            (row.replace("host", "qemu"), "one on QEMU is not"),
+            (row.replace("host", "qemu"), "a test on QEMU are not"),
             (row.replace("program = 'run'\n", ""), "is in a program"),
             (row.replace("says = 's'", "says = ''"), "how its test fails"),
             (row.replace("host", "moon"), "unknown variant"),
@@ -415,8 +400,8 @@ mod tests {
         assert!(matches!(verdict(said, &host("run", "b")), Ok(Outcome::Failed(said)) if said.contains("said this")));
         assert!(verdict(said, &host("run", "c")).is_err());
         assert!(verdict("error: could not compile `baton`", &host("run", "a")).is_err());
-        let said = "test src/vcpu.rs - vcpu::Vcpu::claim (line 9) - compile fail ... FAILED\n";
-        assert!(matches!(verdict(said, &host("doc", "vcpu::Vcpu::claim")), Ok(Outcome::Failed(_))));
+        let died = "running 1 test\nthread 'c' (1) panicked at tests/run.rs:1:1:\nprocess abort";
+        assert!(matches!(verdict(died, &host("run", "c")), Ok(Outcome::Failed(_))));
     }
 
     #[test]
