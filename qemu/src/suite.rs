@@ -57,7 +57,7 @@ pub enum Kind {
     /// Linux as the primary, on this CPU.
     Linux(&'static str),
     /// The save window, held open by the debugger.
-    SaveWindow,
+    SaveWindow(save_window::Besides),
     /// Figures of the hypervisor.
     Bench(bench::Check),
     /// The sizes of the hypervisor.
@@ -70,7 +70,7 @@ impl Kind {
         match self {
             Kind::Case(entry) => &entry.features,
             Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint => &[],
-            Kind::SaveWindow => save_window::features(),
+            Kind::SaveWindow(_) => save_window::features(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Kind {
             Kind::Case(entry) => &entry.ramdisk,
             Kind::Linux(_) | Kind::Footprint => "main",
             Kind::Bench(_) => "bench",
-            Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow(_) => "suite",
         }
     }
 }
@@ -323,7 +323,7 @@ impl Runner<'_> {
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::Linux(cpu) => linux::run(self.workspace, test, cpu, &self.hypervisor(&[])?),
             Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
-            Kind::SaveWindow => save_window::run(self.workspace, test),
+            Kind::SaveWindow(besides) => save_window::run(self.workspace, test, *besides),
             Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
             Kind::Footprint => footprint::run_test(self.workspace, &self.hypervisor(&[])?),
         }
