@@ -7,9 +7,11 @@ mod common;
 use baton::arch::fake::Step;
 use baton::arch::{self, fake};
 use baton::exit::{Cause, Exit, Fault};
-use baton::handoff::Life;
+use baton::handoff::{Life, Patience};
+use baton::ids::CpuId;
 use baton::mailbox::NO_MESSAGE;
 use common::*;
+use futures_util::FutureExt;
 
 const SEND: u64 = 0xff04;
 const RECEIVE: u64 = 0xff05;
@@ -141,6 +143,95 @@ fn restore_before_saved() {
     for (counter, count) in [(0, 1), (1, 1), (4, 2)] {
         assert_eq!(m.call(P0, [0xff82, 1, 0, counter]), count, "counter {counter}");
     }
+}
+
+/// Every way to ask for a vCPU, of one that is ready and of one that is owed a result, comes to the same gate.
+#[test]
+fn second_path_forgets_the_gate() {
+    for (blocks, call) in
+        [false, true].into_iter().flat_map(|b| [run(1, 0), run_ext(1, 0, 0), run_ext(1, 0, 1)].map(|c| (b, c)))
+    {
+        let m = Bench::new(2, &[1]);
+        configure(m, &[0, 1]);
+        // It has left once already, so that what is in memory is older than what is in the hardware.
+        m.guest(P0, 1, 0, move |regs| {
+            regs.sys = 41;
+            if blocks { calls([RECEIVE, 1, 0, 0])(regs) } else { Exit::Wfe.into() }
+        });
+        m.call(P0, run(1, 0));
+        if blocks {
+            assert_eq!(m.call(P0, [SEND, 1, 4, 0]), 0);
+        }
+        m.guest(P0, 1, 0, move |regs| {
+            regs.sys = 42;
+            if blocks { calls([0xff06, 0, 0, 0])(regs) } else { Exit::Wfi.into() }
+        });
+        if blocks {
+            m.guest(P0, 1, 0, calls([RECEIVE, 1, 0, 0]));
+        }
+        fake::before("p0 save v1.0", move || {
+            if blocks {
+                assert_eq!(m.call(P1, [SEND, 1, 8, 0]), 0);
+            }
+            m.guest(P1, 1, 0, move |regs| {
+                assert_eq!(regs.sys, 42, "{call:x?} runs it with registers from before the save");
+                Exit::Wfi
+            });
+            assert_eq!(m.start(P1, call), Turn::Slept, "{call:x?} does not wait for the save");
+        });
+        assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+        assert_eq!(m.answer(P1), answer::WAIT_FOR_INTERRUPT);
+    }
+}
+
+/// A VM is stopped while a save of one of its vCPUs is outstanding: the save goes where it belongs, whoever waited for it is
+/// told, and nobody runs it again.
+#[test]
+fn late_save_into_freed_vcpu() {
+    let m = Bench::new(3, &[2, 1]);
+    m.vcpu(1, 1).set_up(P0, |_| Life::Ready);
+    m.guest(P0, 1, 0, |regs| {
+        regs.sys = 42;
+        Exit::Wfi
+    });
+    fake::before("p0 save v1.0", || {
+        assert_eq!(m.start(P2, run_ext(1, 0, 0)), Turn::Slept);
+        m.guest(P1, 1, 1, |_| fault(Cause::Undefined));
+        assert_eq!(m.call(P1, run_ext(1, 1, 0)), answer::STOPPED | 3 << 8);
+        // Somebody else has the pCPU that stopped it meanwhile.
+        m.guest(P1, 2, 0, |regs| {
+            assert_eq!(regs.sys, 0);
+            Exit::Wfi
+        });
+        assert_eq!(m.call(P1, run(2, 0)), answer::WAIT_FOR_INTERRUPT);
+    });
+    assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
+    assert_eq!(m.answer(P2), answer::STOPPED | 3 << 8, "it has been stopped");
+    assert!(m.vcpu(1, 0).is_parked());
+    fake::run_on(P0);
+    let mut saved = m.vcpu(1, 0).claim(m.local(P0), Patience::WhileSaving).now_or_never().unwrap().unwrap();
+    assert_eq!(saved.owned().regs.sys, 42, "the late save went elsewhere");
+}
+
+/// A pCPU that has run another vCPU of the same VM may hold translations of that one; a VM with one vCPU has no such others.
+#[test]
+fn stale_tlb_after_migration() {
+    let m = Bench::new(2, &[2, 1]);
+    m.vcpu(1, 1).set_up(P0, |_| Life::Ready);
+    let drops = |cpu: CpuId, vm: u16, vcpu: u16| {
+        trace();
+        m.guest(cpu, vm, vcpu, |_| Exit::Wfi);
+        assert_eq!(m.call(cpu, run(vm.into(), vcpu.into())), answer::WAIT_FOR_INTERRUPT);
+        let events = trace();
+        let at = |event: String| events.iter().position(|other| *other == event);
+        let here = cpu.index();
+        let entered = at(format!("p{here} enter v{vm}.{vcpu}")).expect("it ran");
+        at(format!("p{here} drop translations for v{vm}.{vcpu}")).is_some_and(|dropped| dropped < entered)
+    };
+    for (cpu, vcpu) in [(P0, 0), (P1, 1), (P0, 1), (P1, 0)] {
+        assert!(drops(cpu, 1, vcpu), "{cpu} may have translations of another vCPU of VM 1 than v1.{vcpu}");
+    }
+    assert!(!drops(P0, 2, 0), "VM 2 has one vCPU, and pays for nothing");
 }
 
 /// Between asking and waiting, the waiting pCPU has everything of its own still loaded.
@@ -342,9 +433,6 @@ fn a_blocked_receive_gets_its_value_at_the_next_run() {
 /// The sender changes nothing of the receiver's: not its registers, not what it waits for.
 #[test]
 fn sender_edits_receiver() {
-    use baton::handoff::Patience;
-    use futures_util::FutureExt;
-
     let m = Bench::new(1, &[1]);
     configure(m, &[0, 1]);
     m.guest(P0, 1, 0, calls([RECEIVE, 1, 0, 0]));

@@ -158,6 +158,23 @@ fn a_grant_that_is_given_up_goes_on() {
     assert_eq!(trace(), ["p0 load v1.0", "p0 save v1.0", "p0 event", "p1 event"]);
 }
 
+/// Two pCPUs hold a vCPU each and ask for the other's, each in its own order. Nobody waits where it asks, so each can let go
+/// of its own, and both get what they asked for.
+#[test]
+fn lock_order_two_vcpus() {
+    let m = Bench::turned_off(2, &[1, 1]);
+    let (first, second) = (m.vcpu(1, 0), m.vcpu(2, 0));
+    let (held_by_p0, held_by_p1) = (load(m, first, P0), load(m, second, P1));
+    let mut wanted_by_p0 = pin!(second.claim(m.local(P0), Patience::WhileLoaded));
+    let mut wanted_by_p1 = pin!(first.claim(m.local(P1), Patience::WhileLoaded));
+    assert!(poll(P0, wanted_by_p0.as_mut()).is_pending());
+    assert!(poll(P1, wanted_by_p1.as_mut()).is_pending());
+    park(P0, held_by_p0);
+    assert!(matches!(poll(P1, wanted_by_p1.as_mut()), Poll::Ready(Ok(_))), "p0 has let go of it");
+    park(P1, held_by_p1);
+    assert!(matches!(poll(P0, wanted_by_p0.as_mut()), Poll::Ready(Ok(_))), "p1 has let go of it");
+}
+
 #[test]
 fn runs_and_migrations_are_counted() {
     let (m, vcpu) = bench();

@@ -1,8 +1,8 @@
 //! Faults of the hypervisor itself: each is reported with a register dump that names the pCPU, and ends the machine with
 //! a failing exit code.
 //!
-//! The hypervisor has no way to fault on demand, and should not have one. The debugger makes it: it stops pCPU 0 where it
-//! is about to enter the primary, changes one register, and lets it go. What that hits shows, too, that EL2's address
+//! The hypervisor has no way to fault on demand, and should not have one. The debugger makes it: it stops a pCPU, as a rule
+//! where it is about to enter the primary, changes one register, and lets it go. What that hits shows, too, that EL2's address
 //! space is as it should be: nothing under a stack, no code that can be written, no data that can be executed.
 
 use std::path::Path;
@@ -22,6 +22,9 @@ use crate::symbols::Symbols;
 #[derive(Clone, Copy, Debug)]
 pub struct El2Fault {
     name: &'static str,
+    cpus: u32,
+    /// The function at whose entry the first pCPU that gets there is stopped, and which pCPU that is.
+    at: (&'static str, u32),
     /// The register that is changed, and to what.
     register: Register,
     value: fn(&Layout) -> u64,
@@ -40,7 +43,7 @@ const DATA_ABORT: u64 = 0x25;
 /// Where things are in the running hypervisor.
 struct Layout {
     start: u64,
-    enter: u64,
+    stop: u64,
     stacks: u64,
 }
 
@@ -48,9 +51,16 @@ const PAGE: u64 = 4096;
 /// What `baton_enter` pushes first goes so far below the stack pointer.
 const FIRST_PUSH: u64 = 48;
 
-const FAULTS: [El2Fault; 5] = [
+/// Where pCPU 0 enters the primary.
+const ENTRY: (&str, u32) = ("baton_enter", 0);
+/// Where pCPU 1 comes up, which the primary on pCPU 0 has turned on.
+const ARRIVAL: (&str, u32) = ("baton_secondary_main", 1);
+
+const FAULTS: [El2Fault; 6] = [
     El2Fault {
         name: "el2_undefined_instruction",
+        cpus: 1,
+        at: ENTRY,
         register: Register::Pc,
         // The second word of the image's header is 0, which is an undefined instruction.
         value: |layout| layout.start + 4,
@@ -60,6 +70,8 @@ const FAULTS: [El2Fault; 5] = [
     },
     El2Fault {
         name: "el2_undefined_instruction_without_failing_exit",
+        cpus: 1,
+        at: ENTRY,
         register: Register::Pc,
         value: |layout| layout.start + 4,
         class: UNDEFINED,
@@ -68,6 +80,8 @@ const FAULTS: [El2Fault; 5] = [
     },
     El2Fault {
         name: "el2_stack_overflow",
+        cpus: 1,
+        at: ENTRY,
         register: Register::Sp,
         // What is pushed next goes to the page under the stack.
         value: |layout| layout.stacks + PAGE,
@@ -77,6 +91,8 @@ const FAULTS: [El2Fault; 5] = [
     },
     El2Fault {
         name: "el2_code_is_not_writable",
+        cpus: 1,
+        at: ENTRY,
         register: Register::Sp,
         value: |layout| layout.start + PAGE,
         class: DATA_ABORT,
@@ -85,10 +101,23 @@ const FAULTS: [El2Fault; 5] = [
     },
     El2Fault {
         name: "el2_data_is_not_executable",
+        cpus: 1,
+        at: ENTRY,
         register: Register::Pc,
         value: |layout| layout.stacks + PAGE,
         class: INSTRUCTION_ABORT,
         permission: true,
+        failing_exit: true,
+    },
+    // The others are in the primary, and go down with it.
+    El2Fault {
+        name: "panic_on_one_pcpu",
+        cpus: 2,
+        at: ARRIVAL,
+        register: Register::Pc,
+        value: |layout| layout.start + 4,
+        class: UNDEFINED,
+        permission: false,
         failing_exit: true,
     },
 ];
@@ -99,7 +128,7 @@ pub fn tests() -> Vec<Test> {
         .iter()
         .map(|fault| Test {
             name: fault.name.to_owned(),
-            cpus: 1,
+            cpus: fault.cpus,
             long: false,
             beyond_reference: true,
             timeout: Duration::from_secs(60),
@@ -114,13 +143,13 @@ impl El2Fault {
         let symbols = Symbols::read(image)?;
         let layout = Layout {
             start: symbols.start,
-            enter: symbols.address("baton_enter")?,
+            stop: symbols.address(self.at.0)?,
             stacks: symbols.address("baton_stacks")?,
         };
         let boot = Boot::Kernel {
             image: image.to_owned(),
             ramdisk: Some(workspace.ramdisk("suite", Format::OldBinary)?),
-            append: "test=vm_get_count".to_owned(),
+            append: format!("test=further_cpus cpus={}", self.cpus),
         };
         let extra = if self.failing_exit { machine::failing_exit() } else { Vec::new() };
         let mut machine =
@@ -139,14 +168,16 @@ impl El2Fault {
         Ok(Report { command_line, outcome, problem })
     }
 
-    /// Stops pCPU 0 where it enters the primary, changes the register, and lets it go.
+    /// Stops a pCPU, changes its register, and lets it go.
     fn make(&self, door: Door, layout: &Layout) -> Result<Debugger> {
         let mut debugger = door.accept()?;
-        debugger.break_at(layout.enter)?;
+        let (name, pcpu) = self.at;
+        debugger.break_at(layout.stop)?;
         debugger.resume_all()?;
-        debugger.wait_stopped()?;
-        debugger.unbreak(layout.enter)?;
-        debugger.set(0, self.register, (self.value)(layout))?;
+        let stopped = debugger.wait_stopped()?;
+        ensure!(stopped == pcpu, "pCPU {stopped} came to {name} first; the test wants pCPU {pcpu} to");
+        debugger.unbreak(layout.stop)?;
+        debugger.set(pcpu, self.register, (self.value)(layout))?;
         debugger.resume_all()?;
         Ok(debugger)
     }
@@ -156,7 +187,8 @@ impl El2Fault {
         const KIND: u64 = 0b11_1100;
         ensure!(outcome.status.is_some(), "the machine did not end by itself");
         let said = |part: &str| lines(&outcome.console).find(|line| line.contains(part));
-        said("baton: PANIC on pCPU 0").context("the hypervisor did not name the pCPU that faulted")?;
+        said(&format!("baton: PANIC on pCPU {}", self.at.1))
+            .context("the hypervisor did not name the pCPU that faulted")?;
         for register in ["x0 ", "x30 ", "sp ", "elr "] {
             said(register).with_context(|| format!("the register dump lacks {register}"))?;
         }

@@ -37,6 +37,12 @@ pub struct Workspace {
 /// What was made, by name, or why it could not be.
 type Once<T> = Mutex<HashMap<String, Result<T, String>>>;
 
+/// Reads the manifest of the workspace in `folder`.
+fn metadata(command: &mut MetadataCommand, folder: &Path) -> Result<Metadata> {
+    let read = command.manifest_path(folder.join("Cargo.toml")).no_deps().exec();
+    read.with_context(|| format!("could not read the workspace in {}", folder.display()))
+}
+
 /// Makes `name`, unless that was tried before.
 fn once<T: Clone>(made: &Once<T>, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut made = made.lock().expect("a build panicked");
@@ -48,21 +54,30 @@ impl Workspace {
     /// Reads the workspace's manifest and finds a toolchain for the target, fetching it if it is
     /// missing.
     pub fn open(clippy: bool) -> Result<Workspace> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-        let metadata = MetadataCommand::new()
-            .manifest_path(&manifest)
-            .no_deps()
-            .exec()
-            .with_context(|| format!("could not read the workspace of {}", manifest.display()))?;
-        let toolchain = Toolchain::find(clippy)?;
-        Ok(Workspace {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        Ok(Self::with(metadata(&mut MetadataCommand::new(), &folder)?, Toolchain::find(clippy)?))
+    }
+
+    /// A copy of this workspace in the folder `root`, whose builds go to `target`.
+    pub fn elsewhere(&self, root: &Path, target: &Path) -> Result<Workspace> {
+        let metadata = metadata(MetadataCommand::new().env("CARGO_TARGET_DIR", target), root)?;
+        Ok(Self::with(metadata, self.toolchain.clone()))
+    }
+
+    fn with(metadata: Metadata, toolchain: Toolchain) -> Workspace {
+        Workspace {
             metadata,
             toolchain,
             hypervisors: Once::default(),
             vms: Once::default(),
             ramdisks: Once::default(),
             counter: Once::default(),
-        })
+        }
+    }
+
+    /// The sources of the hypervisor have changed: it is built anew when it is wanted next.
+    pub fn forget_hypervisors(&self) {
+        self.hypervisors.lock().expect("a build panicked").clear();
     }
 
     /// The folder of the workspace.
@@ -231,6 +246,7 @@ impl Workspace {
     /// Runs a build and shows `take` what it made.
     fn artifacts(&self, mut cargo: Command, mut take: impl FnMut(Artifact)) -> Result<()> {
         cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
+        cargo.env("CARGO_TARGET_DIR", &self.metadata.target_directory);
         cargo.current_dir(self.root()).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = cargo.spawn().with_context(|| format!("could not run `{}`", words(&cargo)))?;
         let output = BufReader::new(child.stdout.take().expect("the output of cargo is piped"));

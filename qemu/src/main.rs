@@ -2,8 +2,8 @@
 //! tests them.
 //!
 //! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
-//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the [`bench`], the [`footprint`],
-//! [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
+//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the tests of the tests
+//! ([`mutate`]), the [`bench`], the [`footprint`], [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
 //! [`setup`] (what this computer lacks).
 
 mod bench;
@@ -18,6 +18,7 @@ mod images;
 mod inputs;
 mod linux;
 mod machine;
+mod mutate;
 mod ramdisk;
 mod save_window;
 mod setup;
@@ -57,6 +58,8 @@ enum Command {
     Test(Test),
     /// Count the hypervisor's instructions, row by row.
     Bench(bench::Options),
+    /// Take each protection against a race out, in turn, and see that a test notices; exits with 0 only if all did.
+    Mutate(mutate::Options),
     /// Check formatting and lints, for this machine and for the target, warnings being errors.
     Clippy,
 }
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Command::Build => Workspace::open(false)?.build_all().map(|()| true),
         Command::Test(options) => test(options),
         Command::Bench(options) => bench(&options),
+        Command::Mutate(options) => mutate(&options),
         Command::Clippy => Workspace::open(true)?.clippy().map(|()| true),
     });
     match result {
@@ -179,6 +183,12 @@ fn bench(options: &bench::Options) -> Result<bool> {
     let workspace = Workspace::open(false)?;
     setup::qemu()?;
     bench::run(&workspace, options)
+}
+
+fn mutate(options: &mutate::Options) -> Result<bool> {
+    let workspace = Workspace::open(false)?;
+    setup::qemu()?;
+    mutate::run(&workspace, options)
 }
 
 fn test(options: Test) -> Result<bool> {

@@ -12,13 +12,16 @@
 //! 4. The debugger checks that pCPU 0 has not moved, and lets it go; pCPU 1 asks again, and the
 //!    vCPU runs on with right values.
 //!
+//! While the machine stands still anyway, a second test reads all page tables, before the primary's first instruction and at
+//! step 4: nothing that happens in between changes one, so that nobody ever walks a table that changes.
+//!
 //! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there
 //! was nothing to wait for.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::gdb::{Debugger, Door};
 use crate::images::Workspace;
@@ -31,6 +34,10 @@ const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
 const CPUS: u32 = 4;
 const HELD: u32 = 0;
+/// Where the primary is entered.
+const ENTRY: &str = "baton_enter";
+/// Where all page tables lie, EL2's and those of stage 2.
+const TABLES: [&str; 2] = ["baton_tables", "baton_tables_end"];
 
 /// What the guest prints while pCPU 0 is held, in this order.
 const STEPS: [&str; 3] = ["[suite] cpu1 waiting", "[suite] cpu1 cancelled by interrupt", "[suite] cpu2 send ok"];
@@ -41,20 +48,31 @@ pub fn features() -> &'static [String] {
     &*FEATURES
 }
 
+/// What a test of this kind looks for besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    Nothing,
+    /// That no page table changes.
+    Tables,
+}
+
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "save_window_held".to_owned(),
-        cpus: CPUS,
-        long: false,
-        beyond_reference: true,
-        timeout: Duration::from_secs(60),
-        kind: Kind::SaveWindow,
-    }]
+    let tests = [("save_window_held", Besides::Nothing), ("break_before_make", Besides::Tables)];
+    tests
+        .map(|(name, besides)| Test {
+            name: name.to_owned(),
+            cpus: CPUS,
+            long: false,
+            beyond_reference: true,
+            timeout: Duration::from_secs(60),
+            kind: Kind::SaveWindow(besides),
+        })
+        .into()
 }
 
 /// Boots, holds, lets go and judges.
-pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
+pub fn run(workspace: &Workspace, test: &Test, besides: Besides) -> Result<Report> {
     let image = workspace.hypervisor(features())?;
     let symbols = Symbols::read(&image)?;
     let ramdisk = Some(workspace.ramdisk("suite", Format::OldBinary)?);
@@ -65,7 +83,7 @@ pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
     let door = Door::open()?;
     machine.extra = door.words();
     let running = machine.start(false)?;
-    let held = hold(door, &symbols, &running, test.timeout);
+    let held = hold(door, &symbols, &running, test.timeout, besides);
     // If the choreography went wrong the machine may stand still, and waiting for it would only say that it hung.
     let limit = if held.is_ok() { test.timeout } else { Duration::ZERO };
     let outcome = running.finish(Some(limit))?;
@@ -77,7 +95,7 @@ pub fn run(workspace: &Workspace, test: &Test) -> Result<Report> {
 }
 
 /// Steps 1 to 4. The debugger stays connected until the machine has ended: QEMU would stop it otherwise.
-fn hold(door: Door, symbols: &Symbols, running: &Running, limit: Duration) -> Result<Debugger> {
+fn hold(door: Door, symbols: &Symbols, running: &Running, limit: Duration, besides: Besides) -> Result<Debugger> {
     let mut debugger = door.accept()?;
     let window = symbols.address(SYMBOL)?;
     let code = symbols.instruction(window)?;
@@ -85,6 +103,12 @@ fn hold(door: Door, symbols: &Symbols, running: &Running, limit: Duration) -> Re
         debugger.read(window, code.len())? == code,
         "the hypervisor does not lie where it was expected: {SYMBOL} is not at {window:#x}"
     );
+    let entry = symbols.address(ENTRY)?;
+    debugger.break_at(entry)?;
+    debugger.resume_all()?;
+    debugger.wait_stopped()?;
+    debugger.unbreak(entry)?;
+    let before = tables(&mut debugger, symbols, besides)?;
     debugger.break_at(window)?;
     debugger.resume_all()?;
     let stopped = debugger.wait_stopped()?;
@@ -98,6 +122,27 @@ fn hold(door: Door, symbols: &Symbols, running: &Running, limit: Duration) -> Re
     debugger.interrupt()?;
     let pc = debugger.program_counter(HELD)?;
     ensure!(pc == window, "pCPU {HELD} was not held: it moved from {:#x} to {pc:#x}", window);
+    let after = tables(&mut debugger, symbols, besides)?;
+    let changed = before.iter().zip(&after).position(|(before, after)| before != after);
+    if let Some(at) = changed {
+        bail!("a page table was changed while the machine ran: {at:#x} bytes behind {}", TABLES[0]);
+    }
     debugger.resume_all()?;
     Ok(debugger)
+}
+
+/// All page tables, if the test is about them.
+fn tables(debugger: &mut Debugger, symbols: &Symbols, besides: Besides) -> Result<Vec<u8>> {
+    const AT_ONCE: usize = 1024;
+    if besides == Besides::Nothing {
+        return Ok(Vec::new());
+    }
+    let [start, end] = [symbols.address(TABLES[0])?, symbols.address(TABLES[1])?];
+    ensure!(start < end, "there are no page tables");
+    let mut bytes = Vec::new();
+    for address in (start..end).step_by(AT_ONCE) {
+        bytes.extend(debugger.read(address, AT_ONCE)?);
+    }
+    ensure!(bytes.iter().any(|byte| *byte != 0), "the page tables are empty");
+    Ok(bytes)
 }

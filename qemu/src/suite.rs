@@ -58,7 +58,7 @@ pub enum Kind {
     /// Linux as the primary, on this CPU.
     Linux(&'static str),
     /// The save window, held open by the debugger.
-    SaveWindow,
+    SaveWindow(save_window::Besides),
     /// Figures of the hypervisor.
     Bench(bench::Check),
     /// The sizes of the hypervisor.
@@ -73,7 +73,7 @@ impl Kind {
         match self {
             Kind::Case(entry) => &entry.features,
             Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint => &[],
-            Kind::SaveWindow => save_window::features(),
+            Kind::SaveWindow(_) => save_window::features(),
             Kind::Fuzz(fuzz) => fuzz.features(),
         }
     }
@@ -85,7 +85,7 @@ impl Kind {
             Kind::Linux(_) | Kind::Footprint => "main",
             Kind::Bench(_) => "bench",
             Kind::Fuzz(_) => fuzz::RAMDISK,
-            Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow => "suite",
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow(_) => "suite",
         }
     }
 }
@@ -219,6 +219,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
+/// Runs one QEMU test, without a word.
+pub fn one(workspace: &Workspace, name: &str) -> Result<Report> {
+    let tests = tests(workspace.root())?;
+    let test =
+        tests.iter().find(|test| test.name == name).with_context(|| format!("there is no QEMU test `{name}`"))?;
+    let progress = Mutex::new(Progress { ended: 0, tally: Tally::default() });
+    Runner { workspace, options: &Options::default(), total: 1, progress }.report(test)
+}
+
 /// Prints the names of all tests.
 pub fn list(workspace: &Workspace, options: &Options) -> Result<()> {
     let root = workspace.root();
@@ -320,7 +329,7 @@ impl Runner<'_> {
             Kind::Input(input) => input.run(self.workspace, test, &self.hypervisor(&[])?),
             Kind::Linux(cpu) => linux::run(self.workspace, test, cpu, &self.hypervisor(&[])?),
             Kind::El2Fault(fault) => fault.run(self.workspace, test, &self.hypervisor(&[])?),
-            Kind::SaveWindow => save_window::run(self.workspace, test),
+            Kind::SaveWindow(besides) => save_window::run(self.workspace, test, *besides),
             Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
             Kind::Footprint => footprint::run_test(self.workspace, &self.hypervisor(&[])?),
             Kind::Fuzz(fuzz) => fuzz.run(self.workspace, test, &self.hypervisor(fuzz.features())?, self.options.long),

@@ -283,8 +283,10 @@ impl Cpu {
         self.load(to);
     }
 
-    /// There is no TLB here.
-    pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
+    /// There is no TLB here, but who would have dropped what is in it.
+    pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
+        announce_here(&format!("drop translations for {}", Name { vm: vm.0, vcpu: vcpu.0 }));
+    }
 
     /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
     ///

@@ -139,6 +139,10 @@ pub enum Command {
     FindMarks,
     /// Turns the virtual timer off, as one would who wants to run for ever.
     StopVirtualTimer,
+    /// Sets the virtual timer to a time.
+    SetVirtualTimer(u64),
+    /// value: the time that the virtual timer is set to; a: its control.
+    VirtualTimer,
     /// Sets the virtual timer, unmasked, to a moment that has passed.
     ExpireVirtualTimer,
     /// Writes MDSCR_EL1. value: what it reads as then.
@@ -190,6 +194,8 @@ impl Command {
             Command::LeaveMarks => (23, [0; 4]),
             Command::LoseVectors(address) => (25, [address, 0, 0, 0]),
             Command::FindMarks => (24, [0; 4]),
+            Command::SetVirtualTimer(time) => (28, [time, 0, 0, 0]),
+            Command::VirtualTimer => (29, [0; 4]),
             Command::ExpireVirtualTimer => (26, [0; 4]),
             Command::Mdscr(value) => (27, [value, 0, 0, 0]),
         };
@@ -226,6 +232,8 @@ impl Command {
             23 => Command::LeaveMarks,
             25 => Command::LoseVectors(a),
             24 => Command::FindMarks,
+            28 => Command::SetVirtualTimer(a),
+            29 => Command::VirtualTimer,
             26 => Command::ExpireVirtualTimer,
             27 => Command::Mdscr(a),
             _ => return None,
@@ -282,6 +290,13 @@ impl Command {
             }
             Command::Spin(rounds) => answer.value = compute(rounds),
             Command::StopVirtualTimer => timer::stop_virtual(),
+            Command::SetVirtualTimer(time) => {
+                sysreg::write!("cntv_cval_el0", time);
+                sysreg::write!("cntv_ctl_el0", 1);
+            }
+            Command::VirtualTimer => {
+                (answer.value, answer.a) = (sysreg::read!("cntv_cval_el0"), sysreg::read!("cntv_ctl_el0"));
+            }
             Command::ExpireVirtualTimer => timer::arm_virtual(0),
             Command::Mdscr(value) => {
                 sysreg::write!("mdscr_el1", value);

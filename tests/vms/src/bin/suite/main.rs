@@ -57,7 +57,7 @@ static CASES: &[(&str, Case)] = cases! {
     injected: injected_interrupts running_target_not_kicked;
     run_ext: run_ext_codes run_ext_waits run_ext_by_secondary busy_taken_for_blocked preempted_taken_for_yield
         cancelled_request_keeps_claim two_waiters_one_slot;
-    timers: virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked
+    timers: timer_left_behind virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked
         virtual_timer_of_a_secondary_expires;
     save_window: save_window;
     memory: memory_copy memory_move memory_fill memory_compare;

@@ -7,7 +7,7 @@ use baton_vms::puppet::Command;
 use baton_vms::verdict::Verdict;
 use baton_vms::{cpu, ensure, exception, gic, sysreg, timer};
 
-use crate::harness::{self, Puppet, equal, vms};
+use crate::harness::{self, Puppet, equal, join, report, start_cpu, vms};
 
 /// Runs a vCPU that computes until the virtual timer ends the slice, which the primary armed.
 fn slice(vm: u64) -> Verdict {
@@ -95,4 +95,28 @@ pub fn virtual_timer_of_a_secondary_expires(_: &Machine) -> Verdict {
     }
     let taken = cpu::current().interrupts(timer::VIRTUAL_INTERRUPT);
     equal("virtual timer interrupts that the primary took", taken, 0)
+}
+
+/// A vCPU sets its virtual timer on one CPU and goes on on the other: the timer goes with it, and each CPU keeps the
+/// primary's.
+pub fn timer_left_behind(_: &Machine) -> Verdict {
+    Puppet::start(vms::PUPPET)?.ask_one(Command::SetVirtualTimer(FAR))?;
+    primarys_is_off(0)?;
+    start_cpu(1, |cpu| {
+        report(|| {
+            let timer = Puppet { vm: vms::PUPPET }.ask_one(Command::VirtualTimer)?;
+            equal("the time that the timer of a VM that has moved is set to", timer.value, FAR)?;
+            equal("its control", timer.a, 1)?;
+            primarys_is_off(cpu)
+        });
+    })?;
+    join(1..2)?;
+    primarys_is_off(0)
+}
+
+/// A time that never comes.
+const FAR: u64 = 1 << 55;
+
+fn primarys_is_off(cpu: usize) -> Verdict {
+    equal(format_args!("the primary's timer control on cpu{cpu}"), sysreg::read!("cntv_ctl_el0"), 0)
 }
