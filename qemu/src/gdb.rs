@@ -52,6 +52,7 @@ impl Door {
         // process.
         thread::spawn(move || sender.send(self.listener.accept()));
         let (stream, _) = receiver.recv_timeout(PATIENCE).context("QEMU did not connect its debugger stub")??;
+        stream.set_nodelay(true)?; // questions and acknowledgements are small, and somebody waits for each
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut debugger = Debugger { packets: Packets::new(stream.try_clone()?), stream };
         let actions = debugger.ask("vCont?")?;
