@@ -1,0 +1,208 @@
+//! What a policy sees of the world, and what it can do.
+
+use crate::event::{Answer, Machine};
+use crate::kit::{Mask, Nodes, Random, Slab};
+use crate::{Nanos, Params, PcpuId, Policy, Timer, VcpuId, Wake};
+
+/// Where a vCPU is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum State {
+    /// There is none in this slot.
+    #[default]
+    Absent,
+    Blocked,
+    /// The policy has it.
+    Runnable,
+    /// Runnable by itself, but not until the policy's throttle ends.
+    Throttled,
+    /// Given to this pCPU, until it is saved.
+    Running(PcpuId),
+}
+
+/// What the harness knows of a vCPU.
+#[derive(Clone, Debug, Default)]
+pub struct VcpuFacts {
+    pub(crate) params: Params,
+    pub(crate) state: State,
+    /// A wake that came while it ran.
+    pub(crate) latched: Option<Wake>,
+    pub(crate) last: Option<PcpuId>,
+    /// When it came into its state.
+    pub(crate) since: Nanos,
+}
+
+/// What it knows of a pCPU.
+#[derive(Clone, Debug, Default)]
+pub struct PcpuFacts {
+    pub(crate) on: bool,
+    /// It will pick soon.
+    pub(crate) kicked: bool,
+    /// Who runs there, and since when.
+    pub(crate) running: Option<(VcpuId, Nanos)>,
+    /// Since when nobody does.
+    pub(crate) idle_since: Nanos,
+    /// How often in a row somebody was picked and did not run at all.
+    pub(crate) futile: u32,
+}
+
+/// How pCPUs are grouped: so many share a cache, and so many, clusters of them, a memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Topology {
+    pub cluster: u32,
+    pub node: u32,
+}
+
+impl Topology {
+    /// All are equally far from each other.
+    pub const FLAT: Self = Self { cluster: u32::MAX, node: u32::MAX };
+
+    /// 0: the same; 1: in one cluster; 2: in one node; 3: neither.
+    pub fn distance(self, a: PcpuId, b: PcpuId) -> u32 {
+        let together = |size: u32| a.0 / size.max(1) == b.0 / size.max(1);
+        match () {
+            () if a == b => 0,
+            () if together(self.cluster) => 1,
+            () if together(self.node) => 2,
+            () => 3,
+        }
+    }
+}
+
+/// The part that does not depend on the policy.
+pub(crate) struct World {
+    pub now: Nanos,
+    /// Those that are on, run nobody, and have not been kicked since they asked.
+    pub idle: Mask,
+    pub topology: Topology,
+    pub random: Random,
+}
+
+/// What a policy sees, and what it can do, while it handles one event.
+pub struct Context<'a, P: Policy> {
+    /// The policy's own state of each vCPU.
+    pub vcpus: Slab<'a, VcpuId, P::Vcpu>,
+    /// The policy's own state of each pCPU.
+    pub pcpus: Slab<'a, PcpuId, P::Pcpu>,
+    /// The places of vCPUs in queues, heaps and trees.
+    pub nodes: Nodes<'a>,
+    pub(crate) vcpu_facts: &'a mut [VcpuFacts],
+    pub(crate) pcpu_facts: &'a mut [PcpuFacts],
+    pub(crate) world: &'a mut World,
+    pub(crate) machine: &'a mut dyn Machine,
+}
+
+impl<P: Policy> Context<'_, P> {
+    #[inline]
+    pub fn now(&self) -> Nanos {
+        self.world.now
+    }
+
+    /// What was asked for the vCPU.
+    #[inline]
+    pub fn params(&self, vcpu: VcpuId) -> &Params {
+        &self.vcpu_facts[vcpu.index()].params
+    }
+
+    #[inline]
+    pub fn state(&self, vcpu: VcpuId) -> State {
+        self.vcpu_facts[vcpu.index()].state
+    }
+
+    /// Where the vCPU ran last.
+    #[inline]
+    pub fn last(&self, vcpu: VcpuId) -> Option<PcpuId> {
+        self.vcpu_facts[vcpu.index()].last
+    }
+
+    /// Who runs there, and since when.
+    #[inline]
+    pub fn running(&self, pcpu: PcpuId) -> Option<(VcpuId, Nanos)> {
+        self.pcpu_facts[pcpu.index()].running
+    }
+
+    #[inline]
+    pub fn is_on(&self, pcpu: PcpuId) -> bool {
+        self.pcpu_facts[pcpu.index()].on
+    }
+
+    /// All pCPUs that are on, in the order of their numbers.
+    pub fn online(&self) -> impl Iterator<Item = PcpuId> + '_ {
+        (0..self.pcpu_facts.len()).map(PcpuId::from).filter(|&pcpu| self.is_on(pcpu))
+    }
+
+    /// All vCPUs that have been admitted, in the order of their numbers.
+    pub fn admitted(&self) -> impl Iterator<Item = VcpuId> + '_ {
+        (0..self.vcpu_facts.len()).map(VcpuId::from).filter(|&vcpu| self.state(vcpu) != State::Absent)
+    }
+
+    /// The pCPUs that have nobody to run, and have not been kicked yet.
+    #[inline]
+    pub fn idle(&self) -> &Mask {
+        &self.world.idle
+    }
+
+    /// Whether the vCPU's affinity allows the pCPU.
+    #[inline]
+    pub fn may_run(&self, vcpu: VcpuId, pcpu: PcpuId) -> bool {
+        self.params(vcpu).affinity.contains(pcpu)
+    }
+
+    /// 0: the same pCPU; 1: they share a cache; 2: a memory; 3: neither.
+    #[inline]
+    pub fn distance(&self, a: PcpuId, b: PcpuId) -> u32 {
+        self.world.topology.distance(a, b)
+    }
+
+    /// Random bits, the same for the same seed and the same events.
+    #[inline]
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.world.random
+    }
+
+    /// Makes a pCPU pick: whoever runs there comes back first. A second kick before that changes nothing.
+    #[inline]
+    pub fn kick(&mut self, pcpu: PcpuId) {
+        let facts = &mut self.pcpu_facts[pcpu.index()];
+        if facts.on && !core::mem::replace(&mut facts.kicked, true) {
+            self.world.idle.remove(pcpu);
+            self.machine.answer(&Answer::Kick(pcpu));
+        }
+    }
+
+    /// Kicks a pCPU that idles and where the vCPU may run: its last one, or else one near that. Which one, if there is any.
+    #[inline]
+    pub fn kick_idle_for(&mut self, vcpu: VcpuId) -> Option<PcpuId> {
+        if self.world.idle.is_empty() {
+            return None;
+        }
+        let affinity = self.params(vcpu).affinity;
+        let last = self.last(vcpu).unwrap_or_default();
+        let warm = self.world.idle.contains(last) && affinity.contains(last);
+        let near = PcpuId(last.0 - last.0 % self.world.topology.cluster.max(1));
+        let pcpu = if warm { last } else { self.world.idle.first_in(affinity, near)? };
+        self.kick(pcpu);
+        Some(pcpu)
+    }
+
+    /// Has the policy's `timer` called at that time, or as soon as possible if it has passed; not at all if it is
+    /// [`Nanos::MAX`]. A timer is one: arming it again moves it.
+    pub fn arm(&mut self, timer: Timer, at: Nanos) {
+        self.machine.answer(&Answer::Arm(timer, at));
+    }
+
+    /// Takes a vCPU that is runnable, and that the policy does not have queued, away until then; `wake` brings it back, with
+    /// [`Wake::Refilled`]. One that is not runnable is left as it is.
+    pub fn throttle(&mut self, vcpu: VcpuId, until: Nanos) {
+        let facts = &mut self.vcpu_facts[vcpu.index()];
+        if facts.state == State::Runnable {
+            (facts.state, facts.since) = (State::Throttled, self.world.now);
+            self.machine.answer(&Answer::Throttle(vcpu, until));
+            self.machine.answer(&Answer::Arm(Timer::Refill(vcpu), until));
+        }
+    }
+
+    /// Puts something into the log. The text is one word.
+    pub fn note(&mut self, what: &'static str, value: i64) {
+        self.machine.answer(&Answer::Note(what, value));
+    }
+}

@@ -1,0 +1,19 @@
+//! What policies are made of.
+//!
+//! A vCPU has one [`Node`], and so is in one queue, heap or tree at a time, which is what waiting to run is. The nodes are in
+//! a slab of the harness's; a structure holds nothing but where it begins. Nothing here allocates, nothing has a size limit,
+//! and nothing depends on anything but the order of the calls.
+
+mod fifo;
+mod heap;
+mod mask;
+mod random;
+mod slab;
+mod tree;
+
+pub use fifo::Fifo;
+pub use heap::Heap;
+pub use mask::Mask;
+pub use random::Random;
+pub use slab::{Misuse, Node, Nodes, Slab};
+pub use tree::Tree;

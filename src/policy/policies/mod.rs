@@ -1,0 +1,5 @@
+//! The policies that come with Baton.
+
+mod rr;
+
+pub use rr::{QUANTUM, Rr};
