@@ -61,8 +61,8 @@ pub trait Machine {
         let _ = (now, event);
     }
 
-    /// Does what is [ordered](Answer::is_order), and writes down what it likes.
-    fn answer(&mut self, answer: &Answer<'_>);
+    /// Does what is [ordered](Answer::is_order), and writes down what it likes: an answer can be kept for ever.
+    fn answer(&mut self, answer: &Answer<'static>);
 }
 
 /// Why a policy was put aside.

@@ -618,5 +618,5 @@ const MAX_SLOTS: usize = 1 << 31;
 struct Nobody;
 
 impl Machine for Nobody {
-    fn answer(&mut self, _: &Answer<'_>) {}
+    fn answer(&mut self, _: &Answer<'static>) {}
 }
