@@ -287,6 +287,19 @@ impl fmt::Display for Params {
     }
 }
 
+impl Params {
+    /// Reads them as they are written.
+    ///
+    /// # Errors
+    ///
+    /// If these are no parameters, or something is behind them.
+    pub fn parse(text: &str) -> Result<Self, Problem<'_>> {
+        let mut words = Words::new(text);
+        let params = words.params()?;
+        words.end(params)
+    }
+}
+
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
