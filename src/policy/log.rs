@@ -344,8 +344,10 @@ impl fmt::Display for Answer<'_> {
     }
 }
 
+type MakeEjection = fn(VcpuId) -> Ejection;
+
 impl Ejection {
-    const NAMES: [(&str, fn(VcpuId) -> Self); 9] = [
+    const NAMES: [(&str, MakeEjection); 9] = [
         ("unknown", Self::Unknown),
         ("not-runnable", Self::NotRunnable),
         ("affinity", Self::Affinity),
