@@ -1,7 +1,7 @@
 //! First come, first served.
 
 use crate::kit::Fifo as Queue;
-use crate::{Context, Nanos, PcpuId, Policy, Promise, Refused, Run, Stop, VcpuId, Wake};
+use crate::{Context, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, Stop, VcpuId, Wake};
 
 /// Everybody in the order of their wakes, from one queue for all pCPUs, until they block.
 ///
@@ -49,7 +49,7 @@ impl Policy for Fifo {
         }
     }
 
-    fn retune(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: &crate::Params) {
+    fn retune(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: &Params) {
         if cx.nodes.is_queued(vcpu) {
             cx.kick_idle_for(vcpu);
         }
