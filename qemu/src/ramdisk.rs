@@ -153,6 +153,13 @@ pub fn recipes() -> Vec<Recipe> {
                 .map(|image| Secondary::small(image, 1))
                 .collect(),
         },
+        // As many guests as there may be; the workload takes the place of the primary's RAM disk.
+        Recipe {
+            name: "lab",
+            primary: "lab",
+            initrd: b"",
+            secondaries: (0..15).map(|_| Secondary::small("lab_guest", 1)).collect(),
+        },
         Recipe {
             name: "fuzz",
             primary: "fuzz",

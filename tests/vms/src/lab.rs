@@ -22,7 +22,7 @@ pub const REPORT: u64 = 3;
 pub const DEVICE: u64 = u64::MAX;
 
 /// Instructions of a turn.
-pub const TURN: Nanos = 4096;
+pub const TURN: Nanos = 10_000;
 
 /// The VM whose only vCPU this is.
 pub fn vm_of(vcpu: VcpuId) -> u64 {
@@ -48,6 +48,18 @@ impl Clock {
         timer::now().saturating_sub(self.start) * ns_per_tick() / self.share
     }
 
+    /// Executes so many instructions, and lets the next CPU have its turn, if there is another one.
+    pub fn burn(self, instructions: Nanos) {
+        const PER_ROUND: u64 = 2;
+        let rounds = (instructions / PER_ROUND).max(1);
+        // SAFETY: counts a register down.
+        unsafe { asm!("2: subs {n}, {n}, #1", "b.ne 2b", n = inout(reg) rounds => _, options(nomem, nostack)) };
+        if self.share > 1 {
+            // SAFETY: a hint.
+            unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
+        }
+    }
+
     /// The tick at which it is that time; the last one there is, if it is never.
     pub fn tick(self, at: Nanos) -> u64 {
         at.saturating_mul(self.share).div_ceil(ns_per_tick()).saturating_add(self.start)
@@ -57,17 +69,6 @@ impl Clock {
 fn ns_per_tick() -> u64 {
     const SECOND: u64 = 1_000_000_000;
     (SECOND / sysreg::read!("cntfrq_el0")).max(1)
-}
-
-/// Executes so many instructions, and lets the next CPU have its turn.
-#[inline]
-pub fn burn(instructions: Nanos) {
-    const PER_ROUND: u64 = 2;
-    let rounds = (instructions / PER_ROUND).max(1);
-    // SAFETY: counts a register down, and ends the turn of this CPU.
-    unsafe {
-        asm!("2: subs {n}, {n}, #1", "b.ne 2b", "yield", n = inout(reg) rounds => _, options(nomem, nostack));
-    }
 }
 
 /// What a guest asks of the primary.

@@ -120,7 +120,7 @@ impl Guest {
         let mut left = ns;
         while left > 0 {
             let turn = left.min(lab::TURN);
-            lab::burn(turn);
+            self.birth.clock.burn(turn);
             left -= turn;
             self.ran += turn;
             self.look();
@@ -167,7 +167,7 @@ impl Guest {
     /// Spins until it may go on.
     fn spin(&mut self) {
         while !self.may_go_on() {
-            lab::burn(lab::TURN);
+            self.birth.clock.burn(lab::TURN);
             self.report.spun += lab::TURN;
         }
     }

@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use baton_vms::devicetree::Machine;
+use baton_vms::devicetree::{Machine, Range};
 use baton_vms::verdict::Verdict;
 use baton_vms::{ensure, entry, failed};
 
@@ -10,19 +10,25 @@ use baton_vms::{ensure, entry, failed};
 pub struct Arena(&'static mut [MaybeUninit<u8>]);
 
 impl Arena {
-    /// The memory behind this image, the RAM disk and the device tree, as far as the next that is reserved.
-    pub fn behind_all(machine: &Machine) -> Verdict<Self> {
-        const ROOM: u64 = 1 << 21;
-        let (_, image) = entry::image_range();
-        let others = machine.initrd.iter().chain([&machine.tree]).map(|range| range.end());
-        let start = others.fold(image, u64::max).next_multiple_of(ROOM);
-        let memory = machine.memory.iter().find(|memory| memory.contains(start));
-        let memory = memory.ok_or_else(|| failed!("there is no memory behind the image"))?;
-        let reserved = machine.reserved.iter().filter(|range| range.end() > start).map(|range| range.start);
-        let end = reserved.fold(memory.end(), u64::min);
-        ensure!(start < end, "all memory behind the image is reserved");
+    /// The largest piece of memory in which nothing is: no image, no RAM disk, no device tree, nothing reserved.
+    pub fn largest(machine: &Machine) -> Verdict<Self> {
+        const IMAGE: u64 = 1 << 21;
+        let (start, end) = entry::image_range();
+        let image = Range { start, size: (end - start).next_multiple_of(IMAGE) };
+        let used = || machine.reserved.iter().chain(machine.initrd.iter()).chain([&machine.tree, &image]);
+        // A piece begins where memory does, or behind something, and ends where memory does, or before something.
+        let starts = machine.memory.iter().map(|memory| memory.start).chain(used().map(Range::end));
+        let pieces = starts.filter_map(|start| {
+            let memory = machine.memory.iter().find(|memory| memory.contains(start))?;
+            let inside = used().any(|range| range.contains(start));
+            let next = used().map(|range| range.start).filter(|&next| next >= start).fold(memory.end(), u64::min);
+            (!inside).then_some(start..next)
+        });
+        let largest = pieces.max_by_key(|piece| piece.end - piece.start);
+        let piece = largest.ok_or_else(|| failed!("all memory is in use"))?;
+        let size = (piece.end - piece.start) as usize;
         // SAFETY: it is RAM of this VM, and nobody else knows of it.
-        Ok(Self(unsafe { core::slice::from_raw_parts_mut(start as *mut MaybeUninit<u8>, (end - start) as usize) }))
+        Ok(Self(unsafe { core::slice::from_raw_parts_mut(piece.start as *mut MaybeUninit<u8>, size) }))
     }
 
     /// Keeps a value for ever.
@@ -30,14 +36,20 @@ impl Arena {
         Ok(self.take::<T>(1)?[0].write(value))
     }
 
-    /// As many of a value as there is room for.
-    pub fn fill<T: Clone>(&mut self, value: T) -> Verdict<&'static mut [T]> {
-        let slots = self.take::<T>(self.0.len().saturating_sub(align_of::<T>()) / size_of::<T>())?;
+    /// So many of a value.
+    pub fn many<T: Clone>(&mut self, count: usize, value: T) -> Verdict<&'static mut [T]> {
+        let slots = self.take::<T>(count)?;
         for slot in slots.iter_mut() {
             slot.write(value.clone());
         }
         // SAFETY: all of them have just been written.
         Ok(unsafe { &mut *(core::ptr::from_mut(slots) as *mut [T]) })
+    }
+
+    /// As many of a value as there is room for, with some left for other things.
+    pub fn fill<T: Clone>(&mut self, value: T) -> Verdict<&'static mut [T]> {
+        const LEFT: usize = 1 << 20;
+        self.many(self.0.len().saturating_sub(LEFT) / size_of::<T>(), value)
     }
 
     fn take<T>(&mut self, count: usize) -> Verdict<&'static mut [MaybeUninit<T>]> {

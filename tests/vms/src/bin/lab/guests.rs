@@ -6,11 +6,46 @@ use baton_vms::verdict::Verdict;
 use baton_vms::{call, ensure, failed, mailbox};
 use baton_workload::{Cursor, Step, Workload};
 
+use crate::arena::Arena;
 use crate::board::Due;
 use crate::{Lab, MAX_DEVICES, MAX_GUESTS, sure};
 
-/// Messages that wait with the primary, for each guest.
-const MESSAGES: usize = 64;
+/// Messages that can wait with the primary, for each guest.
+const MESSAGES: usize = 4096;
+
+/// A message that waits with the primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Message {
+    sender: u64,
+    sent: Nanos,
+}
+
+/// Messages for a guest, in the order in which they were sent.
+struct Queue {
+    slots: &'static mut [Message],
+    first: usize,
+    len: usize,
+}
+
+impl Queue {
+    fn front(&self) -> Option<Message> {
+        (self.len > 0).then(|| self.slots[self.first])
+    }
+
+    fn pop(&mut self) {
+        (self.first, self.len) = ((self.first + 1) % self.slots.len(), self.len - 1);
+    }
+
+    /// Whether there was room.
+    fn push(&mut self, message: Message) -> bool {
+        let room = self.len < self.slots.len();
+        if room {
+            self.slots[(self.first + self.len) % self.slots.len()] = message;
+            self.len += 1;
+        }
+        room
+    }
+}
 
 /// Something that several guests of a VM know by its number.
 #[derive(Clone, Debug)]
@@ -32,27 +67,31 @@ type Meetings = heapless::Vec<Meeting, 32>;
 pub struct Guests {
     workload: Workload<'static>,
     devices: heapless::Vec<Cursor, MAX_DEVICES>,
-    /// Who sent them, and when.
-    messages: [heapless::Deque<(u64, Nanos), MESSAGES>; MAX_GUESTS],
+    messages: heapless::Vec<Queue, MAX_GUESTS>,
     barriers: Meetings,
     locks: Meetings,
     respawn: [baton_policy::kit::Random; MAX_GUESTS],
 }
 
 impl Guests {
-    pub fn new(workload: Workload<'static>) -> Self {
+    pub fn new(workload: Workload<'static>, arena: &mut Arena) -> Verdict<Self> {
         let guests = workload.vcpus.len();
         let cursor = |(index, device): (usize, &baton_workload::Device)| {
             Cursor::new(workload.seed, VcpuId::from(guests + index), 0, device.start)
         };
-        Self {
+        let mut messages = heapless::Vec::new();
+        for _ in 0..guests {
+            let slots = arena.many(MESSAGES, Message::default())?;
+            let _ = messages.push(Queue { slots, first: 0, len: 0 }); // there is room for each guest
+        }
+        Ok(Self {
             workload,
             devices: workload.devices.iter().enumerate().map(cursor).collect(),
-            messages: [const { heapless::Deque::new() }; MAX_GUESTS],
+            messages,
             barriers: Meetings::new(),
             locks: Meetings::new(),
             respawn: core::array::from_fn(|index| baton_policy::kit::Random::new(workload.seed ^ index as u64)),
-        }
+        })
     }
 }
 
@@ -198,19 +237,19 @@ impl<P: Policy> Lab<P> {
         }
         let sender = from.map_or(lab::DEVICE, |vcpu| vcpu.0.into());
         let waiting = &mut self.guests.messages[to.index()];
-        ensure!(waiting.push_back((sender, sent)).is_ok(), "more than {MESSAGES} messages wait for {to}");
+        ensure!(waiting.push(Message { sender, sent }), "more than {MESSAGES} messages wait for {to}");
         self.hand_over(now, to)
     }
 
     /// Puts the message that has waited longest into the guest's mailbox, and says so if there are more.
     fn hand_over(&mut self, now: Nanos, to: VcpuId) -> Verdict {
         let waiting = &mut self.guests.messages[to.index()];
-        let Some(&(sender, sent)) = waiting.front() else { return Ok(()) };
+        let Some(Message { sender, sent }) = waiting.front() else { return Ok(()) };
         let sent = mailbox::send(lab::vm_of(to), &[sender, sent]);
         if sent.is_ok() {
-            waiting.pop_front();
+            waiting.pop();
         }
-        let more = !waiting.is_empty();
+        let more = waiting.front().is_some();
         if sent == Ok(0) {
             let why = if sender == lab::DEVICE { Wake::Interrupt } else { Wake::Message(VcpuId(sender as u32)) };
             self.wake(now, to, why)?;

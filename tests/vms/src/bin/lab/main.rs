@@ -69,7 +69,7 @@ fn run(device_tree: u64) -> Verdict {
     let machine = unsafe { Machine::read(device_tree) }.map_err(|why| failed!("{why}"))?;
     ensure!(call::exists(function::VCPU_RUN_EXT), "the hypervisor has no vcpu_run_ext, whose answers are needed");
     mailbox::configure().map_err(|_| failed!("the mailbox pages were refused"))?;
-    let mut arena = Arena::behind_all(&machine)?;
+    let mut arena = Arena::largest(&machine)?;
     let workload = workload(&machine, &mut arena)?;
     let policy = machine.word("policy").ok_or_else(|| failed!("there is no policy= in the boot arguments"))?;
     let start = Start { machine, arena, workload };
@@ -115,6 +115,7 @@ impl Visitor for Start {
         slabs.pcpu_facts = &mut slabs.pcpu_facts[..cpus];
         let (topology, limits) = (Topology::FLAT, Limits::default());
         let harness = Harness::new(policy, slabs, topology, limits, seed);
+        let around = Guests::new(workload, &mut arena)?;
         let records = arena.fill(Record::Nothing)?;
 
         gic::init_machine();
@@ -127,7 +128,7 @@ impl Visitor for Start {
         }
         ensure!(timer::now() < clock.start, "the guests took too long to prepare themselves");
         let board = Board::new(&machine.cpus, clock, duration, records);
-        let lab = Lab { harness, board, guests: Guests::new(workload) };
+        let lab = Lab { harness, board, guests: around };
         let lab: &'static Shared<Lab<P>> = arena.put(Shared::new(lab))?;
         LAB.store(core::ptr::from_ref(lab).addr(), Ordering::Release);
         for number in 1..cpus {
@@ -140,7 +141,7 @@ impl Visitor for Start {
             ensure!(code == 0, "cpu{number} could not be turned on: CPU_ON answered {code}");
         }
         while timer::now() < clock.start {
-            call::wait_for_event();
+            clock.burn(lab::TURN);
         }
         pcpu::work(lab, PcpuId(0));
         for &affinity in &machine.cpus[1..] {
@@ -167,7 +168,7 @@ impl Visitor for Start {
 }
 
 /// Ticks in which a guest reads its program.
-const PREPARATION: u64 = 1_000_000;
+const PREPARATION: u64 = 200_000;
 
 /// The lab, for the CPUs that are started.
 static LAB: AtomicUsize = AtomicUsize::new(0);

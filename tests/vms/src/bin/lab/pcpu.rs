@@ -62,7 +62,7 @@ impl<P: Policy> Pcpu<P> {
             if self.clock.now() >= next(self.me) {
                 self.with(|_, _, _| Ok(()))?;
             }
-            lab::burn(lab::TURN);
+            self.clock.burn(lab::TURN);
         }
         exception::take_interrupts();
         Ok(())
