@@ -217,8 +217,10 @@ pub struct Promise {
     /// On one pCPU, nobody is further ahead of its fair share of the time, or behind, than so many of the longest slices,
     /// in thousandths.
     pub lag: Option<u32>,
+    /// A server has no more than its budget, but for what was begun before that ran out.
+    pub budgets: bool,
 }
 
 impl Promise {
-    pub const ALL: Self = Self { work_conserving: true, starvation_free: true, lag: None };
+    pub const ALL: Self = Self { work_conserving: true, starvation_free: true, lag: None, budgets: false };
 }
