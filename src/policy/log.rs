@@ -334,8 +334,10 @@ impl fmt::Display for Answer<'_> {
     }
 }
 
+type Named = (&'static str, fn(VcpuId) -> Ejection);
+
 impl Ejection {
-    const NAMES: [(&str, fn(VcpuId) -> Self); 9] = [
+    const NAMES: [Named; 9] = [
         ("unknown", Self::Unknown),
         ("not-runnable", Self::NotRunnable),
         ("affinity", Self::Affinity),
