@@ -3,7 +3,7 @@
 //!
 //! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
 //! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the tests of the tests
-//! ([`mutate`]), the [`bench`], the [`footprint`], [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
+//! ([`mutate`]), the [`bench`], the [`footprint`], the policy [`lab`], [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
 //! [`setup`] (what this computer lacks).
 
 mod bench;
@@ -16,6 +16,7 @@ mod gdb;
 mod host_tests;
 mod images;
 mod inputs;
+mod lab;
 mod linux;
 mod machine;
 mod mutate;
@@ -60,6 +61,8 @@ enum Command {
     Bench(bench::Options),
     /// Take each protection against a race out, in turn, and see that a test notices; exits with 0 only if all did.
     Mutate(mutate::Options),
+    /// Run scheduling policies, in the simulator or on QEMU, and look at what they did.
+    Lab(lab::Options),
     /// Check formatting and lints, for this machine and for the target, warnings being errors.
     Clippy,
 }
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test(options),
         Command::Bench(options) => bench(&options),
         Command::Mutate(options) => mutate(&options),
+        Command::Lab(options) => lab::run(&options),
         Command::Clippy => Workspace::open(true)?.clippy().map(|()| true),
     });
     match result {

@@ -37,6 +37,8 @@ pub struct PcpuFacts {
     pub(crate) on: bool,
     /// It will pick soon.
     pub(crate) kicked: bool,
+    /// For whom.
+    pub(crate) kicked_for: Option<VcpuId>,
     /// Who runs there, and since when.
     pub(crate) running: Option<(VcpuId, Nanos)>,
     /// Since when nobody does.
@@ -56,6 +58,11 @@ impl Topology {
     /// All are equally far from each other.
     pub const FLAT: Self = Self { cluster: u32::MAX, node: u32::MAX };
 
+    /// The first pCPU of the cluster.
+    pub fn cluster_of(self, pcpu: PcpuId) -> PcpuId {
+        PcpuId(pcpu.0 - pcpu.0 % self.cluster.max(1))
+    }
+
     /// 0: the same; 1: in one cluster; 2: in one node; 3: neither.
     pub fn distance(self, a: PcpuId, b: PcpuId) -> u32 {
         let together = |size: u32| a.0 / size.max(1) == b.0 / size.max(1);
@@ -71,8 +78,11 @@ impl Topology {
 /// The part that does not depend on the policy.
 pub(crate) struct World {
     pub now: Nanos,
+    pub online: Mask,
     /// Those that are on, run nobody, and have not been kicked since they asked.
     pub idle: Mask,
+    /// This one is being asked about.
+    pub picking: Option<PcpuId>,
     pub topology: Topology,
     pub random: Random,
 }
@@ -127,7 +137,19 @@ impl<P: Policy> Context<'_, P> {
 
     /// All pCPUs that are on, in the order of their numbers.
     pub fn online(&self) -> impl Iterator<Item = PcpuId> + '_ {
-        (0..self.pcpu_facts.len()).map(PcpuId::from).filter(|&pcpu| self.is_on(pcpu))
+        self.world.online.iter()
+    }
+
+    /// A pCPU that is on and where the vCPU may run: `start`, or the next one behind it, or else the first one.
+    #[inline]
+    pub fn online_for(&self, vcpu: VcpuId, start: PcpuId) -> Option<PcpuId> {
+        self.world.online.first_in(self.params(vcpu).affinity, start)
+    }
+
+    /// The first of the pCPUs that share a cache with this one.
+    #[inline]
+    pub fn cluster(&self, pcpu: PcpuId) -> PcpuId {
+        self.world.topology.cluster_of(pcpu)
     }
 
     /// All vCPUs that have been admitted, in the order of their numbers.
@@ -169,19 +191,14 @@ impl<P: Policy> Context<'_, P> {
         }
     }
 
-    /// Kicks a pCPU that idles and where the vCPU may run: its last one, or else one near that. Which one, if there is any.
+    /// Sees to it that a pCPU which has nobody to run comes for the vCPU, if there is one where it may run: the last one, if
+    /// that is about to pick by itself, and for nobody else; or else an idle one, which is kicked: the last one, or one near
+    /// that. Which one it is.
+    ///
+    /// Should that pCPU run somebody else, and the vCPU still wait, then the harness does this again.
     #[inline]
     pub fn kick_idle_for(&mut self, vcpu: VcpuId) -> Option<PcpuId> {
-        if self.world.idle.is_empty() {
-            return None;
-        }
-        let affinity = self.params(vcpu).affinity;
-        let last = self.last(vcpu).unwrap_or_default();
-        let warm = self.world.idle.contains(last) && affinity.contains(last);
-        let near = PcpuId(last.0 - last.0 % self.world.topology.cluster.max(1));
-        let pcpu = if warm { last } else { self.world.idle.first_in(affinity, near)? };
-        self.kick(pcpu);
-        Some(pcpu)
+        kick_idle_for(self.world, self.vcpu_facts, self.pcpu_facts, self.machine, vcpu)
     }
 
     /// Has the policy's `timer` called at that time, or as soon as possible if it has passed; not at all if it is
@@ -205,4 +222,36 @@ impl<P: Policy> Context<'_, P> {
     pub fn note(&mut self, what: &'static str, value: i64) {
         self.machine.answer(&Answer::Note(what, value));
     }
+}
+
+/// See [`Context::kick_idle_for`].
+#[inline]
+pub(crate) fn kick_idle_for(
+    world: &mut World,
+    vcpus: &[VcpuFacts],
+    pcpus: &mut [PcpuFacts],
+    machine: &mut dyn Machine,
+    vcpu: VcpuId,
+) -> Option<PcpuId> {
+    let VcpuFacts { params: Params { affinity, .. }, last, .. } = &vcpus[vcpu.index()];
+    let last = last.filter(|&last| affinity.contains(last) && pcpus[last.index()].on);
+    if let Some(last) = last
+        && let facts = &mut pcpus[last.index()]
+        && facts.kicked
+        && facts.running.is_none()
+        && facts.kicked_for.is_none()
+        && world.picking != Some(last)
+    {
+        facts.kicked_for = Some(vcpu);
+        return Some(last);
+    }
+    let pcpu = match last {
+        Some(last) if world.idle.contains(last) => last,
+        _ => world.idle.first_in(*affinity, world.topology.cluster_of(last.unwrap_or_default()))?,
+    };
+    world.idle.remove(pcpu);
+    let facts = &mut pcpus[pcpu.index()];
+    (facts.kicked, facts.kicked_for) = (true, Some(vcpu));
+    machine.answer(&Answer::Kick(pcpu));
+    Some(pcpu)
 }

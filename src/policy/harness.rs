@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::context::{Context, PcpuFacts, State, Topology, VcpuFacts, World};
+use crate::context::{Context, PcpuFacts, State, Topology, VcpuFacts, World, kick_idle_for};
 use crate::event::{Answer, Ejection, Event, Machine};
 use crate::kit::{Mask, Misuse, Node, Nodes, Random, Slab};
 use crate::policies::Rr;
@@ -192,7 +192,14 @@ impl<'a, P: Policy> Harness<'a, P> {
             pcpus: &mut pcpus[..pcpu_count],
             vcpu_facts: &mut vcpu_facts[..vcpu_count],
             pcpu_facts: &mut pcpu_facts[..pcpu_count],
-            world: World { now: 0, idle: Mask::EMPTY, topology, random: Random::new(seed) },
+            world: World {
+                now: 0,
+                online: Mask::EMPTY,
+                idle: Mask::EMPTY,
+                picking: None,
+                topology,
+                random: Random::new(seed),
+            },
             limits,
         }
     }
@@ -261,6 +268,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.begin(now, Event::PcpuOn(pcpu), machine);
         let facts = &mut self.pcpu_facts[pcpu.index()];
         *facts = PcpuFacts { on: true, kicked: true, idle_since: now, ..PcpuFacts::default() };
+        self.world.online.insert(pcpu);
         self.call(Call::PcpuOn(pcpu), machine);
         Ok(())
     }
@@ -269,9 +277,13 @@ impl<'a, P: Policy> Harness<'a, P> {
     pub fn pcpu_off(&mut self, now: Nanos, pcpu: PcpuId, machine: &mut dyn Machine) -> Result<(), Unfit> {
         self.check_pcpu(now, pcpu, true)?;
         self.begin(now, Event::PcpuOff(pcpu), machine);
-        self.pcpu_facts[pcpu.index()].on = false;
+        let facts = &mut self.pcpu_facts[pcpu.index()];
+        facts.on = false;
+        let wanted = facts.kicked_for.take();
+        self.world.online.remove(pcpu);
         self.world.idle.remove(pcpu);
         self.call(Call::PcpuOff(pcpu), machine);
+        self.find_another_for(wanted, machine);
         Ok(())
     }
 
@@ -364,7 +376,10 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.begin(now, Event::Pick(pcpu), machine);
         // It is neither idle nor to be kicked until it is known what it does.
         self.world.idle.remove(pcpu);
-        self.pcpu_facts[pcpu.index()].kicked = true;
+        let facts = &mut self.pcpu_facts[pcpu.index()];
+        facts.kicked = true;
+        let wanted = facts.kicked_for.take();
+        self.world.picking = Some(pcpu);
         let Reply::Picked(mut picked) = self.call(Call::Pick(pcpu), machine) else { return Ok(None) };
         if let Some(why) = picked.and_then(|run| self.fault_of(run, pcpu)) {
             // Round robin picks nobody whom it may not.
@@ -373,6 +388,7 @@ impl<'a, P: Policy> Harness<'a, P> {
                 _ => None,
             };
         }
+        self.world.picking = None;
         let facts = &mut self.pcpu_facts[pcpu.index()];
         facts.kicked = false;
         match picked {
@@ -380,6 +396,7 @@ impl<'a, P: Policy> Harness<'a, P> {
                 facts.running = Some((run.vcpu, now));
                 let vcpu = &mut self.vcpu_facts[run.vcpu.index()];
                 (vcpu.state, vcpu.since, vcpu.last) = (State::Running(pcpu), now, Some(pcpu));
+                self.find_another_for(wanted, machine);
                 machine.answer(&Answer::Run(run));
             }
             None => {
@@ -514,6 +531,16 @@ impl<'a, P: Policy> Harness<'a, P> {
         let facts = &mut self.vcpu_facts[vcpu.index()];
         (facts.state, facts.since) = (State::Runnable, self.world.now);
         self.call(Call::Wake(vcpu, why), machine);
+    }
+
+    /// A pCPU that was to come for that one does not.
+    #[inline]
+    fn find_another_for(&mut self, wanted: Option<VcpuId>, machine: &mut dyn Machine) {
+        if let Some(vcpu) = wanted
+            && self.vcpu_facts[vcpu.index()].state == State::Runnable
+        {
+            kick_idle_for(&mut self.world, self.vcpu_facts, self.pcpu_facts, machine, vcpu);
+        }
     }
 
     /// Calls the policy, or round robin in its place. A policy that mixes up its queues is ejected then and there, and the

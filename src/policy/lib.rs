@@ -70,6 +70,7 @@ pub use types::*;
 ///     fn stop(&mut self, cx: &mut Context<Self>, vcpu: VcpuId, _: PcpuId, _: Nanos, why: Stop) {
 ///         if why.is_runnable() {
 ///             self.0.push_back(&mut cx.nodes, vcpu);
+///             cx.kick_idle_for(vcpu);
 ///         }
 ///     }
 /// }

@@ -290,6 +290,19 @@ impl fmt::Display for Params {
     }
 }
 
+impl Params {
+    /// Reads them as they are written.
+    ///
+    /// # Errors
+    ///
+    /// If these are no parameters, or something is behind them.
+    pub fn parse(text: &str) -> Result<Self, Problem<'_>> {
+        let mut words = Words::new(text);
+        let params = words.params()?;
+        words.end(params)
+    }
+}
+
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -334,10 +347,10 @@ impl fmt::Display for Answer<'_> {
     }
 }
 
-type Named = (&'static str, fn(VcpuId) -> Ejection);
+type MakeEjection = fn(VcpuId) -> Ejection;
 
 impl Ejection {
-    const NAMES: [Named; 9] = [
+    const NAMES: [(&str, MakeEjection); 9] = [
         ("unknown", Self::Unknown),
         ("not-runnable", Self::NotRunnable),
         ("affinity", Self::Affinity),

@@ -1,7 +1,7 @@
 //! Round robin.
 
 use crate::kit::Fifo;
-use crate::{Context, MILLISECOND, Nanos, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
+use crate::{Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
 
 /// How long one runs who asks for nothing else.
 pub const QUANTUM: Nanos = 10 * MILLISECOND;
@@ -37,15 +37,19 @@ impl Policy for Rr {
     fn stop(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: PcpuId, _: Nanos, why: Stop) {
         if why.is_runnable() {
             self.queue.push_back(&mut cx.nodes, vcpu);
-            if self.queue.len() > 1 {
-                cx.kick_idle_for(vcpu); // this pCPU may prefer the others
-            }
+            cx.kick_idle_for(vcpu);
         }
     }
 
     fn gone(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, was_runnable: bool) {
         if was_runnable {
             self.queue.remove(&mut cx.nodes, vcpu);
+        }
+    }
+
+    fn retune(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: &Params) {
+        if cx.nodes.is_queued(vcpu) {
+            cx.kick_idle_for(vcpu);
         }
     }
 }
