@@ -121,7 +121,9 @@ impl<W: fmt::Write> Writer<W> {
 /// Reads a log, line by line.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
-    lines: core::iter::Enumerate<core::str::Lines<'a>>,
+    lines: core::str::Lines<'a>,
+    /// The number of the line that was read last.
+    line: usize,
     events: u64,
     ended: bool,
 }
@@ -146,10 +148,10 @@ impl<'a> Reader<'a> {
     ///
     /// If the first line is none of a log.
     pub fn new(text: &'a str) -> Result<(Header<'a>, Self), Damage<'a>> {
-        let mut lines = text.lines().enumerate();
-        let (_, first) = lines.next().unwrap_or_default();
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
         let header = Header::parse(first).map_err(|problem| Damage { line: 1, problem })?;
-        Ok((header, Self { lines, events: 0, ended: false }))
+        Ok((header, Self { lines, line: 1, events: 0, ended: false }))
     }
 
     fn check(&mut self, line: &Line<'a>) -> Result<(), Problem<'a>> {
@@ -176,16 +178,17 @@ impl<'a> Iterator for Reader<'a> {
     type Item = Result<(usize, Line<'a>), Damage<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Some((index, text)) = self.lines.next() else {
+        let Some(text) = self.lines.next() else {
             let whole = core::mem::replace(&mut self.ended, true);
-            return (!whole).then_some(Err(Damage { line: self.events as usize + 1, problem: Problem::CutOff }));
+            return (!whole).then_some(Err(Damage { line: self.line, problem: Problem::CutOff }));
         };
-        let line = index + 1;
+        self.line += 1;
+        let line = self.line;
         let read = Line::parse(text).and_then(|read| self.check(&read).map(|()| read));
         Some(match read {
             Ok(read) => Ok((line, read)),
             Err(problem) => {
-                self.lines = "".lines().enumerate();
+                self.lines = "".lines();
                 self.ended = true;
                 Err(Damage { line, problem })
             }

@@ -1,0 +1,88 @@
+//! Looks at what happened: did the policy, and whatever ran it, keep the rules, and would they do the same again?
+//!
+//! The [`Checker`] reads a [log](baton_policy::log), event by event, and keeps its own model of every vCPU and pCPU. It shares
+//! no code with the harness, whose mistakes it is to find as well. Some rules hold always ([`Kind`] lists them all); others
+//! have [`Thresholds`], and some of those hold only for a policy that [promises](baton_policy::Promise) so. What is broken is
+//! a [`Violation`], with the lines before it and with what the checker knew; what was measured on the way is in the
+//! [`Report`]. Its memory grows with the number of vCPUs and pCPUs, and not with the length of the log.
+//!
+//! After a violation the checker believes the log, and not its model, so that one mistake is not reported as many.
+//!
+//! [`replay`] feeds the events of a log to a policy and demands the same answers: a policy that gives others depends on
+//! something that is not in the log.
+//!
+//! Neither panics, whatever the log is: one that cannot be read to its end has a violation that says where it goes wrong,
+//! and one that is no log is an [`Unreadable`].
+
+#![forbid(unsafe_code)]
+
+mod fair;
+mod model;
+mod replay;
+mod report;
+mod shrink;
+mod thresholds;
+mod waste;
+
+use std::fmt;
+
+use baton_policy::log::{Damage, Header, Reader};
+use baton_policy::{MAX_PCPUS, Promise};
+
+pub use model::Checker;
+pub use replay::{Difference, Replayed, replay};
+pub use report::{Kind, Report, Violation};
+pub use shrink::shrink;
+pub use thresholds::Thresholds;
+
+/// How many slots for vCPUs a log may speak of.
+pub const MAX_VCPUS: u32 = 1 << 20;
+
+/// Checks a whole log of a policy that promises this.
+///
+/// # Errors
+///
+/// If it is no log.
+pub fn check(log: &str, promise: Promise, thresholds: Thresholds) -> Result<Report, Unreadable> {
+    let (header, lines) = open(log)?;
+    let mut checker = Checker::new(&header, promise, thresholds);
+    for line in lines {
+        match line {
+            Ok((number, line)) => checker.line(number, line),
+            Err(Damage { line, problem }) => checker.damaged(line, &problem),
+        }
+    }
+    Ok(checker.finish())
+}
+
+/// Opens a log, unless it asks for more than there can be.
+fn open(log: &str) -> Result<(Header<'_>, Reader<'_>), Unreadable> {
+    let (header, lines) = Reader::new(log)?;
+    for (what, slots, most) in [("pCPUs", header.pcpus, MAX_PCPUS as u32), ("vCPUs", header.vcpus, MAX_VCPUS)] {
+        if !(1..=most).contains(&slots) {
+            return Err(Unreadable { line: 1, sentence: format!("there are {slots} {what}; 1 to {most} can be") });
+        }
+    }
+    Ok((header, lines))
+}
+
+/// What is wrong with a text that is no log, or with one that cannot have happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable {
+    pub line: usize,
+    pub sentence: String,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.sentence)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl From<Damage<'_>> for Unreadable {
+    fn from(Damage { line, problem }: Damage<'_>) -> Self {
+        Self { line, sentence: problem.to_string() }
+    }
+}

@@ -1,0 +1,140 @@
+//! Feeds what happened to a policy once more, and demands the same answers.
+
+use std::fmt;
+
+use baton_policy::kit::Node;
+use baton_policy::log::{Header, Line};
+use baton_policy::{Answer, Harness, Machine, PcpuFacts, Policy, Slabs, VcpuFacts};
+
+use crate::{Unreadable, open};
+
+/// What a policy did with the events of a log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Replayed {
+    /// The same, for so many events.
+    Identical(u64),
+    /// Something else, from here on.
+    Differs(Difference),
+}
+
+/// The first event that was answered in another way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    /// The line of the event.
+    pub line: usize,
+    pub event: String,
+    /// The answers in the log.
+    pub expected: Vec<String>,
+    /// Those of the replay.
+    pub got: Vec<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, event, expected, got } = self;
+        writeln!(f, "line {line}: `{event}` was answered in another way")?;
+        for (whose, answers) in [("the log", expected), ("the replay", got)] {
+            writeln!(f, "  {whose}:")?;
+            match answers.as_slice() {
+                [] => writeln!(f, "    nothing")?,
+                answers => answers.iter().try_for_each(|answer| writeln!(f, "    > {answer}"))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Feeds the events of a log to a harness that begins as the log's did, and stops at the first answer that is not the same.
+///
+/// # Errors
+///
+/// If it is no log, cannot be read to its end, or has an event that cannot have happened.
+pub fn replay<P: Policy>(log: &str, policy: P) -> Result<Replayed, Unreadable> {
+    let (header, lines) = open(log)?;
+    let mut memory = Memory::<P>::new(&header);
+    let mut harness = Harness::new(policy, memory.slabs(), header.topology, header.limits, header.seed);
+    let mut lines = lines.peekable();
+    let mut events = 0;
+    let mut comparison = Comparison::default();
+    while let Some(line) = lines.next() {
+        let (number, Line::Event { now, event, .. }) = line? else { continue };
+        comparison.begin();
+        while let Some(Ok((_, Line::Answer(answer)))) = lines.peek() {
+            comparison.expected.push(*answer);
+            lines.next();
+        }
+        let fed = harness.feed(now, &event, &mut comparison);
+        fed.map_err(|unfit| Unreadable { line: number, sentence: format!("`{event}` cannot be: {unfit}") })?;
+        if !comparison.is_identical() {
+            return Ok(Replayed::Differs(comparison.difference(number, event.to_string())));
+        }
+        events += 1;
+    }
+    Ok(Replayed::Identical(events))
+}
+
+/// What a harness works in.
+struct Memory<P: Policy> {
+    vcpus: Vec<P::Vcpu>,
+    nodes: Vec<Node>,
+    vcpu_facts: Vec<VcpuFacts>,
+    pcpus: Vec<P::Pcpu>,
+    pcpu_facts: Vec<PcpuFacts>,
+}
+
+impl<P: Policy> Memory<P> {
+    fn new(header: &Header<'_>) -> Self {
+        fn slots<T: Default>(count: u32) -> Vec<T> {
+            (0..count).map(|_| T::default()).collect()
+        }
+        Self {
+            vcpus: slots(header.vcpus),
+            nodes: slots(header.vcpus),
+            vcpu_facts: slots(header.vcpus),
+            pcpus: slots(header.pcpus),
+            pcpu_facts: slots(header.pcpus),
+        }
+    }
+
+    fn slabs(&mut self) -> Slabs<'_, P> {
+        let Self { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts } = self;
+        Slabs { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts }
+    }
+}
+
+/// Compares the answers to one event with those in the log, as they come.
+#[derive(Default)]
+struct Comparison<'a> {
+    expected: Vec<Answer<'a>>,
+    /// How many have come that are the same.
+    same: usize,
+    /// All from the first that is not.
+    others: Vec<String>,
+}
+
+impl Comparison<'_> {
+    fn begin(&mut self) {
+        self.expected.clear();
+        (self.same, self.others) = (0, Vec::new());
+    }
+
+    fn is_identical(&self) -> bool {
+        self.same == self.expected.len() && self.others.is_empty()
+    }
+
+    fn difference(&self, line: usize, event: String) -> Difference {
+        let expected: Vec<_> = self.expected.iter().map(Answer::to_string).collect();
+        let got = expected[..self.same].iter().chain(&self.others).cloned().collect();
+        Difference { line, event, expected, got }
+    }
+}
+
+impl Machine for Comparison<'_> {
+    fn answer(&mut self, answer: &Answer<'_>) {
+        if self.others.is_empty() && self.expected.get(self.same) == Some(answer) {
+            self.same += 1;
+        } else {
+            self.others.push(answer.to_string());
+        }
+    }
+}

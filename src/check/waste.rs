@@ -1,0 +1,211 @@
+//! pCPUs that idle beside vCPUs that wait and might run there.
+//!
+//! How much is wasted at a time is the size of the greatest matching between the one and the other: a hundred pCPUs that idle
+//! beside one vCPU waste one pCPU. As an affinity is a range, giving each vCPU its first free pCPU, those first whose range
+//! ends first, is such a matching; and without affinities it is the lesser of two counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use baton_policy::{Affinity, Nanos};
+
+#[derive(Debug)]
+pub(crate) struct Waste {
+    pcpus: u32,
+    /// Since when each pCPU idles that does.
+    idle: BTreeMap<u32, Nanos>,
+    /// Who waits, by affinity: its end and its beginning, for the order in which they are matched.
+    classes: BTreeMap<(u32, u32), Class>,
+    places: Vec<Place>,
+    waiting: usize,
+    /// How many of those who wait may not run everywhere.
+    restricted: usize,
+    /// The size of the matching, if nothing has changed since.
+    matched: Option<usize>,
+    now: Nanos,
+    /// From when on one pCPU beside one vCPU is reported.
+    threshold: Nanos,
+    /// pCPUs × ns.
+    pub total: u128,
+    pub longest: Option<Overlap>,
+}
+
+/// Those who wait with one affinity: a list, who has waited longest first.
+#[derive(Debug, Default)]
+struct Class {
+    first: Option<usize>,
+    last: Option<usize>,
+    count: usize,
+}
+
+/// The place of a vCPU in the list of its class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    class: Option<(u32, u32)>,
+    since: Nanos,
+    next: Option<usize>,
+    before: Option<usize>,
+}
+
+/// A pCPU idled for so long while a vCPU waited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overlap {
+    pub pcpu: u32,
+    pub vcpu: usize,
+    pub span: Nanos,
+}
+
+impl Overlap {
+    fn longer(known: Option<Self>, found: Self) -> Option<Self> {
+        known.filter(|known| known.span >= found.span).or((found.span > 0).then_some(found))
+    }
+}
+
+impl Waste {
+    pub fn new(pcpus: u32, threshold: Nanos) -> Self {
+        Self {
+            pcpus,
+            idle: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            places: Vec::new(),
+            waiting: 0,
+            restricted: 0,
+            matched: Some(0),
+            now: 0,
+            threshold,
+            total: 0,
+            longest: None,
+        }
+    }
+
+    pub fn advance(&mut self, now: Nanos) {
+        if now == self.now {
+            return;
+        }
+        let matched = self.matched.unwrap_or_else(|| self.matching());
+        self.matched = Some(matched);
+        self.total += matched as u128 * u128::from(now - self.now);
+        self.now = now;
+    }
+
+    pub fn begin_idle(&mut self, pcpu: u32) {
+        self.idle.insert(pcpu, self.now);
+        self.matched = None;
+    }
+
+    /// Beside whom it idled for longer than the threshold.
+    pub fn end_idle(&mut self, pcpu: u32) -> Vec<Overlap> {
+        let Some(since) = self.idle.remove(&pcpu) else { return Vec::new() };
+        self.matched = None;
+        self.beside_pcpu(pcpu, since)
+    }
+
+    pub fn begin_wait(&mut self, vcpu: usize, affinity: Affinity) {
+        let (first, last) = (affinity.first.0, affinity.last.0.min(self.pcpus - 1));
+        if first > last {
+            return; // nobody can help it
+        }
+        if self.places.len() <= vcpu {
+            self.places.resize(vcpu + 1, Place::default());
+        }
+        let key = (last, first);
+        let class = self.classes.entry(key).or_default();
+        self.places[vcpu] = Place { class: Some(key), since: self.now, next: None, before: class.last };
+        match class.last.replace(vcpu) {
+            Some(before) => self.places[before].next = Some(vcpu),
+            None => class.first = Some(vcpu),
+        }
+        class.count += 1;
+        self.waiting += 1;
+        self.restricted += usize::from(self.is_restricted(key));
+        self.matched = None;
+    }
+
+    /// The pCPU beside which it waited longest, if that is longer than the threshold.
+    pub fn end_wait(&mut self, vcpu: usize) -> Option<Overlap> {
+        let Place { class: Some(key), since, next, before } = *self.places.get(vcpu)? else { return None };
+        self.places[vcpu] = Place::default();
+        let class = self.classes.get_mut(&key)?;
+        match before {
+            Some(before) => self.places[before].next = next,
+            None => class.first = next,
+        }
+        match next {
+            Some(next) => self.places[next].before = before,
+            None => class.last = before,
+        }
+        class.count -= 1;
+        let empty = class.count == 0;
+        if self.is_restricted(key) {
+            self.restricted -= 1;
+            if empty {
+                self.classes.remove(&key);
+            }
+        }
+        self.waiting -= 1;
+        self.matched = None;
+        self.beside_vcpu(vcpu, key, since)
+    }
+
+    /// What still goes on, of each pCPU.
+    pub fn finish(&mut self) -> Vec<Overlap> {
+        let idle: Vec<_> = self.idle.iter().map(|(&pcpu, &since)| (pcpu, since)).collect();
+        idle.into_iter().flat_map(|(pcpu, since)| self.beside_pcpu(pcpu, since)).collect()
+    }
+
+    /// What has gone on until now was another policy's doing.
+    pub fn restart(&mut self) {
+        self.idle.values_mut().for_each(|since| *since = self.now);
+        self.places.iter_mut().for_each(|place| place.since = self.now);
+    }
+
+    fn beside_pcpu(&mut self, pcpu: u32, since: Nanos) -> Vec<Overlap> {
+        let mut found = Vec::new();
+        let known = self.longest.map_or(0, |longest| longest.span);
+        if self.waiting == 0 || self.now - since <= known.min(self.threshold) {
+            return found;
+        }
+        for (_, class) in self.classes.range((pcpu, 0)..).filter(|((_, first), _)| *first <= pcpu) {
+            let mut next = class.first;
+            while let Some(vcpu) = next {
+                let overlap = Overlap { pcpu, vcpu, span: self.now - since.max(self.places[vcpu].since) };
+                self.longest = Overlap::longer(self.longest, overlap);
+                if overlap.span <= self.threshold {
+                    break; // those behind it have waited less
+                }
+                found.push(overlap);
+                next = self.places[vcpu].next;
+            }
+        }
+        found
+    }
+
+    fn beside_vcpu(&mut self, vcpu: usize, (last, first): (u32, u32), since: Nanos) -> Option<Overlap> {
+        let known = self.longest.map_or(0, |longest| longest.span);
+        if self.idle.is_empty() || self.now - since <= known.min(self.threshold) {
+            return None;
+        }
+        let (&pcpu, &idle) = self.idle.range(first..=last).min_by_key(|(_, idle)| **idle)?;
+        let overlap = Overlap { pcpu, vcpu, span: self.now - since.max(idle) };
+        self.longest = Overlap::longer(self.longest, overlap);
+        (overlap.span > self.threshold).then_some(overlap)
+    }
+
+    fn is_restricted(&self, (last, first): (u32, u32)) -> bool {
+        first != 0 || last != self.pcpus - 1
+    }
+
+    fn matching(&self) -> usize {
+        let most = self.idle.len().min(self.waiting);
+        if most == 0 || self.restricted == 0 {
+            return most;
+        }
+        let mut free: BTreeSet<u32> = self.idle.keys().copied().collect();
+        for (&(last, first), class) in &self.classes {
+            for _ in 0..class.count {
+                let Some(&pcpu) = free.range(first..=last).next() else { break };
+                free.remove(&pcpu);
+            }
+        }
+        self.idle.len() - free.len()
+    }
+}
