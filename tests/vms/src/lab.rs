@@ -20,6 +20,9 @@ pub const REPORT: u64 = 3;
 
 /// Who sent a message, if it was a device.
 pub const DEVICE: u64 = u64::MAX;
+/// Who sent it, if it is no message of the workload, but says that the guest is there from this time on. What was sent
+/// before was for somebody who is gone.
+pub const BORN: u64 = u64::MAX - 1;
 
 /// Instructions of a turn.
 pub const TURN: Nanos = 10_000;
@@ -91,7 +94,7 @@ pub enum Request {
     Deliver(VcpuId, Nanos),
     /// To be sent a message that waits with the primary.
     Fetch,
-    /// To be gone until it is told to go on.
+    /// To be gone until it is born again.
     Exit,
 }
 
@@ -132,23 +135,22 @@ impl Request {
 pub struct Birth {
     pub vcpu: VcpuId,
     pub seed: u64,
-    pub start: Nanos,
     pub clock: Clock,
     /// Bytes of the text.
     pub text: usize,
 }
 
 impl Birth {
-    pub const WORDS: usize = 6;
+    pub const WORDS: usize = 5;
 
     pub fn words(&self) -> [u64; Self::WORDS] {
-        [self.vcpu.0.into(), self.seed, self.start, self.clock.start, self.clock.share, self.text as u64]
+        [self.vcpu.0.into(), self.seed, self.clock.start, self.clock.share, self.text as u64]
     }
 
     pub fn from_words(words: &[u64]) -> Option<Self> {
-        let &[vcpu, seed, start, clock_start, share, text, ..] = words else { return None };
-        let clock = Clock { start: clock_start, share };
-        Some(Self { vcpu: VcpuId(vcpu as u32), seed, start, clock, text: text as usize })
+        let &[vcpu, seed, start, share, text, ..] = words else { return None };
+        let clock = Clock { start, share };
+        Some(Self { vcpu: VcpuId(vcpu as u32), seed, clock, text: text as usize })
     }
 }
 

@@ -12,12 +12,15 @@ use baton_policy::{Nanos, VcpuId};
 use baton_vms::lab::{self, Birth, Report, Request};
 use baton_vms::{call, exception, mailbox, vm, wire};
 use baton_workload::{Cursor, Op, Step, Tally, Waiting, text};
-use heapless::{String, Vec};
+use heapless::{Deque, String, Vec};
 
 vm!("lab_guest", main);
 
 /// Ops that a program can have.
 const OPS: usize = 128;
+
+/// Messages that can come before a guest knows that it is there.
+const EARLY: usize = 64;
 
 /// Interrupts that came, by their ids.
 static CAME: AtomicU64 = AtomicU64::new(0);
@@ -37,10 +40,11 @@ fn main(_: u64) {
     let (_, words) = mailbox::receive_surely();
     let birth = Birth::from_words(&words).expect("the first message is none of the lab's");
     let program = program(&words[Birth::WORDS..], birth.text);
-    let mut guest = Guest { birth, tally: Tally::default(), report: Report::default(), ran: 0 };
+    let (tally, report) = (Tally::default(), Report::default());
+    let mut guest = Guest { birth, tally, report, ran: 0, early: Deque::new() };
     for life in 0.. {
-        guest.wait();
-        guest.live(&program, life);
+        let start = guest.be_born();
+        guest.live(&program, life, start);
     }
 }
 
@@ -62,6 +66,8 @@ struct Guest {
     report: Report,
     /// CPU time that it used for its program.
     ran: Nanos,
+    /// Messages that it took before it knew from when on it is there.
+    early: Deque<(u64, Nanos), EARLY>,
 }
 
 impl Guest {
@@ -69,11 +75,23 @@ impl Guest {
         self.birth.clock.now()
     }
 
+    /// Waits until it is there; from when on.
+    fn be_born(&mut self) -> Nanos {
+        self.early.clear();
+        loop {
+            let (sender, sent) = self.take();
+            if sender == lab::BORN {
+                let early = core::mem::take(&mut self.early);
+                self.early.extend(early.into_iter().filter(|(_, before)| *before >= sent));
+                return sent;
+            }
+            self.early.push_back((sender, sent)).expect("a guest got too many messages before it was born");
+        }
+    }
+
     /// From its beginning to its exit.
-    fn live(&mut self, program: &[Op], life: u32) {
-        let start = if life == 0 { self.birth.start } else { self.now() };
+    fn live(&mut self, program: &[Op], life: u32, start: Nanos) {
         let mut cursor = Cursor::new(self.birth.seed, self.birth.vcpu, life, start);
-        while mailbox::receive(false).is_some() {} // they were for somebody who is gone
         loop {
             let step = cursor.step(program, self.now());
             if matches!(step, Step::Sleep(_) | Step::Release { .. } | Step::Receive | Step::Exit) {
@@ -142,12 +160,18 @@ impl Guest {
 
     /// Who sent the next message, and when.
     fn receive(&mut self) -> (Option<VcpuId>, Nanos) {
+        let (sender, sent) = self.early.pop_front().unwrap_or_else(|| self.take());
+        self.report.received += 1;
+        ((sender != lab::DEVICE).then_some(VcpuId(sender as u32)), sent)
+    }
+
+    /// The next message of the mailbox.
+    fn take(&mut self) -> (u64, Nanos) {
         let mut block = false;
         loop {
             if let Some((_, words)) = mailbox::receive(block) {
                 let &[sender, sent] = &words[..] else { panic!("a message has {} words", words.len()) };
-                self.report.received += 1;
-                return ((sender != lab::DEVICE).then_some(VcpuId(sender as u32)), sent);
+                return (sender, sent);
             }
             self.look();
             block = !MESSAGES.swap(false, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use crate::board::Due;
 use crate::{Lab, MAX_DEVICES, MAX_GUESTS, sure};
 
 /// Messages that can wait with the primary, for each guest.
-const MESSAGES: usize = 4096;
+const MESSAGES: usize = 65_536;
 
 /// A message that waits with the primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,6 +30,10 @@ struct Queue {
 impl Queue {
     fn front(&self) -> Option<Message> {
         (self.len > 0).then(|| self.slots[self.first])
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
     }
 
     fn pop(&mut self) {
@@ -129,7 +133,9 @@ impl<P: Policy> Lab<P> {
                 Due::Birth(vcpu) => {
                     let params = self.guests.workload.vcpus[vcpu.index()].params;
                     if sure(self.harness.add(now, vcpu, params, &mut self.board))?.is_ok() {
-                        self.let_go_on(now, vcpu, Some(Wake::New))?;
+                        self.guests.messages[vcpu.index()].clear();
+                        self.wake(now, vcpu, Wake::New)?;
+                        self.put(now, vcpu, Message { sender: lab::BORN, sent: now })?;
                     }
                 }
                 Due::Device(index) => self.go_on_with_device(now, index)?,
@@ -235,9 +241,13 @@ impl<P: Policy> Lab<P> {
         if self.harness.state(to) == State::Absent {
             return Ok(());
         }
-        let sender = from.map_or(lab::DEVICE, |vcpu| vcpu.0.into());
+        self.put(now, to, Message { sender: from.map_or(lab::DEVICE, |vcpu| vcpu.0.into()), sent })
+    }
+
+    /// Puts a message behind those that wait for this guest.
+    fn put(&mut self, now: Nanos, to: VcpuId, message: Message) -> Verdict {
         let waiting = &mut self.guests.messages[to.index()];
-        ensure!(waiting.push(Message { sender, sent }), "more than {MESSAGES} messages wait for {to}");
+        ensure!(waiting.push(message), "more than {MESSAGES} messages wait for {to}");
         self.hand_over(now, to)
     }
 
@@ -250,9 +260,11 @@ impl<P: Policy> Lab<P> {
             waiting.pop();
         }
         let more = waiting.front().is_some();
-        if sent == Ok(0) {
-            let why = if sender == lab::DEVICE { Wake::Interrupt } else { Wake::Message(VcpuId(sender as u32)) };
-            self.wake(now, to, why)?;
+        match (sent, sender) {
+            (Ok(0), lab::DEVICE) => self.wake(now, to, Wake::Interrupt)?,
+            (Ok(0), lab::BORN) => {} // it is awake since it is there
+            (Ok(0), sender) => self.wake(now, to, Wake::Message(VcpuId(sender as u32)))?,
+            _ => {}
         }
         if more { self.interrupt(to, lab::MESSAGES) } else { Ok(()) }
     }

@@ -181,7 +181,7 @@ fn prepare(vcpu: VcpuId, what: &Vcpu, workload: &Workload<'_>, clock: Clock) -> 
     for op in workload.program(what.program) {
         writeln!(text, "{op}").map_err(|_| failed!("the program of {vcpu} is too long for a message"))?;
     }
-    let birth = Birth { vcpu, seed: workload.seed, start: what.start, clock, text: text.len() };
+    let birth = Birth { vcpu, seed: workload.seed, clock, text: text.len() };
     let mut words = mailbox::Message::new();
     words.extend(birth.words());
     words.extend(text.as_bytes().chunks(8).map(|bytes| {
