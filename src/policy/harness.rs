@@ -400,7 +400,7 @@ impl<'a, P: Policy> Harness<'a, P> {
                 machine.answer(&Answer::Run(run));
             }
             None => {
-                (facts.idle_since, facts.futile) = (now, 0);
+                facts.futile = 0; // it idles since somebody stopped there, however often it asks
                 self.world.idle.insert(pcpu);
                 machine.answer(&Answer::Idle);
             }
