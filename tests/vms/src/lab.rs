@@ -51,12 +51,17 @@ impl Clock {
         timer::now().saturating_sub(self.start) * ns_per_tick() / self.share
     }
 
-    /// Executes so many instructions, and lets the next CPU have its turn, if there is another one.
+    /// Executes so many instructions, and passes the turn.
     pub fn burn(self, instructions: Nanos) {
         const PER_ROUND: u64 = 2;
         let rounds = (instructions / PER_ROUND).max(1);
         // SAFETY: counts a register down.
         unsafe { asm!("2: subs {n}, {n}, #1", "b.ne 2b", n = inout(reg) rounds => _, options(nomem, nostack)) };
+        self.pass();
+    }
+
+    /// Lets the next CPU have its turn, if there is another one.
+    pub fn pass(self) {
         if self.share > 1 {
             // SAFETY: a hint.
             unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };

@@ -64,6 +64,8 @@ pub struct Board {
     timers: heapless::Vec<(Nanos, PcpuId, Due), TIMERS>,
     /// The CPU that holds the lock.
     me: PcpuId,
+    /// Whether it has kicked another one.
+    kicked: bool,
     records: &'static mut [Record],
     recorded: usize,
 }
@@ -76,12 +78,25 @@ impl Board {
         records: &'static mut [Record],
     ) -> Self {
         let affinities = affinities.clone();
-        Self { affinities, clock, end, timers: heapless::Vec::new(), me: PcpuId(0), records, recorded: 0 }
+        Self {
+            affinities,
+            clock,
+            end,
+            timers: heapless::Vec::new(),
+            me: PcpuId(0),
+            kicked: false,
+            records,
+            recorded: 0,
+        }
     }
 
     /// Who has the lock now.
     pub fn set_holder(&mut self, pcpu: PcpuId) {
-        self.me = pcpu;
+        (self.me, self.kicked) = (pcpu, false);
+    }
+
+    pub fn has_kicked(&self) -> bool {
+        self.kicked
     }
 
     /// Has something done then, by the CPU that asks for it; never, if that is [`Nanos::MAX`].
@@ -145,6 +160,7 @@ impl Machine for Board {
             Answer::Kick(pcpu) => {
                 KICKED[pcpu.index()].store(true, Ordering::Release);
                 if pcpu != self.me {
+                    self.kicked = true;
                     gic::send_sgi(self.affinities[pcpu.index()], KICK);
                 }
             }

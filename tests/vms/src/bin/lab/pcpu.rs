@@ -53,7 +53,13 @@ impl<P: Policy> Pcpu<P> {
         lab.board.set_holder(self.me);
         let now = self.clock.now();
         lab.fire(now)?;
-        action(&mut lab, now, self.me)
+        let result = action(&mut lab, now, self.me);
+        let kicked = lab.board.has_kicked();
+        drop(lab);
+        if kicked {
+            self.clock.pass(); // so that whoever was kicked finds out now, and not a turn later
+        }
+        result
     }
 
     /// Burns its turns until it is kicked.
@@ -61,8 +67,9 @@ impl<P: Policy> Pcpu<P> {
         while !is_kicked(self.me) && self.clock.now() < self.end && !any_failure() {
             if self.clock.now() >= next(self.me) {
                 self.with(|_, _, _| Ok(()))?;
+            } else {
+                self.clock.burn(lab::TURN);
             }
-            self.clock.burn(lab::TURN);
         }
         exception::take_interrupts();
         Ok(())
