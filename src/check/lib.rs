@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod fair;
+mod figures;
 mod model;
 mod replay;
 mod report;
@@ -29,6 +30,7 @@ use std::fmt;
 use baton_policy::log::{Damage, Header, Reader};
 use baton_policy::{MAX_PCPUS, Promise};
 
+pub use figures::{Figures, figures};
 pub use model::Checker;
 pub use replay::{Difference, Replayed, replay};
 pub use report::{Kind, Report, Violation};
