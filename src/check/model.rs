@@ -13,7 +13,7 @@ use baton_policy::{
 use crate::fair::Fair;
 use crate::report::{Kind, Report, Violation};
 use crate::thresholds::Thresholds;
-use crate::waste::{Overlap, Waste};
+use crate::waste::{Neglect, Overlap, Waste};
 
 /// How many lines before a violation are shown.
 const RECENT: usize = 24;
@@ -92,6 +92,8 @@ struct Pcpu {
     idle: Option<Nanos>,
     /// Since when it has been due to pick: it was kicked, turned on, or left.
     due: Option<Nanos>,
+    /// It is, and nobody runs there who would have to come back first.
+    picks_soon: bool,
     /// Runs in a row that got nobody anywhere.
     futile: u32,
     timer: Alarm,
@@ -280,6 +282,7 @@ impl<'a> Checker<'a> {
         self.close();
         for pcpu in (0..self.pcpus.len()).map(PcpuId::from) {
             self.check_due(pcpu);
+            self.check_neglect(pcpu);
             if let Some(Running { vcpu, since, slice }) = self.pcpus[pcpu.index()].running {
                 let Thresholds { overrun, latency, .. } = self.thresholds;
                 let (now, limit) = (self.now, slice.saturating_add(overrun).saturating_add(latency));
@@ -295,9 +298,13 @@ impl<'a> Checker<'a> {
         }
         for vcpu in (0..self.vcpus.len()).map(VcpuId::from) {
             let facts = &self.vcpus[vcpu.index()];
-            if facts.state == State::Runnable {
-                self.on_waited(vcpu);
-                self.check_lag(vcpu);
+            match facts.state {
+                State::Runnable => {
+                    self.on_waited(vcpu);
+                    self.check_lag(vcpu);
+                }
+                State::Throttled => self.on_throttle_end(vcpu),
+                _ => {}
             }
             self.check_timer(Timer::Vcpu(vcpu));
             self.check_timer(Timer::Refill(vcpu));
@@ -410,6 +417,7 @@ impl<'a> Checker<'a> {
         let facts = &mut self.pcpus[pcpu.index()];
         (facts.on, facts.due, facts.futile) = (on, on.then_some(now), 0);
         self.online = if on { self.online + 1 } else { self.online.saturating_sub(1) };
+        self.on_due(pcpu);
     }
 
     fn on_add(&mut self, vcpu: VcpuId, params: Params) {
@@ -515,7 +523,7 @@ impl<'a> Checker<'a> {
         }
         self.check_due(pcpu);
         self.pcpus[pcpu.index()].due = None;
-        self.end_idle(pcpu);
+        self.on_due(pcpu);
     }
 
     /// Who asked to pick.
@@ -534,6 +542,7 @@ impl<'a> Checker<'a> {
         if !self.knows_vcpu(vcpu) {
             return;
         }
+        self.end_idle(pcpu);
         let Vcpu { state, params, .. } = &self.vcpus[vcpu.index()];
         let (state, allowed) = (*state, params.affinity.contains(pcpu));
         let kind = match state {
@@ -576,6 +585,7 @@ impl<'a> Checker<'a> {
         }
         let now = self.now;
         self.pcpus[pcpu.index()].due.get_or_insert(now);
+        self.on_due(pcpu);
         if run.is_some() && self.vcpus[vcpu.index()].state != State::Running(pcpu) {
             return; // it was picked elsewhere meanwhile, which has been reported
         }
@@ -644,6 +654,7 @@ impl<'a> Checker<'a> {
             return;
         }
         self.pcpus[pcpu.index()].due.get_or_insert(self.now);
+        self.on_due(pcpu);
     }
 
     fn on_throttle(&mut self, vcpu: VcpuId) {
@@ -767,6 +778,9 @@ impl<'a> Checker<'a> {
             }
             self.on_waited(vcpu);
         }
+        if before == State::Throttled {
+            self.on_throttle_end(vcpu);
+        }
         if before.competes() && !state.competes() {
             self.check_lag(vcpu);
             if let Some(fair) = &mut self.fair {
@@ -798,7 +812,28 @@ impl<'a> Checker<'a> {
         facts.refill.forget();
     }
 
+    /// It has become known, or is no longer so, that a pCPU has to pick.
+    fn on_due(&mut self, pcpu: PcpuId) {
+        let facts = &mut self.pcpus[pcpu.index()];
+        let picks_soon = facts.due.is_some() && facts.running.is_none();
+        if std::mem::replace(&mut facts.picks_soon, picks_soon) != picks_soon {
+            self.waste.set_due(picks_soon);
+        }
+    }
+
+    fn check_neglect(&mut self, pcpu: PcpuId) {
+        if let Some(Neglect { idle, neglect }) = self.waste.neglect(pcpu.0)
+            && self.promise.work_conserving
+        {
+            let sentence = format_args!(
+                "{pcpu} idled for {idle} ns, and for {neglect} ns of that more waited than pCPUs were about to pick"
+            );
+            self.violate(Kind::Idle, &[], &[pcpu], sentence);
+        }
+    }
+
     fn end_idle(&mut self, pcpu: PcpuId) {
+        self.check_neglect(pcpu);
         self.pcpus[pcpu.index()].idle = None;
         for overlap in self.waste.end_idle(pcpu.0) {
             self.on_overlap(overlap);
@@ -834,6 +869,16 @@ impl<'a> Checker<'a> {
                 &[],
                 format_args!("{vcpu} was runnable for {waited} ns and did not run"),
             );
+        }
+    }
+
+    /// A vCPU has been throttled until now: not for many periods, or for ever.
+    fn on_throttle_end(&mut self, vcpu: VcpuId) {
+        let facts = &self.vcpus[vcpu.index()];
+        let periods = facts.params.reservation.map_or(0, |reservation| reservation.period.saturating_mul(2));
+        let span = self.now - facts.since;
+        if span > self.thresholds.starvation.max(periods) && self.promise.starvation_free {
+            self.violate(Kind::Starved, &[vcpu], &[], format_args!("{vcpu} was throttled for {span} ns"));
         }
     }
 

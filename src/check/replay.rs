@@ -4,7 +4,7 @@ use std::fmt;
 
 use baton_policy::kit::Node;
 use baton_policy::log::{Header, Line};
-use baton_policy::{Answer, Harness, Machine, PcpuFacts, Policy, Slabs, VcpuFacts};
+use baton_policy::{Answer, Event, Harness, Machine, Nanos, PcpuFacts, Policy, Slabs, VcpuFacts};
 
 use crate::{Unreadable, open};
 
@@ -63,14 +63,33 @@ pub fn replay<P: Policy>(log: &str, policy: P) -> Result<Replayed, Unreadable> {
             comparison.expected.push(*answer);
             lines.next();
         }
-        let fed = harness.feed(now, &event, &mut comparison);
-        fed.map_err(|unfit| Unreadable { line: number, sentence: format!("`{event}` cannot be: {unfit}") })?;
+        let unreadable =
+            |why: &dyn fmt::Display| Unreadable { line: number, sentence: format!("`{event}` cannot be: {why}") };
+        if longest(now, &event) > LONGEST {
+            return Err(unreadable(&format_args!("no time is longer than {LONGEST} ns, which is 13 days")));
+        }
+        harness.feed(now, &event, &mut comparison).map_err(|unfit| unreadable(&unfit))?;
         if !comparison.is_identical() {
             return Ok(Replayed::Differs(comparison.difference(number, event.to_string())));
         }
         events += 1;
     }
     Ok(Replayed::Identical(events))
+}
+
+/// Policies calculate with times, and need not be ready for those that only damage brings.
+const LONGEST: Nanos = 1 << 50;
+
+/// The longest time in an event.
+fn longest(now: Nanos, event: &Event) -> Nanos {
+    match event {
+        Event::Add(_, params) | Event::Retune(_, params) => {
+            let reservation = params.reservation.map_or(0, |reservation| reservation.period.max(reservation.deadline));
+            now.max(params.slice.unwrap_or_default()).max(reservation)
+        }
+        Event::Stop { ran, .. } => now.max(*ran),
+        _ => now,
+    }
 }
 
 /// What a harness works in.

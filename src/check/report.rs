@@ -38,7 +38,7 @@ pub enum Kind {
     Ejected,
     /// If it was, then with good reason.
     Unfounded,
-    /// Nobody who is runnable waits for too long, if the policy promises so.
+    /// Nobody who is runnable waits for too long, and nobody is throttled for many periods, if the policy promises so.
     Starved,
     /// No pCPU idles for long beside somebody who might run there, if the policy promises so.
     Idle,

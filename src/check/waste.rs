@@ -3,6 +3,9 @@
 //! How much is wasted at a time is the size of the greatest matching between the one and the other: a hundred pCPUs that idle
 //! beside one vCPU waste one pCPU. As an affinity is a range, giving each vCPU its first free pCPU, those first whose range
 //! ends first, is such a matching; and without affinities it is the lesser of two counts.
+//!
+//! Two things are *long*: that one pCPU idles beside one vCPU, and that one pCPU idles while there is *neglect*, which is when
+//! more wait than pCPUs are about to pick. The second finds a pCPU that is forgotten while others share the work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +14,17 @@ use baton_policy::{Affinity, Nanos};
 #[derive(Debug)]
 pub(crate) struct Waste {
     pcpus: u32,
-    /// Since when each pCPU idles that does.
-    idle: BTreeMap<u32, Nanos>,
+    idle: BTreeMap<u32, Idle>,
     /// Who waits, by affinity: its end and its beginning, for the order in which they are matched.
     classes: BTreeMap<(u32, u32), Class>,
     places: Vec<Place>,
     waiting: usize,
     /// How many of those who wait may not run everywhere.
     restricted: usize,
+    /// How many pCPUs are about to pick.
+    due: usize,
+    /// How long there has been neglect, of those who may run everywhere.
+    neglect: Nanos,
     /// The size of the matching, if nothing has changed since.
     matched: Option<usize>,
     now: Nanos,
@@ -27,6 +33,21 @@ pub(crate) struct Waste {
     /// pCPUs × ns.
     pub total: u128,
     pub longest: Option<Overlap>,
+}
+
+/// A pCPU that idles.
+#[derive(Clone, Copy, Debug)]
+struct Idle {
+    since: Nanos,
+    /// How long there had been neglect by then.
+    neglect: Nanos,
+}
+
+/// It idled for so long, and for so much of that there was neglect.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neglect {
+    pub idle: Nanos,
+    pub neglect: Nanos,
 }
 
 /// Those who wait with one affinity: a list, who has waited longest first.
@@ -69,6 +90,8 @@ impl Waste {
             places: Vec::new(),
             waiting: 0,
             restricted: 0,
+            due: 0,
+            neglect: 0,
             matched: Some(0),
             now: 0,
             threshold,
@@ -84,17 +107,33 @@ impl Waste {
         let matched = self.matched.unwrap_or_else(|| self.matching());
         self.matched = Some(matched);
         self.total += matched as u128 * u128::from(now - self.now);
+        if self.waiting - self.restricted > self.due {
+            self.neglect += now - self.now;
+        }
         self.now = now;
     }
 
+    /// The pCPU has nobody to run. If it has had nobody since it was asked last, then it has idled since then.
     pub fn begin_idle(&mut self, pcpu: u32) {
-        self.idle.insert(pcpu, self.now);
+        self.idle.entry(pcpu).or_insert(Idle { since: self.now, neglect: self.neglect });
         self.matched = None;
+    }
+
+    /// One more pCPU is about to pick, or one fewer.
+    pub fn set_due(&mut self, due: bool) {
+        self.due = if due { self.due + 1 } else { self.due.saturating_sub(1) };
+    }
+
+    /// Whether there was neglect while it idled, for longer than the threshold and for a quarter of the time.
+    pub fn neglect(&self, pcpu: u32) -> Option<Neglect> {
+        let idle = self.idle.get(&pcpu)?;
+        let (neglect, idle) = (self.neglect - idle.neglect, self.now - idle.since);
+        (neglect > self.threshold && neglect >= idle / 4).then_some(Neglect { idle, neglect })
     }
 
     /// Beside whom it idled for longer than the threshold.
     pub fn end_idle(&mut self, pcpu: u32) -> Vec<Overlap> {
-        let Some(since) = self.idle.remove(&pcpu) else { return Vec::new() };
+        let Some(Idle { since, .. }) = self.idle.remove(&pcpu) else { return Vec::new() };
         self.matched = None;
         self.beside_pcpu(pcpu, since)
     }
@@ -148,13 +187,13 @@ impl Waste {
 
     /// What still goes on, of each pCPU.
     pub fn finish(&mut self) -> Vec<Overlap> {
-        let idle: Vec<_> = self.idle.iter().map(|(&pcpu, &since)| (pcpu, since)).collect();
+        let idle: Vec<_> = self.idle.iter().map(|(&pcpu, idle)| (pcpu, idle.since)).collect();
         idle.into_iter().flat_map(|(pcpu, since)| self.beside_pcpu(pcpu, since)).collect()
     }
 
     /// What has gone on until now was another policy's doing.
     pub fn restart(&mut self) {
-        self.idle.values_mut().for_each(|since| *since = self.now);
+        self.idle.values_mut().for_each(|idle| *idle = Idle { since: self.now, neglect: self.neglect });
         self.places.iter_mut().for_each(|place| place.since = self.now);
     }
 
@@ -184,8 +223,8 @@ impl Waste {
         if self.idle.is_empty() || self.now - since <= known.min(self.threshold) {
             return None;
         }
-        let (&pcpu, &idle) = self.idle.range(first..=last).min_by_key(|(_, idle)| **idle)?;
-        let overlap = Overlap { pcpu, vcpu, span: self.now - since.max(idle) };
+        let (&pcpu, idle) = self.idle.range(first..=last).min_by_key(|(_, idle)| idle.since)?;
+        let overlap = Overlap { pcpu, vcpu, span: self.now - since.max(idle.since) };
         self.longest = Overlap::longer(self.longest, overlap);
         (overlap.span > self.threshold).then_some(overlap)
     }

@@ -1,1 +1,10 @@
+//! The checker and the replay (`src/check`): each broken policy trips the check that it should and no other, as does each
+//! damage to a log; sound policies trip none.
 
+mod broken;
+mod machine;
+
+mod damaged;
+mod flaws;
+mod replayed;
+mod sound;

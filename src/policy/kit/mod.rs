@@ -11,6 +11,7 @@ mod fifo;
 mod heap;
 mod mask;
 mod random;
+mod share;
 mod slab;
 mod tree;
 
@@ -18,5 +19,6 @@ pub use fifo::Fifo;
 pub use heap::Heap;
 pub use mask::Mask;
 pub use random::Random;
+pub use share::{later, real_time, virtual_time};
 pub use slab::{Misuse, Node, Nodes, Slab};
 pub use tree::Tree;

@@ -180,6 +180,12 @@ impl Tree {
         }
     }
 
+    /// The least value of all.
+    #[inline]
+    pub fn least(&self, nodes: &Nodes<'_>) -> Option<u64> {
+        self.root.get().map(|root| nodes[root].least)
+    }
+
     /// The key and the value of a vCPU that is in here.
     #[inline]
     pub fn get(&self, nodes: &Nodes<'_>, vcpu: VcpuId) -> (u64, u64) {
