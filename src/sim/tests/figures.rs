@@ -61,7 +61,7 @@ fn mm16_at_08_waits_00953() {
 
 #[test]
 fn mm64_at_09_waits_00485() {
-    assert_near(mean_wait("exponential 1ms", 0.9, 64, 2_000_000, 4), 0.0485);
+    assert_near(mean_wait("exponential 1ms", 0.9, 64, 2_000_000, 16), 0.0485);
 }
 
 #[test]
