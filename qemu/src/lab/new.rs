@@ -49,17 +49,21 @@ fn create(folder: &Path, name: &str) -> Result<String> {
     Ok(module)
 }
 
-/// The registry with one more policy.
+/// The registry with one more policy: its module and its type where they belong by the alphabet, and its line as the last one.
 fn register(registry: &str, name: &str, module: &str, policy: &str) -> Result<String> {
-    let after = |text: &str, last: &str, line: String| -> Result<String> {
-        let at = text.rfind(last).and_then(|at| text[at..].find('\n').map(|end| at + end + 1));
-        let at =
-            at.with_context(|| format!("there is no line with `{}` behind which another could come", last.trim()))?;
-        Ok(format!("{}{line}\n{}", &text[..at], &text[at..]))
-    };
-    let registry = after(registry, "\npub use ", format!("pub use {module}::{policy};"))?;
-    let registry = after(&registry, "\nmod ", format!("mod {module};"))?;
-    after(&registry, "\n    \"", format!("    \"{name}\" {module}::{policy} \"what it does, in a few words\""))
+    let mut lines: Vec<String> = registry.lines().map(str::to_owned).collect();
+    for (prefix, line) in [("mod ", format!("mod {module};")), ("use ", format!("use {module}::{policy};"))] {
+        let bare = |line: &str| line.strip_prefix("pub ").unwrap_or(line).to_owned();
+        let is_one = |known: &String| bare(known).starts_with(prefix) && !bare(known).starts_with("use crate");
+        let first = lines.iter().position(is_one).with_context(|| format!("there is no line `{prefix}…`"))?;
+        let block = lines[first..].iter().take_while(|known| is_one(known));
+        let at = first + block.take_while(|known| bare(known) < line).count();
+        lines.insert(at, if prefix == "use " { format!("pub {line}") } else { line });
+    }
+    let list = lines.iter().position(|line| line == "policies! {").context("there is no list `policies! {`")?;
+    let end = lines[list..].iter().position(|line| line == "}").context("the list `policies! {` does not end")?;
+    lines.insert(list + end, format!("    \"{name}\" {module}::{policy} \"what it does, in a few words\""));
+    Ok(lines.join("\n") + "\n")
 }
 
 fn is_keyword(word: &str) -> bool {
@@ -118,7 +122,10 @@ mod tests {
             ]
         );
         assert_eq!(after.lines().count(), before.lines().count() + 3);
-        // One more, behind it.
+        let modules: Vec<&str> =
+            after.lines().skip_while(|line| !line.starts_with("mod ")).take_while(|line| !line.is_empty()).collect();
+        assert!(modules.is_sorted_by_key(|line| line.trim_start_matches("pub ")), "{modules:?}");
+        // One more, beside it.
         create(&folder.0, "other").unwrap();
         let error = create(&folder.0, "my-policy").unwrap_err().to_string();
         assert_eq!(error, "`my-policy` is taken, by another policy or by Rust: choose another name");

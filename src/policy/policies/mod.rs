@@ -47,9 +47,6 @@ mod rm;
 mod rr;
 mod rr_percpu;
 mod stride;
-/// What `cargo baton lab new` begins with; compiled here so that it is right.
-#[cfg(test)]
-mod template;
 
 pub use bvt::Bvt;
 pub use credit2::Credit2;
@@ -85,3 +82,7 @@ policies! {
     "gang-balanced" gang_balanced::GangBalanced "as rr-percpu, with the vCPUs of a VM on different pCPUs"
     "handoff" handoff::Handoff "the receiver of a message runs where its sender did, for the rest of its slice"
 }
+
+/// What `cargo baton lab new` begins with; compiled here so that it is right.
+#[cfg(test)]
+mod template;
