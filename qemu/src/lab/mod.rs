@@ -3,6 +3,9 @@
 //! A subcommand is a module here, with its options and a function that does it; true if all is well.
 
 mod list;
+mod new;
+mod run;
+mod workloads;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -15,13 +18,19 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the policies, and the workloads that come with Baton.
+    /// Run a workload under a policy, and show what became of it; exits with 0 only if the policy was not ejected.
+    Run(run::Options),
+    /// Show the policies, the workloads that come with Baton, and the kinds of groups that a workload can have.
     List,
+    /// Begin a policy: write a file of its own with a test, and put its name into the registry.
+    New(new::Options),
 }
 
 /// Does what is asked; true if all is well.
 pub fn run(options: &Options) -> Result<bool> {
     match &options.command {
+        Command::Run(options) => run::run(options),
         Command::List => list::run(),
+        Command::New(options) => new::run(options),
     }
 }

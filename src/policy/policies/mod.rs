@@ -82,3 +82,7 @@ policies! {
     "gang-balanced" gang_balanced::GangBalanced "as rr-percpu, with the vCPUs of a VM on different pCPUs"
     "handoff" handoff::Handoff "the receiver of a message runs where its sender did, for the rest of its slice"
 }
+
+/// What `cargo baton lab new` begins with; compiled here so that it is right.
+#[cfg(test)]
+mod template;
