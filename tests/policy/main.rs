@@ -1,0 +1,4 @@
+//! Tests of `baton-policy`: what it says in the papers, and what has to be so whatever happens.
+
+mod driver;
+mod figures;
