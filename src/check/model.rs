@@ -260,10 +260,9 @@ impl<'a> Checker<'a> {
         match line {
             Line::Event { now, event, .. } => {
                 self.report.events += 1;
-                if self.pass(now) {
-                    self.event = Some(event);
-                    self.on_event(&event);
-                }
+                self.pass(now);
+                self.event = Some(event);
+                self.on_event(&event);
             }
             Line::Answer(answer) => self.on_answer(&answer),
             Line::End { .. } => {}
@@ -317,17 +316,15 @@ impl<'a> Checker<'a> {
         self.report
     }
 
-    /// Time goes on, if it does not go backwards.
-    fn pass(&mut self, now: Nanos) -> bool {
+    /// Time goes on, and stands still where the log has it go backwards.
+    fn pass(&mut self, now: Nanos) {
         let before = self.now;
         if now < before {
             let sentence = format_args!("this is at {now}, and the event before it was at {before}");
             self.violate(Kind::Missing, &[], &[], sentence);
-            return false;
         }
-        self.now = now;
-        self.waste.advance(now);
-        true
+        self.now = now.max(before);
+        self.waste.advance(self.now);
     }
 
     fn on_event(&mut self, event: &Event) {
@@ -988,6 +985,7 @@ impl<'a> Checker<'a> {
             }
             writeln!(out)?;
         }
+        more(out, "pCPUs", self.pcpus.len(), pcpus.len())?;
         let others = (0..self.vcpus.len()).map(VcpuId::from).filter(|vcpu| !vcpus.contains(vcpu));
         for vcpu in vcpus.iter().copied().chain(others.take(DUMPED)) {
             let Some(Vcpu { state, params, since, latched, .. }) = self.vcpus.get(vcpu.index()) else { continue };
@@ -1000,6 +998,14 @@ impl<'a> Checker<'a> {
             }
             writeln!(out)?;
         }
-        Ok(())
+        more(out, "vCPUs", self.vcpus.len(), vcpus.len())
+    }
+}
+
+/// How many a dump leaves out.
+fn more(out: &mut String, what: &str, all: usize, named: usize) -> fmt::Result {
+    match all.saturating_sub(named + DUMPED) {
+        0 => Ok(()),
+        left_out => writeln!(out, "and {left_out} more {what}"),
     }
 }
