@@ -222,6 +222,15 @@ impl<'a, P: Policy> Harness<'a, P> {
         &self.policy
     }
 
+    /// What the policy keeps for a vCPU.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such slot.
+    pub fn vcpu(&self, vcpu: VcpuId) -> &P::Vcpu {
+        &self.vcpus[vcpu.index()]
+    }
+
     /// The policy's own words on its state.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! The least first.
 
+use core::cmp::Ordering;
+
 use super::Nodes;
-use super::slab::Link;
+use super::slab::{Link, order};
 use crate::VcpuId;
 
 const CHILD: usize = 0;
@@ -108,7 +110,7 @@ impl Heap {
         if is_wanted(first) {
             return Some(first);
         }
-        self.iter(nodes).filter(|&vcpu| is_wanted(vcpu)).min_by_key(|&vcpu| (nodes[vcpu].key, nodes[vcpu].value))
+        self.iter(nodes).filter(|&vcpu| is_wanted(vcpu)).min_by(|&a, &b| compare(nodes, a, b))
     }
 }
 
@@ -118,12 +120,17 @@ impl Default for Heap {
     }
 }
 
+/// By the key, and then by who came first.
+#[inline]
+fn compare(nodes: &Nodes<'_>, a: VcpuId, b: VcpuId) -> Ordering {
+    order(nodes[a].key, nodes[b].key).then_with(|| nodes[a].value.cmp(&nodes[b].value))
+}
+
 /// Makes one heap of two; its root has no siblings.
 #[inline]
 fn meld(nodes: &mut Nodes<'_>, a: Link, b: Link) -> Link {
     let (Some(a), Some(b)) = (a.get(), b.get()) else { return if a == Link::NONE { b } else { a } };
-    let rank = |vcpu: VcpuId| (nodes[vcpu].key, nodes[vcpu].value);
-    let (top, below) = if rank(a) <= rank(b) { (a, b) } else { (b, a) };
+    let (top, below) = if compare(nodes, a, b).is_le() { (a, b) } else { (b, a) };
     let siblings = nodes[top].links[CHILD];
     nodes[below].links[NEXT] = siblings;
     nodes[below].links[BEFORE] = Link::to(top);

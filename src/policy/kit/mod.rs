@@ -3,11 +3,15 @@
 //! A vCPU has one [`Node`], and so is in one queue, heap or tree at a time, which is what waiting to run is. The nodes are in
 //! a slab of the harness's; a structure holds nothing but where it begins. Nothing here allocates, nothing has a size limit,
 //! and nothing depends on anything but the order of the calls.
+//!
+//! Keys go around, as clocks do that overflow: of two, the first is the one from which fewer than 2⁶³ steps lead to the
+//! other. All that are in one structure have to be within 2⁶³ of each other; [`u64::MAX`] is right before 0, not far behind.
 
 mod fifo;
 mod heap;
 mod mask;
 mod random;
+mod share;
 mod slab;
 mod tree;
 
@@ -15,5 +19,6 @@ pub use fifo::Fifo;
 pub use heap::Heap;
 pub use mask::Mask;
 pub use random::Random;
+pub use share::{later, real_time, virtual_time};
 pub use slab::{Misuse, Node, Nodes, Slab};
 pub use tree::Tree;

@@ -1,5 +1,6 @@
 //! State by id, and the node that every vCPU has.
 
+use core::cmp::Ordering;
 use core::marker::PhantomData;
 use core::ops::{Index, IndexMut};
 
@@ -138,6 +139,13 @@ impl IndexMut<VcpuId> for Nodes<'_> {
     fn index_mut(&mut self, vcpu: VcpuId) -> &mut Node {
         &mut self.slots[vcpu.index()]
     }
+}
+
+/// Which key comes first. Keys go around: all in one structure are within 2⁶³ of each other, wherever they begin, so that a
+/// clock that overflows is none that stops.
+#[inline]
+pub(crate) fn order(a: u64, b: u64) -> Ordering {
+    (a.wrapping_sub(b) as i64).cmp(&0)
 }
 
 /// A node, or none.

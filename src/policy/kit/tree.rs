@@ -4,7 +4,7 @@ use core::cmp::Ordering;
 
 use super::Nodes;
 use super::random::mix;
-use super::slab::Link;
+use super::slab::{Link, order};
 use crate::VcpuId;
 
 const LEFT: usize = 0;
@@ -48,7 +48,7 @@ impl Tree {
         let (mut above, mut side) = (Link::NONE, LEFT);
         let mut here = self.root;
         while let Some(at) = here.get() {
-            nodes[at].least = nodes[at].least.min(value);
+            nodes[at].least = lesser(nodes[at].least, value);
             side = if compare(nodes, vcpu, at) == Ordering::Less { LEFT } else { RIGHT };
             (above, here) = (here, nodes[at].links[side]);
         }
@@ -130,13 +130,27 @@ impl Tree {
         })
     }
 
-    /// Who has the least value of those whose key is at most `limit`; of those with the same value, the first in order.
+    /// Who has the least key that is not before `key`.
+    pub fn first_from(&self, nodes: &Nodes<'_>, key: u64) -> Option<VcpuId> {
+        let (mut here, mut first) = (self.root, None);
+        while let Some(at) = here.get() {
+            let is_before = order(nodes[at].key, key).is_lt();
+            if !is_before {
+                first = Some(at);
+            }
+            here = nodes[at].links[if is_before { RIGHT } else { LEFT }];
+        }
+        first
+    }
+
+    /// Who has the least value of those whose key is at most `limit`; of those with the same value, the last in order.
     pub fn least_up_to(&self, nodes: &Nodes<'_>, limit: u64) -> Option<VcpuId> {
         let mut best: Option<(u64, VcpuId, bool)> = None; // the value, whose, and whether somewhere in the tree below
         let mut here = self.root;
-        let better = |best: &Option<(u64, VcpuId, bool)>, value: u64| best.is_none_or(|(least, ..)| value < least);
+        let better =
+            |best: &Option<(u64, VcpuId, bool)>, value: u64| best.is_none_or(|(least, ..)| order(value, least).is_le());
         while let Some(at) = here.get() {
-            if nodes[at].key > limit {
+            if order(nodes[at].key, limit).is_gt() {
                 here = nodes[at].links[LEFT];
                 continue;
             }
@@ -158,12 +172,18 @@ impl Tree {
         loop {
             let [left, right, _] = nodes[at].links;
             at = match (left.get(), right.get()) {
-                (Some(left), _) if nodes[left].least == value => left,
+                (_, Some(right)) if nodes[right].least == value => right,
                 _ if nodes[at].value == value => return Some(at),
-                (_, Some(right)) => right,
+                (Some(left), _) => left,
                 _ => return None, // not with values that are what they should be
             };
         }
+    }
+
+    /// The least value of all.
+    #[inline]
+    pub fn least(&self, nodes: &Nodes<'_>) -> Option<u64> {
+        self.root.get().map(|root| nodes[root].least)
     }
 
     /// The key and the value of a vCPU that is in here.
@@ -217,12 +237,16 @@ fn rank(vcpu: VcpuId) -> (u64, u32) {
 }
 
 fn compare(nodes: &Nodes<'_>, a: VcpuId, b: VcpuId) -> Ordering {
-    let order = |vcpu: VcpuId| (nodes[vcpu].key, nodes[vcpu].value, vcpu);
-    order(a).cmp(&order(b))
+    let (left, right) = (&nodes[a], &nodes[b]);
+    order(left.key, right.key).then_with(|| order(left.value, right.value)).then(a.cmp(&b))
+}
+
+fn lesser(a: u64, b: u64) -> u64 {
+    if order(b, a).is_lt() { b } else { a }
 }
 
 fn refresh(nodes: &mut Nodes<'_>, at: VcpuId) {
     let [left, right, _] = nodes[at].links;
     let below = [left, right].into_iter().filter_map(Link::get).map(|child| nodes[child].least);
-    nodes[at].least = below.fold(nodes[at].value, u64::min);
+    nodes[at].least = below.fold(nodes[at].value, lesser);
 }

@@ -31,14 +31,54 @@ macro_rules! policies {
     };
 }
 
+mod bvt;
+mod credit2;
+mod edf;
+mod edf_partitioned;
+mod eevdf;
 mod fifo;
+mod gang;
+mod gang_balanced;
+mod handoff;
+mod lottery;
+mod null;
+pub mod reservation;
+mod rm;
 mod rr;
+mod rr_percpu;
+mod stride;
 
+pub use bvt::Bvt;
+pub use credit2::Credit2;
+pub use edf::Edf;
+pub use edf_partitioned::EdfPartitioned;
+pub use eevdf::Eevdf;
 pub use fifo::Fifo;
+pub use gang::Gang;
+pub use gang_balanced::GangBalanced;
+pub use handoff::Handoff;
+pub use lottery::Lottery;
+pub use null::Null;
+pub use rm::Rm;
 pub use rr::{QUANTUM, Rr};
+pub use rr_percpu::RrPercpu;
+pub use stride::Stride;
 
 // A policy is a module above, and one line here.
 policies! {
     "fifo" fifo::Fifo "first come, first served, until it blocks"
     "rr" rr::Rr "everybody in turn, from one queue for all pCPUs"
+    "rr-percpu" rr_percpu::RrPercpu "everybody in turn, from a queue for each pCPU; whoever has nobody takes from another"
+    "null" null::Null "every vCPU stays on one pCPU"
+    "stride" stride::Stride "shares by weight, exact to a quantum"
+    "lottery" lottery::Lottery "shares by weight, by chance"
+    "eevdf" eevdf::Eevdf "shares by weight, and latency by the length of the slice that is asked for"
+    "credit2" credit2::Credit2 "shares by weight, from a queue for each cluster, as in Xen"
+    "bvt" bvt::Bvt "shares by weight; who has a reservation borrows from its own future to run at once"
+    "edf" edf::Edf "reservations by deadline, on all pCPUs; the others get the rest"
+    "edf-partitioned" edf_partitioned::EdfPartitioned "reservations by deadline, each on its own pCPU; the others get the rest"
+    "rm" rm::Rm "reservations by period, on all pCPUs; the others get the rest"
+    "gang" gang::Gang "the vCPUs of a VM at the same time, or not at all"
+    "gang-balanced" gang_balanced::GangBalanced "as rr-percpu, with the vCPUs of a VM on different pCPUs"
+    "handoff" handoff::Handoff "the receiver of a message runs where its sender did, for the rest of its slice"
 }

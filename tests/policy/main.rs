@@ -1,0 +1,5 @@
+//! Tests of `baton-policy`: what it says in the papers, and what has to be so whatever happens.
+
+mod any;
+mod driver;
+mod figures;
