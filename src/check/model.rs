@@ -591,6 +591,9 @@ impl<'a> Checker<'a> {
         }
         self.longest_slice = self.longest_slice.max(ran);
         self.check_lag(vcpu);
+        if let (Stop::Yield | Stop::YieldTo(_), Some(fair)) = (why, &mut self.fair) {
+            fair.excuse(vcpu.index());
+        }
         let latched = std::mem::take(&mut self.vcpus[vcpu.index()].latched);
         match why {
             Stop::Exit => self.dismiss(vcpu),
@@ -880,13 +883,18 @@ impl<'a> Checker<'a> {
     }
 
     fn check_lag(&mut self, vcpu: VcpuId) {
-        let Some(lag) = self.fair.as_ref().and_then(|fair| fair.lag(vcpu.index())) else { return };
+        let Some(fair) = &self.fair else { return };
+        let (Some(lag), kept) = (fair.lag(vcpu.index()), fair.kept) else { return };
+        if !fair.is_judged(vcpu.index()) {
+            return;
+        }
         if self.report.greatest_lag.is_none_or(|(_, greatest)| lag.abs() > greatest.abs()) {
             self.report.greatest_lag = Some((vcpu, lag));
         }
         let Some(promise) = self.promise.lag else { return };
         let slice = self.longest_slice;
         let limit = f64::from(promise) / 1000.0 * slice as f64;
+        let limit = limit + kept.min(limit);
         // The sum of many fractions is off by less than that.
         if lag.abs() > limit + 1.0 {
             let (side, lag) = (if lag > 0.0 { "behind" } else { "ahead of" }, lag.abs());

@@ -3,7 +3,7 @@
 use baton_policy::kit::Random;
 use baton_policy::{Nanos, VcpuId};
 
-use crate::{DEPTH, Op, Target, Turn, Waiting};
+use crate::{Amount, DEPTH, Op, Target, Turn, Waiting};
 
 /// What to do next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +62,11 @@ impl Cursor {
     #[inline]
     pub fn received(&mut self, from: Option<VcpuId>) {
         self.sender = from.unwrap_or(self.own);
+    }
+
+    /// How long something takes that is not in the program: how long its vCPU stays away.
+    pub fn draw(&mut self, amount: Amount) -> Nanos {
+        amount.draw(&mut self.random)
     }
 
     /// Goes on to the next step.
