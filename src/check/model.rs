@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Write};
 
-use baton_policy::log::{Header, Line, Problem};
+use baton_policy::log::{Damage, Header, Line};
 use baton_policy::policies::Rr;
 use baton_policy::{
     Answer, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run, Stop,
@@ -197,7 +197,7 @@ enum Owed {
 
 /// Reads what happened, line by line.
 #[derive(Debug)]
-pub struct Checker<'a> {
+pub struct Checker {
     pcpu_slots: u32,
     vcpu_slots: u32,
     limits: Limits,
@@ -217,11 +217,12 @@ pub struct Checker<'a> {
     longest_slice: Nanos,
     waste: Waste,
     fair: Option<Fair>,
-    recent: VecDeque<(usize, Line<'a>)>,
+    /// The last lines, as they are in the log.
+    recent: VecDeque<(usize, String)>,
     report: Report,
 }
 
-impl<'a> Checker<'a> {
+impl Checker {
     /// For a log that begins like that, of a policy that promises this.
     pub fn new(header: &Header<'_>, promise: Promise, thresholds: Thresholds) -> Self {
         Self {
@@ -247,16 +248,17 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The next line of the log, which has this number there.
-    pub fn line(&mut self, number: usize, line: Line<'a>) {
+    /// The next line of the log, which has this number there, and what is in it.
+    pub fn line(&mut self, number: usize, text: &str, line: Line<'_>) {
         if !matches!(line, Line::Answer(_)) {
             self.close();
         }
         self.line = number;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((number, line));
+        let oldest = if self.recent.len() == RECENT { self.recent.pop_front() } else { None };
+        let mut copy = oldest.map_or_else(String::new, |(_, text)| text);
+        copy.clear();
+        copy.push_str(text);
+        self.recent.push_back((number, copy));
         match line {
             Line::Event { now, event, .. } => {
                 self.report.events += 1;
@@ -270,9 +272,9 @@ impl<'a> Checker<'a> {
     }
 
     /// The log cannot be read any further.
-    pub fn damaged(&mut self, number: usize, problem: &Problem<'_>) {
+    pub fn damaged(&mut self, Damage { line, problem }: &Damage<'_>) {
         self.owed = Owed::Nothing; // who knows what would have come
-        self.line = number;
+        self.line = *line;
         self.violate(Kind::Damaged, &[], &[], format_args!("{problem}"));
     }
 
@@ -958,7 +960,7 @@ impl<'a> Checker<'a> {
             first.more += 1;
             return;
         }
-        let recent = self.recent.iter().map(|(number, line)| format!("{number}: {line}")).collect();
+        let recent = self.recent.iter().map(|(number, text)| format!("{number}: {text}")).collect();
         let mut dump = String::new();
         // A `String` takes whatever it is given.
         _ = self.dump(vcpus, pcpus, &mut dump);

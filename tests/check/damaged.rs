@@ -148,7 +148,7 @@ fn an_event_is_missing() {
     assert_eq!(kinds(&two(&["0 wake v0 timer | refused so"])), [Kind::Missing]);
     assert_eq!(kinds(&running(&["0 wake v0 timer | latched v0 | throttle v0 9"])), [Kind::Missing]);
     assert_eq!(kinds(&two(&["0 wake v2 timer"])), [Kind::Missing], "no such vCPU");
-    assert_eq!(kinds(&two(&["0 pick p2 | idle"]))[0], Kind::Missing, "no such pCPU");
+    assert_eq!(kinds(&two(&["0 on p2"])), [Kind::Missing], "no such pCPU");
 }
 
 #[test]
