@@ -7,7 +7,8 @@ use baton_policy::Nanos;
 /// it; so a vCPU is due its weight × the virtual time since it joined. Its lag is that, less what it had.
 ///
 /// Who joins has no lag. Who leaves takes its lag along, and virtual time moves by as much as makes up for it, so that the
-/// lags of those who stay sum up to 0 again.
+/// lags of those who stay sum up to 0 again. A policy may also keep the lag of who
+/// leaves until it joins again; then its idea of anybody's lag is off from this one by as much at most: [`kept`](Self::kept).
 ///
 /// A vCPU's lag grows while it waits and shrinks while it runs; so it is enough to look when it is picked, stops or leaves.
 #[derive(Debug, Default)]
@@ -17,6 +18,8 @@ pub(crate) struct Fair {
     weight: f64,
     members: Vec<Option<Member>>,
     running: Option<Running>,
+    /// The greatest lag with which anybody left, on either side.
+    pub kept: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,7 @@ struct Member {
     weight: f64,
     /// The virtual time that it would be if it had had just what it is due.
     served_to: f64,
+    yielded: bool,
 }
 
 /// A run that goes on: how much of it has gone into virtual time, and up to when.
@@ -41,15 +45,28 @@ impl Fair {
         }
         self.leave(now, vcpu);
         self.weight += f64::from(weight);
-        self.members[vcpu] = Some(Member { weight: f64::from(weight), served_to: self.virtual_time });
+        let (weight, served_to) = (f64::from(weight), self.virtual_time);
+        self.members[vcpu] = Some(Member { weight, served_to, yielded: false });
     }
 
     pub fn leave(&mut self, now: Nanos, vcpu: usize) {
         self.advance(now);
-        let lag = self.lag(vcpu);
-        let Some(member) = self.members.get_mut(vcpu).and_then(Option::take) else { return };
-        self.weight -= member.weight;
-        self.pass(lag.unwrap_or_default());
+        let Some(lag) = self.lag(vcpu) else { return };
+        self.weight -= self.members[vcpu].take().map_or(0.0, |member| member.weight);
+        self.pass(lag);
+        self.kept = self.kept.max(lag.abs());
+    }
+
+    /// It let others run, who had more than their share already perhaps: its lag is its own doing until it joins again.
+    pub fn excuse(&mut self, vcpu: usize) {
+        if let Some(Some(member)) = self.members.get_mut(vcpu) {
+            member.yielded = true;
+        }
+    }
+
+    /// Whether its lag is the policy's doing.
+    pub fn is_judged(&self, vcpu: usize) -> bool {
+        self.members.get(vcpu).is_some_and(|member| member.is_some_and(|member| !member.yielded))
     }
 
     /// It has that weight from now on, and its lag stays.
@@ -59,7 +76,7 @@ impl Fair {
         let Some(Some(member)) = self.members.get_mut(vcpu) else { return };
         let weight = f64::from(weight);
         self.weight += weight - member.weight;
-        *member = Member { weight, served_to: self.virtual_time - lag / weight };
+        (member.weight, member.served_to) = (weight, self.virtual_time - lag / weight);
     }
 
     pub fn begin_run(&mut self, now: Nanos) {

@@ -8,6 +8,8 @@
 //!
 //! After a violation the checker believes the log, and not its model, so that one mistake is not reported as many.
 //!
+//! [`check`] takes a log that is there as a whole; [`Live`] is written to, and keeps nothing.
+//!
 //! [`replay`] feeds the events of a log to a policy and demands the same answers: a policy that gives others depends on
 //! something that is not in the log.
 //!
@@ -18,6 +20,7 @@
 
 mod fair;
 mod figures;
+mod live;
 mod model;
 mod replay;
 mod report;
@@ -25,12 +28,13 @@ mod shrink;
 mod thresholds;
 mod waste;
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use baton_policy::log::{Damage, Header, Reader};
 use baton_policy::{MAX_PCPUS, Promise};
 
 pub use figures::{Figures, figures};
+pub use live::Live;
 pub use model::Checker;
 pub use replay::{Difference, Replayed, replay};
 pub use report::{Kind, Report, Violation};
@@ -46,26 +50,24 @@ pub const MAX_VCPUS: u32 = 1 << 20;
 ///
 /// If it is no log.
 pub fn check(log: &str, promise: Promise, thresholds: Thresholds) -> Result<Report, Unreadable> {
-    let (header, lines) = open(log)?;
-    let mut checker = Checker::new(&header, promise, thresholds);
-    for line in lines {
-        match line {
-            Ok((number, line)) => checker.line(number, line),
-            Err(Damage { line, problem }) => checker.damaged(line, &problem),
-        }
-    }
-    Ok(checker.finish())
+    let mut live = Live::new(promise, thresholds);
+    _ = live.write_str(log); // it takes everything
+    live.finish()
 }
 
 /// Opens a log, unless it asks for more than there can be.
 fn open(log: &str) -> Result<(Header<'_>, Reader<'_>), Unreadable> {
     let (header, lines) = Reader::new(log)?;
+    check_size(&header).map(|()| (header, lines))
+}
+
+fn check_size(header: &Header<'_>) -> Result<(), Unreadable> {
     for (what, slots, most) in [("pCPUs", header.pcpus, MAX_PCPUS as u32), ("vCPUs", header.vcpus, MAX_VCPUS)] {
         if !(1..=most).contains(&slots) {
             return Err(Unreadable { line: 1, sentence: format!("there are {slots} {what}; 1 to {most} can be") });
         }
     }
-    Ok((header, lines))
+    Ok(())
 }
 
 /// What is wrong with a text that is no log, or with one that cannot have happened.

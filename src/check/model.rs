@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Write};
 
-use baton_policy::log::{Header, Line, Problem};
+use baton_policy::log::{Damage, Header, Line};
 use baton_policy::policies::Rr;
 use baton_policy::{
     Answer, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run, Stop,
@@ -197,7 +197,7 @@ enum Owed {
 
 /// Reads what happened, line by line.
 #[derive(Debug)]
-pub struct Checker<'a> {
+pub struct Checker {
     pcpu_slots: u32,
     vcpu_slots: u32,
     limits: Limits,
@@ -217,11 +217,12 @@ pub struct Checker<'a> {
     longest_slice: Nanos,
     waste: Waste,
     fair: Option<Fair>,
-    recent: VecDeque<(usize, Line<'a>)>,
+    /// The last lines, as they are in the log.
+    recent: VecDeque<(usize, String)>,
     report: Report,
 }
 
-impl<'a> Checker<'a> {
+impl Checker {
     /// For a log that begins like that, of a policy that promises this.
     pub fn new(header: &Header<'_>, promise: Promise, thresholds: Thresholds) -> Self {
         Self {
@@ -247,23 +248,23 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The next line of the log, which has this number there.
-    pub fn line(&mut self, number: usize, line: Line<'a>) {
+    /// The next line of the log, which has this number there, and what is in it.
+    pub fn line(&mut self, number: usize, text: &str, line: Line<'_>) {
         if !matches!(line, Line::Answer(_)) {
             self.close();
         }
         self.line = number;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((number, line));
+        let oldest = if self.recent.len() == RECENT { self.recent.pop_front() } else { None };
+        let mut copy = oldest.map_or_else(String::new, |(_, text)| text);
+        copy.clear();
+        copy.push_str(text);
+        self.recent.push_back((number, copy));
         match line {
             Line::Event { now, event, .. } => {
                 self.report.events += 1;
-                if self.pass(now) {
-                    self.event = Some(event);
-                    self.on_event(&event);
-                }
+                self.pass(now);
+                self.event = Some(event);
+                self.on_event(&event);
             }
             Line::Answer(answer) => self.on_answer(&answer),
             Line::End { .. } => {}
@@ -271,9 +272,9 @@ impl<'a> Checker<'a> {
     }
 
     /// The log cannot be read any further.
-    pub fn damaged(&mut self, number: usize, problem: &Problem<'_>) {
+    pub fn damaged(&mut self, Damage { line, problem }: &Damage<'_>) {
         self.owed = Owed::Nothing; // who knows what would have come
-        self.line = number;
+        self.line = *line;
         self.violate(Kind::Damaged, &[], &[], format_args!("{problem}"));
     }
 
@@ -317,17 +318,15 @@ impl<'a> Checker<'a> {
         self.report
     }
 
-    /// Time goes on, if it does not go backwards.
-    fn pass(&mut self, now: Nanos) -> bool {
+    /// Time goes on, and stands still where the log has it go backwards.
+    fn pass(&mut self, now: Nanos) {
         let before = self.now;
         if now < before {
             let sentence = format_args!("this is at {now}, and the event before it was at {before}");
             self.violate(Kind::Missing, &[], &[], sentence);
-            return false;
         }
-        self.now = now;
-        self.waste.advance(now);
-        true
+        self.now = now.max(before);
+        self.waste.advance(self.now);
     }
 
     fn on_event(&mut self, event: &Event) {
@@ -594,6 +593,9 @@ impl<'a> Checker<'a> {
         }
         self.longest_slice = self.longest_slice.max(ran);
         self.check_lag(vcpu);
+        if let (Stop::Yield | Stop::YieldTo(_), Some(fair)) = (why, &mut self.fair) {
+            fair.excuse(vcpu.index());
+        }
         let latched = std::mem::take(&mut self.vcpus[vcpu.index()].latched);
         match why {
             Stop::Exit => self.dismiss(vcpu),
@@ -883,13 +885,18 @@ impl<'a> Checker<'a> {
     }
 
     fn check_lag(&mut self, vcpu: VcpuId) {
-        let Some(lag) = self.fair.as_ref().and_then(|fair| fair.lag(vcpu.index())) else { return };
+        let Some(fair) = &self.fair else { return };
+        let (Some(lag), kept) = (fair.lag(vcpu.index()), fair.kept) else { return };
+        if !fair.is_judged(vcpu.index()) {
+            return;
+        }
         if self.report.greatest_lag.is_none_or(|(_, greatest)| lag.abs() > greatest.abs()) {
             self.report.greatest_lag = Some((vcpu, lag));
         }
         let Some(promise) = self.promise.lag else { return };
         let slice = self.longest_slice;
         let limit = f64::from(promise) / 1000.0 * slice as f64;
+        let limit = limit + kept.min(limit);
         // The sum of many fractions is off by less than that.
         if lag.abs() > limit + 1.0 {
             let (side, lag) = (if lag > 0.0 { "behind" } else { "ahead of" }, lag.abs());
@@ -953,7 +960,7 @@ impl<'a> Checker<'a> {
             first.more += 1;
             return;
         }
-        let recent = self.recent.iter().map(|(number, line)| format!("{number}: {line}")).collect();
+        let recent = self.recent.iter().map(|(number, text)| format!("{number}: {text}")).collect();
         let mut dump = String::new();
         // A `String` takes whatever it is given.
         _ = self.dump(vcpus, pcpus, &mut dump);
@@ -988,6 +995,7 @@ impl<'a> Checker<'a> {
             }
             writeln!(out)?;
         }
+        more(out, "pCPUs", self.pcpus.len(), pcpus.len())?;
         let others = (0..self.vcpus.len()).map(VcpuId::from).filter(|vcpu| !vcpus.contains(vcpu));
         for vcpu in vcpus.iter().copied().chain(others.take(DUMPED)) {
             let Some(Vcpu { state, params, since, latched, .. }) = self.vcpus.get(vcpu.index()) else { continue };
@@ -1000,6 +1008,14 @@ impl<'a> Checker<'a> {
             }
             writeln!(out)?;
         }
-        Ok(())
+        more(out, "vCPUs", self.vcpus.len(), vcpus.len())
+    }
+}
+
+/// How many a dump leaves out.
+fn more(out: &mut String, what: &str, all: usize, named: usize) -> fmt::Result {
+    match all.saturating_sub(named + DUMPED) {
+        0 => Ok(()),
+        left_out => writeln!(out, "and {left_out} more {what}"),
     }
 }

@@ -118,14 +118,22 @@ impl<W: fmt::Write> Writer<W> {
     }
 }
 
-/// Reads a log, line by line.
+/// Reads a log whose lines come one by one.
 #[derive(Clone, Debug)]
-pub struct Reader<'a> {
-    lines: core::str::Lines<'a>,
-    /// The number of the line that was read last.
+pub struct Parser {
+    /// How many lines there were.
     line: usize,
     events: u64,
     ended: bool,
+}
+
+/// Reads a log that is there as a whole.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    lines: core::str::Lines<'a>,
+    parser: Parser,
+    /// There is no more, or nothing more that could be read.
+    over: bool,
 }
 
 /// A [`Problem`], and the number of its line, from 1.
@@ -143,18 +151,43 @@ impl fmt::Display for Damage<'_> {
 
 impl core::error::Error for Damage<'_> {}
 
-impl<'a> Reader<'a> {
+impl Parser {
+    /// Begins with the first line.
+    ///
     /// # Errors
     ///
-    /// If the first line is none of a log.
-    pub fn new(text: &'a str) -> Result<(Header<'a>, Self), Damage<'a>> {
-        let mut lines = text.lines();
-        let first = lines.next().unwrap_or_default();
+    /// If it is none of a log.
+    pub fn new(first: &str) -> Result<(Header<'_>, Self), Damage<'_>> {
         let header = Header::parse(first).map_err(|problem| Damage { line: 1, problem })?;
-        Ok((header, Self { lines, line: 1, events: 0, ended: false }))
+        Ok((header, Self { line: 1, events: 0, ended: false }))
     }
 
-    fn check(&mut self, line: &Line<'a>) -> Result<(), Problem<'a>> {
+    /// The number of the line that was read last, from 1.
+    pub fn number(&self) -> usize {
+        self.line
+    }
+
+    /// Goes on with the next line.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or does not belong there.
+    pub fn line<'a>(&mut self, text: &'a str) -> Result<Line<'a>, Damage<'a>> {
+        self.line += 1;
+        let read = Line::parse(text).and_then(|read| self.check(&read).map(|()| read));
+        read.map_err(|problem| Damage { line: self.line, problem })
+    }
+
+    /// There are no more lines.
+    ///
+    /// # Errors
+    ///
+    /// If there should be.
+    pub fn end(&self) -> Result<(), Damage<'static>> {
+        if self.ended { Ok(()) } else { Err(Damage { line: self.line, problem: Problem::CutOff }) }
+    }
+
+    fn check(&mut self, line: &Line<'_>) -> Result<(), Problem<'static>> {
         match *line {
             _ if self.ended => Err(Problem::BehindEnd),
             Line::Event { number, .. } if number != self.events => Err(Problem::Number(self.events)),
@@ -173,26 +206,31 @@ impl<'a> Reader<'a> {
     }
 }
 
+impl<'a> Reader<'a> {
+    /// # Errors
+    ///
+    /// If the first line is none of a log.
+    pub fn new(text: &'a str) -> Result<(Header<'a>, Self), Damage<'a>> {
+        let mut lines = text.lines();
+        let (header, parser) = Parser::new(lines.next().unwrap_or_default())?;
+        Ok((header, Self { lines, parser, over: false }))
+    }
+}
+
 impl<'a> Iterator for Reader<'a> {
     /// The number of the line, and what is in it. Nothing comes behind an error.
     type Item = Result<(usize, Line<'a>), Damage<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Some(text) = self.lines.next() else {
-            let whole = core::mem::replace(&mut self.ended, true);
-            return (!whole).then_some(Err(Damage { line: self.line, problem: Problem::CutOff }));
+        if self.over {
+            return None;
+        }
+        let line = match self.lines.next() {
+            Some(text) => Some(self.parser.line(text).map(|line| (self.parser.number(), line))),
+            None => self.parser.end().err().map(Err),
         };
-        self.line += 1;
-        let line = self.line;
-        let read = Line::parse(text).and_then(|read| self.check(&read).map(|()| read));
-        Some(match read {
-            Ok(read) => Ok((line, read)),
-            Err(problem) => {
-                self.lines = "".lines();
-                self.ended = true;
-                Err(Damage { line, problem })
-            }
-        })
+        self.over = !matches!(line, Some(Ok(_)));
+        line
     }
 }
 

@@ -35,7 +35,7 @@ pub use engine::{Fault, Setup, run};
 pub use file::{Built, File, duration, weight_of};
 pub use histogram::Histogram;
 pub use kinds::{ALL as KINDS, Kind};
-pub use outcome::{BarrierOutcome, Outcome, PcpuOutcome, VcpuOutcome};
+pub use outcome::{BarrierOutcome, Outcome, PcpuOutcome, Span, VcpuOutcome};
 
 use rayon::prelude::*;
 

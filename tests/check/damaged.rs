@@ -114,7 +114,7 @@ fn times_do_not_add_up() {
     is_fine(&running(&["3000000 stop v0 p0 1900000 slice"]));
     assert_eq!(kinds(&running(&["102500000 wake v0 timer | latched v0"])), [Kind::Overrun], "it never stops");
     let backwards = running(&["1000 stop v0 p0 900 kicked", "999 pick p0 | run v0 1000"]);
-    assert_eq!(kinds(&backwards)[0], Kind::Missing);
+    assert_eq!(kinds(&backwards), [Kind::Missing]);
 }
 
 #[test]
@@ -141,13 +141,14 @@ fn an_event_is_missing() {
     assert_eq!(kinds(&two(&["0 remove v0", "0 wake v0 timer"])), [Kind::Missing]);
     assert_eq!(kinds(&two(&["0 remove v0", &format!("0 retune v0 {PARAMS}")])), [Kind::Missing]);
     assert_eq!(kinds(&two(&["0 retune v0 vm=m0 weight=0 pcpus=p0-p1"])), [Kind::Missing]);
+    assert_eq!(kinds(&log(1, 1, &["0 on p0", "0 add v0 vm=m0 weight=0 pcpus=p0-p0"])), [Kind::Missing]);
     assert_eq!(kinds(&two(&["0 pick p0"])), [Kind::Missing], "a question without an answer");
     assert_eq!(kinds(&two(&["0 pick p0 | run v0 1000 | run v1 1000"])), [Kind::Missing], "one with two");
     assert_eq!(kinds(&two(&["0 wake v0 timer | run v0 1000"])), [Kind::Missing], "an answer without a question");
     assert_eq!(kinds(&two(&["0 wake v0 timer | refused so"])), [Kind::Missing]);
     assert_eq!(kinds(&running(&["0 wake v0 timer | latched v0 | throttle v0 9"])), [Kind::Missing]);
     assert_eq!(kinds(&two(&["0 wake v2 timer"])), [Kind::Missing], "no such vCPU");
-    assert_eq!(kinds(&two(&["0 pick p2 | idle"]))[0], Kind::Missing, "no such pCPU");
+    assert_eq!(kinds(&two(&["0 on p2"])), [Kind::Missing], "no such pCPU");
 }
 
 #[test]
@@ -195,6 +196,9 @@ fn ejections_have_reasons() {
     assert_eq!(kinds_of("unknown v0"), [Kind::Unfounded]);
     assert_eq!(kinds_of("unknown v7"), [Kind::Ejected]);
     assert_eq!(kinds_of("no-slice v0"), [Kind::Ejected]);
+    let twice =
+        two(&["0 pick p0 | ejected no-slice v0 | run v0 1000", "0 pick p1 | ejected no-slice v1 | run v1 1000"]);
+    assert_eq!(kinds(&twice), [Kind::Ejected, Kind::Missing], "there is nobody to take round robin's place");
     assert_eq!(kinds(&two(&["9 watch | ejected starved v0"])), [Kind::Unfounded]);
     assert_eq!(kinds(&two(&["9 watch | ejected idle v0"])), [Kind::Unfounded]);
 }

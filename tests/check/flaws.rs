@@ -2,7 +2,9 @@
 
 use baton_check::{Kind, Replayed, Report, Thresholds, check, replay};
 use baton_policy::policies::Rr;
-use baton_policy::{Affinity, Ejection, MICROSECOND, MILLISECOND, Params, PcpuId, Promise, Reservation, State, VcpuId};
+use baton_policy::{
+    Affinity, Ejection, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Promise, Reservation, State, VcpuId,
+};
 
 use crate::broken::{Fair, Flaw, PROMISE};
 use crate::machine::{Life, Outcome, Script, run};
@@ -185,6 +187,26 @@ fn has_a_hidden_counter() {
     assert!(matches!(replayed, Replayed::Differs(_)), "{replayed:?}");
     let sound = run("fair", Fair::default(), &busy());
     assert!(matches!(replay(&sound.log, Fair::default()), Ok(Replayed::Identical(_))));
+}
+
+/// The watchdog acts at the first look after its limit, and not before.
+#[test]
+fn the_watchdog_keeps_its_limits() {
+    let ejected_at = |flaw, script: &Script| {
+        let (Outcome { log, .. }, _) = checked(flaw, &script.clone().watched(), Promise::ALL);
+        let (before, _) = log.split_once("> ejected").unwrap();
+        let event = before.lines().last().unwrap();
+        event.split(' ').nth(1).unwrap().parse::<Nanos>().unwrap()
+    };
+    let pinned = Params { affinity: Affinity::only(PcpuId(1)), ..Params::default() };
+    let mut idle = Script::new(2, &[Life::Hog; 2]).params(1, pinned);
+    let mut starved = busy();
+    for (idle_limit, starvation_limit) in [(100, 1000), (220, 430)] {
+        (idle.limits.idle, starved.limits.starvation) = (idle_limit * MILLISECOND, starvation_limit * MILLISECOND);
+        let next_look = |limit: u64| (limit / 50 + 1) * 50 * MILLISECOND;
+        assert_eq!(ejected_at(Flaw::LeavesAPcpuIdle, &idle), next_look(idle_limit));
+        assert_eq!(ejected_at(Flaw::NeverPicksTheLast, &starved), next_look(starvation_limit));
+    }
 }
 
 /// A vCPU that runs a microsecond at a time for reasons of its own is no livelock.

@@ -7,4 +7,5 @@ mod machine;
 mod damaged;
 mod flaws;
 mod replayed;
+mod shrunk;
 mod sound;

@@ -1,8 +1,9 @@
 //! A replay finds what is not the same, and no log makes it or the checker panic.
 
+use std::fmt::Write;
 use std::sync::LazyLock;
 
-use baton_check::{Difference, Replayed, Thresholds, Unreadable, check, replay};
+use baton_check::{Difference, Live, Replayed, Thresholds, Unreadable, check, replay};
 use baton_policy::policies::{self, Rr, Visitor};
 use baton_policy::{MILLISECOND, Policy};
 use proptest::prelude::*;
@@ -52,6 +53,22 @@ fn the_first_difference_is_shown() {
             matches!(replay(&altered, Fair::default()), Ok(Replayed::Differs(Difference { line: at, .. })) if at == line)
         );
     }
+}
+
+/// It does not matter in which pieces a log is written.
+#[test]
+fn a_log_is_checked_while_it_is_written() {
+    let text = LOG.replacen(" stop v0 p0 ", " stop v1 p0 ", 1);
+    let whole = check(&text, PROMISE, Thresholds::default()).unwrap();
+    assert!(!whole.is_clean());
+    for size in [1, 7, 1000] {
+        let mut live = Live::new(PROMISE, Thresholds::default());
+        for piece in text.as_bytes().chunks(size) {
+            live.write_str(std::str::from_utf8(piece).unwrap()).unwrap();
+        }
+        assert_eq!(live.finish().unwrap(), whole);
+    }
+    assert!(Live::new(PROMISE, Thresholds::default()).finish().is_err(), "nothing is no log");
 }
 
 #[test]

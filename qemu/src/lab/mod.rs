@@ -2,8 +2,11 @@
 //!
 //! A subcommand is a module here, with its options and a function that does it; true if all is well.
 
+mod check;
 mod list;
 mod new;
+mod qemu;
+mod replay;
 mod run;
 mod workloads;
 
@@ -20,6 +23,10 @@ pub struct Options {
 enum Command {
     /// Run a workload under a policy, and show what became of it; exits with 0 only if the policy was not ejected.
     Run(run::Options),
+    /// Look whether what is in a log kept the rules; exits with 0 only if it did.
+    Check(check::Options),
+    /// Feed the events of a log to a policy; exits with 0 only if it answers as it did then, bit for bit.
+    Replay(replay::Options),
     /// Show the policies, the workloads that come with Baton, and the kinds of groups that a workload can have.
     List,
     /// Begin a policy: write a file of its own with a test, and put its name into the registry.
@@ -30,6 +37,8 @@ enum Command {
 pub fn run(options: &Options) -> Result<bool> {
     match &options.command {
         Command::Run(options) => run::run(options),
+        Command::Check(options) => check::run(options),
+        Command::Replay(options) => replay::run(options),
         Command::List => list::run(),
         Command::New(options) => new::run(options),
     }

@@ -12,7 +12,9 @@ use baton_policy::{Limits, MILLISECOND, Nanos, Policy};
 use baton_sim::{Built, Costs, Fault, Outcome, Setup};
 use clap::{Args, ValueEnum};
 
+use super::qemu::{self, Settings};
 use super::workloads;
+use crate::images::Workspace;
 
 #[derive(Args)]
 pub struct Options {
@@ -90,7 +92,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let built = built.with_context(|| format!("workload {}", options.workload))?;
     let outcome = match options.on {
         On::Sim => simulate(options, &built)?,
-        On::Qemu => bail!("policies do not run on QEMU yet: leave `--on` out, or say `--on sim`"),
+        On::Qemu => return on_qemu(options, &built),
     };
     let Options { policy, workload, seed, .. } = options;
     println!("{policy}, {workload}: {} pCPUs, {} vCPUs, seed {seed}\n", built.pcpus, built.workload().vcpus.len());
@@ -133,6 +135,34 @@ fn simulate(options: &Options, built: &Built) -> Result<Outcome> {
         log.close()?;
     }
     Ok(outcome?)
+}
+
+/// Runs it on QEMU, and shows what its log and its guests say; true if the policy was not ejected.
+fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
+    let Options { policy, workload, seed, .. } = options;
+    let ran = qemu::run(
+        &Workspace::open(false)?,
+        &Settings {
+            policy,
+            workload: &built.workload(),
+            pcpus: built.pcpus,
+            seed: *seed,
+            duration: options.duration.unwrap_or(built.duration),
+        },
+    )?;
+    if let Some(path) = &options.log {
+        fs::write(path, &ran.log).with_context(|| format!("could not write the log {}", path.display()))?;
+    }
+    println!(
+        "{policy}, {workload}, on QEMU: {} pCPUs, {} vCPUs, seed {seed}\n",
+        built.pcpus,
+        built.workload().vcpus.len()
+    );
+    println!("{}\n{}", baton_check::figures(&ran.log)?, ran.by_group(&built.groups));
+    if let Some(why) = &ran.ejected {
+        eprintln!("error: `{policy}` was ejected: it {} ({})", why.reason(), why.vcpu());
+    }
+    Ok(ran.ejected.is_none())
 }
 
 /// A run of a policy whose type is known when it is visited.
