@@ -1,6 +1,7 @@
 //! What became of a run.
 
 use core::fmt;
+use core::ops::Range;
 
 use baton_policy::{Ejection, Nanos, VmId};
 use baton_workload::Tally;
@@ -95,6 +96,33 @@ impl Outcome {
     pub fn wait_over_service(&self) -> f64 {
         let (response, service) = (self.sum(|vcpu| vcpu.tally.response), self.sum(|vcpu| vcpu.tally.service));
         if service == 0 { 0.0 } else { (response - service) as f64 / service as f64 }
+    }
+
+    /// A table with a line for each group of vCPUs: what an average one of them had of a pCPU, and how it waited.
+    pub fn by_group(&self, groups: &[(String, Range<u32>)]) -> String {
+        let width = groups.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(5);
+        let heads = ["vCPUs", "ran", "waited", "wake to run", "jobs", "missed", "response"];
+        let [vcpus, ran, waited, wake, jobs, missed, response] = heads;
+        let mut text = format!(
+            "{:<width$} {vcpus:>7} {ran:>9} {waited:>9} {wake:>12} {jobs:>9} {missed:>7} {response:>12}\n",
+            "group"
+        );
+        for (name, range) in groups {
+            let vcpus = &self.vcpus[range.start as usize..range.end as usize];
+            let sum = |of: fn(&VcpuOutcome) -> u64| vcpus.iter().map(of).sum::<u64>();
+            let all = self.horizon as f64 * vcpus.len() as f64;
+            let share = |ns: Nanos| format!("{:.2} %", 100.0 * ns as f64 / all.max(1.0));
+            let mean = |ns: Nanos, count: u64| ns.checked_div(count).map_or("-".to_owned(), |ns| Span(ns).to_string());
+            let (ran, waited) = (share(sum(|vcpu| vcpu.ran)), share(sum(|vcpu| vcpu.waited)));
+            let wake = mean(sum(|vcpu| vcpu.latency), sum(|vcpu| vcpu.wakes));
+            let (jobs, missed) = (sum(|vcpu| vcpu.tally.jobs), sum(|vcpu| vcpu.tally.missed));
+            let response = mean(sum(|vcpu| vcpu.tally.response), jobs);
+            let count = vcpus.len();
+            text += &format!(
+                "{name:<width$} {count:>7} {ran:>9} {waited:>9} {wake:>12} {jobs:>9} {missed:>7} {response:>12}\n"
+            );
+        }
+        text
     }
 
     /// The rows of a table, each a name and a value.

@@ -4,7 +4,11 @@
 
 mod check;
 mod list;
+mod new;
 mod replay;
+mod run;
+mod shrink;
+mod workloads;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -17,19 +21,25 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a workload under a policy, and show what became of it; exits with 0 only if no rule was broken.
+    Run(run::Options),
     /// Look whether what is in a log kept the rules; exits with 0 only if it did.
     Check(check::Options),
-    /// Show the policies, and the workloads that come with Baton.
-    List,
     /// Feed the events of a log to a policy; exits with 0 only if it answers as it did then, bit for bit.
     Replay(replay::Options),
+    /// Show the policies, the workloads that come with Baton, and the kinds of groups that a workload can have.
+    List,
+    /// Begin a policy: write a file of its own with a test, and put its name into the registry.
+    New(new::Options),
 }
 
 /// Does what is asked; true if all is well.
 pub fn run(options: &Options) -> Result<bool> {
     match &options.command {
+        Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(options),
-        Command::List => list::run(),
         Command::Replay(options) => replay::run(options),
+        Command::List => list::run(),
+        Command::New(options) => new::run(options),
     }
 }

@@ -47,6 +47,9 @@ mod rm;
 mod rr;
 mod rr_percpu;
 mod stride;
+/// What `cargo baton lab new` begins with; compiled here so that it is right.
+#[cfg(test)]
+mod template;
 
 pub use bvt::Bvt;
 pub use credit2::Credit2;

@@ -29,7 +29,8 @@ fn main() {
     for (name, text) in [("hogs", HOGS), ("mix", MIX)] {
         for (pcpus, vcpus) in [(4, 16), (256, 4096), (4096, 65536)] {
             for (costs_name, costs) in [("none", Costs::ZERO), ("measured", Costs::measured())] {
-                let built = File::parse(text).and_then(|file| file.build(Some((pcpus, vcpus)), 1)).expect("it is sound");
+                let built =
+                    File::parse(text).and_then(|file| file.build(Some((pcpus, vcpus)), 1)).expect("it is sound");
                 let mut setup = Setup {
                     pcpus,
                     topology: built.topology,

@@ -1,0 +1,142 @@
+//! A policy of one's own.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+#[derive(Args)]
+pub struct Options {
+    /// What it is to be called: small letters and digits, with `-` between words.
+    name: String,
+}
+
+/// What it begins with: a policy that is compiled and tested as part of the crate.
+const TEMPLATE: &str = include_str!("../../../src/policy/policies/template.rs");
+
+pub fn run(options: &Options) -> Result<bool> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/policy/policies");
+    let module = create(&folder, &options.name)?;
+    println!("src/policy/policies/{module}.rs is a policy that takes turns: change it, and its test");
+    println!("test it: cargo test -p baton-policy {module}");
+    println!("run it: cargo baton lab run -p {} -w hogs", options.name);
+    Ok(true)
+}
+
+/// Writes the file, and its lines in the registry; the name of the module.
+fn create(folder: &Path, name: &str) -> Result<String> {
+    let is_word =
+        |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    ensure!(
+        name.split('-').all(is_word) && name.starts_with(|first: char| first.is_ascii_lowercase()),
+        "`{name}` is no name for a policy: it has small letters and digits, with `-` between words, like `my-policy`"
+    );
+    let module = name.replace('-', "_");
+    let policy: String = name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+    let path = folder.join("mod.rs");
+    let registry = fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
+    let mut words = registry.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    if is_keyword(&module) || words.any(|word| word == module || word == policy) {
+        bail!("`{name}` is taken, by another policy or by Rust: choose another name");
+    }
+    let file = folder.join(format!("{module}.rs"));
+    ensure!(!file.exists(), "there is a file {} already: choose another name, or remove it", file.display());
+    let registry = register(&registry, name, &module, &policy).with_context(|| format!("{}", path.display()))?;
+    fs::write(&file, TEMPLATE.replace("Template", &policy))
+        .with_context(|| format!("could not write {}", file.display()))?;
+    fs::write(&path, registry).with_context(|| format!("could not write {}", path.display()))?;
+    Ok(module)
+}
+
+/// The registry with one more policy.
+fn register(registry: &str, name: &str, module: &str, policy: &str) -> Result<String> {
+    let after = |text: &str, last: &str, line: String| -> Result<String> {
+        let at = text.rfind(last).and_then(|at| text[at..].find('\n').map(|end| at + end + 1));
+        let at =
+            at.with_context(|| format!("there is no line with `{}` behind which another could come", last.trim()))?;
+        Ok(format!("{}{line}\n{}", &text[..at], &text[at..]))
+    };
+    let registry = after(registry, "\npub use ", format!("pub use {module}::{policy};"))?;
+    let registry = after(&registry, "\nmod ", format!("mod {module};"))?;
+    after(&registry, "\n    \"", format!("    \"{name}\" {module}::{policy} \"what it does, in a few words\""))
+}
+
+fn is_keyword(word: &str) -> bool {
+    const KEYWORDS: &[&str] = &[
+        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
+        "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro",
+        "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super",
+        "trait", "true", "try", "type", "typeof", "union", "unsafe", "unsized", "use", "virtual", "where", "while",
+        "yield",
+    ];
+    KEYWORDS.contains(&word)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A folder with the registry alone.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("baton-lab-new-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/policy/policies/mod.rs");
+            fs::copy(policies, path.join("mod.rs")).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_new_policy_is_a_file_and_three_lines() {
+        let folder = Folder::new("lines");
+        let before = fs::read_to_string(folder.0.join("mod.rs")).unwrap();
+        assert_eq!(create(&folder.0, "my-policy").unwrap(), "my_policy");
+        let policy = fs::read_to_string(folder.0.join("my_policy.rs")).unwrap();
+        assert!(
+            policy.contains("impl Policy for MyPolicy") && policy.contains("#[test]") && !policy.contains("Template")
+        );
+        let after = fs::read_to_string(folder.0.join("mod.rs")).unwrap();
+        let new: Vec<&str> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
+        assert_eq!(
+            new,
+            [
+                "mod my_policy;",
+                "pub use my_policy::MyPolicy;",
+                "    \"my-policy\" my_policy::MyPolicy \"what it does, in a few words\"",
+            ]
+        );
+        assert_eq!(after.lines().count(), before.lines().count() + 3);
+        // One more, behind it.
+        create(&folder.0, "other").unwrap();
+        let error = create(&folder.0, "my-policy").unwrap_err().to_string();
+        assert_eq!(error, "`my-policy` is taken, by another policy or by Rust: choose another name");
+    }
+
+    #[test]
+    fn a_name_that_is_bad_or_taken_changes_nothing() {
+        let folder = Folder::new("names");
+        let before = fs::read_to_string(folder.0.join("mod.rs")).unwrap();
+        for name in ["", "-", "a-", "-a", "a--b", "A", "1a", "a b", "../a", "a.rs", "ä", "a_b"] {
+            let error = create(&folder.0, name).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{name}` is no name for a policy: ")), "{error}");
+        }
+        for name in ["rr", "rr-percpu", "match", "self", "entry", "visitor", "policy", "gen", "template"] {
+            let error = create(&folder.0, name).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{name}` is taken")), "{error}");
+        }
+        assert_eq!(fs::read_to_string(folder.0.join("mod.rs")).unwrap(), before);
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+}

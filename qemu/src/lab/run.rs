@@ -1,0 +1,286 @@
+//! A run: a policy, a workload, a machine.
+
+use std::cell::Cell;
+use std::fmt;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use baton_check::{Live, Report, Thresholds, Violation};
+use baton_policy::policies::{self, Visitor};
+use baton_policy::{Limits, MILLISECOND, Nanos, Policy};
+use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
+use clap::{Args, ValueEnum};
+
+use super::check::promise_of;
+use super::shrink::{Case, smallest};
+use super::workloads;
+
+#[derive(Args)]
+pub struct Options {
+    /// The policy, by its name in `lab list`.
+    #[arg(short, long, value_name = "NAME")]
+    policy: String,
+    /// The workload: a name in `lab list`, a TOML file, or a JSON file of rt-app's.
+    #[arg(short, long, value_name = "NAME|FILE")]
+    workload: String,
+    /// How many pCPUs and vCPUs; the groups of the workload grow or shrink with it. Else those of the workload.
+    #[arg(short, long, value_name = "PCPUSxVCPUS")]
+    machine: Option<Size>,
+    /// Of all random numbers: the same brings the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What to run it on.
+    #[arg(long, value_enum, default_value_t = On::Sim)]
+    on: On,
+    /// How long, on the clock of the machine; else as long as the workload says.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    duration: Option<Nanos>,
+    /// What the simulator charges.
+    #[arg(long, value_enum, default_value_t = Charge::Measured)]
+    costs: Charge,
+    /// Write a log there, for `lab check` and `lab replay`.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Do not look whether the rules were kept, which takes as long as the run itself.
+    #[arg(long)]
+    unchecked: bool,
+}
+
+/// How many events may be simulated to make a workload smaller.
+const SHRINKING: u64 = 20_000_000;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum On {
+    /// The simulator, on this computer.
+    Sim,
+    /// The hypervisor, on QEMU.
+    Qemu,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Charge {
+    /// What the hypervisor takes, and caches that are cold after a migration.
+    Measured,
+    /// The same without caches, as QEMU has it.
+    NoCaches,
+    /// Nothing.
+    Nothing,
+}
+
+/// The size of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Size {
+    pcpus: u32,
+    vcpus: u32,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |digits: &str| digits.parse().ok().filter(|&number: &u32| number > 0);
+        let size =
+            text.split_once('x').and_then(|(pcpus, vcpus)| Some(Self { pcpus: number(pcpus)?, vcpus: number(vcpus)? }));
+        size.ok_or_else(|| "a size is two numbers, of pCPUs and of vCPUs, like `4x16`".to_owned())
+    }
+}
+
+fn time(text: &str) -> Result<Nanos, String> {
+    baton_sim::duration(text).map_err(|error| error.to_string())
+}
+
+/// Runs, and shows what became of it; true if no rule was broken.
+pub fn run(options: &Options) -> Result<bool> {
+    check_policy(&options.policy)?;
+    let file = workloads::read(&options.workload)?;
+    let built = file.build(options.machine.map(|Size { pcpus, vcpus }| (pcpus, vcpus)), options.seed);
+    let built = built.with_context(|| format!("workload {}", options.workload))?;
+    let (outcome, report) = match options.on {
+        On::Sim => simulate(options, &built)?,
+        On::Qemu => bail!("policies do not run on QEMU yet: leave `--on` out, or say `--on sim`"),
+    };
+    let Options { policy, workload, seed, .. } = options;
+    println!("{policy}, {workload}: {} pCPUs, {} vCPUs, seed {seed}\n", built.pcpus, built.workload().vcpus.len());
+    println!("{outcome}\n{}", outcome.by_group(&built.groups));
+    if let Some((at, why)) = outcome.ejected {
+        eprintln!("error: `{policy}` was ejected at {at} ns: it {} ({})", why.reason(), why.vcpu());
+    }
+    if let Some(report) = &report {
+        println!("{report}");
+        for violation in &report.violations {
+            show_smallest(options, &built, violation)?;
+        }
+    }
+    Ok(outcome.ejected.is_none() && report.is_none_or(|report| report.is_clean()))
+}
+
+/// Writes the smallest workload that shows the same, and says how to run it.
+fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Result<()> {
+    let Options { policy, workload, seed, .. } = options;
+    let kind = violation.kind;
+    let name = format!("{policy}-{}.toml", kind.name());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/baton").join(&name);
+    let about = format!("{workload}, as far as {policy} needs it to break the rule `{}` with seed {seed}", kind.name());
+    let events = Cell::new(0);
+    let shows = |case: &Case| {
+        let built = File::parse(&case.to_toml(&about)).and_then(|file| file.build(None, *seed));
+        let Ok(built) = built else { return false };
+        let setup = setup(options, &built, case.duration);
+        let Ok((outcome, report)) = watch(policy, &built, &setup, None) else { return false };
+        events.set(events.get() + outcome.events);
+        report.kinds().any(|other| other == kind)
+    };
+    let duration = options.duration.unwrap_or(built.duration);
+    let Some(smallest) = smallest(Case::new(built, duration), || events.get() < SHRINKING, shows) else {
+        println!("{}: this workload cannot be made smaller; run it again as it was, with seed {seed}", kind.name());
+        return Ok(());
+    };
+    let folder = path.parent().unwrap_or(&path);
+    fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+    fs::write(&path, smallest.to_toml(&about)).with_context(|| format!("could not write {}", path.display()))?;
+    println!(
+        "{}: seed {seed}, {} pCPUs, {} vCPUs and {} ns are enough: target/baton/{name}",
+        kind.name(),
+        smallest.pcpus,
+        smallest.vcpus(),
+        smallest.duration
+    );
+    let costs = match options.costs {
+        Charge::Measured => "",
+        Charge::NoCaches => " --costs no-caches",
+        Charge::Nothing => " --costs nothing",
+    };
+    println!("repeat it: cargo baton lab run -p {policy} -w {} --seed {seed}{costs}", shown(&path).display());
+    Ok(())
+}
+
+/// As it can be said where we are.
+fn shown(path: &Path) -> PathBuf {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).map_or_else(|_| path.clone(), Path::to_owned)
+}
+
+/// That there is a policy of that name.
+fn check_policy(name: &str) -> Result<()> {
+    if !policies::ALL.iter().any(|entry| entry.name == name) {
+        let names: Vec<&str> = policies::ALL.iter().map(|entry| entry.name).collect();
+        bail!("there is no policy `{name}`; there are {}", names.join(", "));
+    }
+    Ok(())
+}
+
+fn simulate(options: &Options, built: &Built) -> Result<(Outcome, Option<Report>)> {
+    let setup = setup(options, built, options.duration.unwrap_or(built.duration));
+    let mut log = options.log.as_deref().map(LogFile::create).transpose()?;
+    let out = log.as_mut().map(|log| log as &mut dyn fmt::Write);
+    let results = if options.unchecked {
+        (simulate_by_name(&options.policy, built, &setup, out)?, None)
+    } else {
+        let (outcome, report) = watch(&options.policy, built, &setup, out)?;
+        (outcome, Some(report))
+    };
+    if let Some(log) = log {
+        log.close()?;
+    }
+    Ok(results)
+}
+
+fn setup(options: &Options, built: &Built, horizon: Nanos) -> Setup {
+    let costs = match options.costs {
+        Charge::Measured => Costs::measured(),
+        Charge::NoCaches => Costs::measured().without_caches(),
+        Charge::Nothing => Costs::ZERO,
+    };
+    let Built { pcpus, topology, .. } = *built;
+    let (limits, watch) = (Limits::default(), Some(250 * MILLISECOND));
+    Setup { pcpus, topology, limits, costs, seed: options.seed, horizon, watch }
+}
+
+/// Runs, and checks what happens while it happens.
+fn watch(policy: &str, built: &Built, setup: &Setup, log: Option<&mut dyn fmt::Write>) -> Result<(Outcome, Report)> {
+    let mut both = Both { live: Live::new(promise_of(policy)?, Thresholds::default()), log };
+    let outcome = simulate_by_name(policy, built, setup, Some(&mut both))?;
+    Ok((outcome, both.live.finish()?))
+}
+
+fn simulate_by_name<'a>(
+    policy: &str,
+    built: &'a Built,
+    setup: &'a Setup,
+    out: Option<&'a mut dyn fmt::Write>,
+) -> Result<Outcome> {
+    Ok(policies::by_name(policy, Simulation { built, setup, out }).context("no such policy")??)
+}
+
+/// The checker, and a file as well.
+struct Both<'a> {
+    live: Live,
+    log: Option<&'a mut dyn fmt::Write>,
+}
+
+impl fmt::Write for Both<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.live.write_str(text)?;
+        self.log.as_mut().map_or(Ok(()), |log| log.write_str(text))
+    }
+}
+
+/// A run of a policy whose type is known when it is visited.
+struct Simulation<'a> {
+    built: &'a Built,
+    setup: &'a Setup,
+    out: Option<&'a mut dyn fmt::Write>,
+}
+
+impl Visitor for Simulation<'_> {
+    type Output = Result<Outcome, Fault>;
+
+    fn visit<P: Policy + Default + 'static>(self, name: &'static str, policy: P) -> Self::Output {
+        baton_sim::run(name, policy, &self.built.workload(), self.setup, self.out)
+    }
+}
+
+/// A file that text is written to, which remembers why it could not be.
+struct LogFile<'a> {
+    path: &'a Path,
+    out: BufWriter<fs::File>,
+    error: Option<io::Error>,
+}
+
+impl<'a> LogFile<'a> {
+    fn create(path: &'a Path) -> Result<Self> {
+        let file = fs::File::create(path).with_context(|| format!("could not write the log {}", path.display()))?;
+        Ok(Self { path, out: BufWriter::new(file), error: None })
+    }
+
+    fn close(mut self) -> Result<()> {
+        let written = self.error.take().map_or(Ok(()), Err).and_then(|()| self.out.flush());
+        written.with_context(|| format!("could not write the log {}", self.path.display()))
+    }
+}
+
+impl fmt::Write for LogFile<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.out.write_all(text.as_bytes()).map_err(|error| {
+            self.error.get_or_insert(error);
+            fmt::Error
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_two_numbers() {
+        assert_eq!("4x16".parse(), Ok(Size { pcpus: 4, vcpus: 16 }));
+        for wrong in ["", "4", "4x", "x4", "0x4", "4x0", "4x16x2", "-1x4", "4 x 16", "4X16", "99999999999x1"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+}
