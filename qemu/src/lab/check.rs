@@ -24,13 +24,17 @@ pub fn run(options: &Options) -> Result<bool> {
     let log = read(&options.log)?;
     let (header, _) = Reader::new(&log).map_err(|damage| anyhow!("{path}, {damage}"))?;
     let name = options.policy.as_deref().unwrap_or(header.policy);
-    let promise = policies::by_name(name, Promises).with_context(|| unknown(name))?;
-    let report = check(&log, promise, Thresholds::default()).map_err(|unreadable| anyhow!("{path}, {unreadable}"))?;
+    let report =
+        check(&log, promise_of(name)?, Thresholds::default()).map_err(|unreadable| anyhow!("{path}, {unreadable}"))?;
     print!("{report}");
     Ok(report.is_clean())
 }
 
-/// What a policy promises.
+/// What the policy of that name promises.
+pub fn promise_of(name: &str) -> Result<Promise> {
+    policies::by_name(name, Promises).with_context(|| unknown(name))
+}
+
 struct Promises;
 
 impl Visitor for Promises {

@@ -8,6 +8,7 @@ mod new;
 mod qemu;
 mod replay;
 mod run;
+mod shrink;
 mod workloads;
 
 use anyhow::Result;
@@ -21,7 +22,7 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a workload under a policy, and show what became of it; exits with 0 only if the policy was not ejected.
+    /// Run a workload under a policy, and show what became of it; exits with 0 only if no rule was broken.
     Run(run::Options),
     /// Look whether what is in a log kept the rules; exits with 0 only if it did.
     Check(check::Options),

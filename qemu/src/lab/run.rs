@@ -1,5 +1,6 @@
 //! A run: a policy, a workload, a machine.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -7,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use baton_check::{Live, Report, Thresholds, Violation};
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{Limits, MILLISECOND, Nanos, Policy};
-use baton_sim::{Built, Costs, Fault, Outcome, Setup};
+use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
 use clap::{Args, ValueEnum};
 
+use super::check::promise_of;
 use super::qemu::{self, Settings};
+use super::shrink::{Case, smallest};
 use super::workloads;
 use crate::images::Workspace;
 
@@ -42,7 +46,13 @@ pub struct Options {
     /// Write a log there, for `lab check` and `lab replay`.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Do not look whether the rules were kept, which takes as long as the run itself.
+    #[arg(long)]
+    unchecked: bool,
 }
+
+/// How many events may be simulated to make a workload smaller.
+const SHRINKING: u64 = 20_000_000;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum On {
@@ -84,13 +94,13 @@ fn time(text: &str) -> Result<Nanos, String> {
     baton_sim::duration(text).map_err(|error| error.to_string())
 }
 
-/// Runs, and shows what became of it; true if the policy was not ejected.
+/// Runs, and shows what became of it; true if no rule was broken.
 pub fn run(options: &Options) -> Result<bool> {
     check_policy(&options.policy)?;
     let file = workloads::read(&options.workload)?;
     let built = file.build(options.machine.map(|Size { pcpus, vcpus }| (pcpus, vcpus)), options.seed);
     let built = built.with_context(|| format!("workload {}", options.workload))?;
-    let outcome = match options.on {
+    let (outcome, report) = match options.on {
         On::Sim => simulate(options, &built)?,
         On::Qemu => return on_qemu(options, &built),
     };
@@ -100,7 +110,60 @@ pub fn run(options: &Options) -> Result<bool> {
     if let Some((at, why)) = outcome.ejected {
         eprintln!("error: `{policy}` was ejected at {at} ns: it {} ({})", why.reason(), why.vcpu());
     }
-    Ok(outcome.ejected.is_none())
+    if let Some(report) = &report {
+        println!("{report}");
+        for violation in &report.violations {
+            show_smallest(options, &built, violation)?;
+        }
+    }
+    Ok(outcome.ejected.is_none() && report.is_none_or(|report| report.is_clean()))
+}
+
+/// Writes the smallest workload that shows the same, and says how to run it.
+fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Result<()> {
+    let Options { policy, workload, seed, .. } = options;
+    let kind = violation.kind;
+    let name = format!("{policy}-{}.toml", kind.name());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/baton").join(&name);
+    let about = format!("{workload}, as far as {policy} needs it to break the rule `{}` with seed {seed}", kind.name());
+    let events = Cell::new(0);
+    let shows = |case: &Case| {
+        let built = File::parse(&case.to_toml(&about)).and_then(|file| file.build(None, *seed));
+        let Ok(built) = built else { return false };
+        let setup = setup(options, &built, case.duration);
+        let Ok((outcome, report)) = watch(policy, &built, &setup, None) else { return false };
+        events.set(events.get() + outcome.events);
+        report.kinds().any(|other| other == kind)
+    };
+    let duration = options.duration.unwrap_or(built.duration);
+    let Some(smallest) = smallest(Case::new(built, duration), || events.get() < SHRINKING, shows) else {
+        println!("{}: this workload cannot be made smaller; run it again as it was, with seed {seed}", kind.name());
+        return Ok(());
+    };
+    let folder = path.parent().unwrap_or(&path);
+    fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+    fs::write(&path, smallest.to_toml(&about)).with_context(|| format!("could not write {}", path.display()))?;
+    println!(
+        "{}: seed {seed}, {} pCPUs, {} vCPUs and {} ns are enough: target/baton/{name}",
+        kind.name(),
+        smallest.pcpus,
+        smallest.vcpus(),
+        smallest.duration
+    );
+    let costs = match options.costs {
+        Charge::Measured => "",
+        Charge::NoCaches => " --costs no-caches",
+        Charge::Nothing => " --costs nothing",
+    };
+    println!("repeat it: cargo baton lab run -p {policy} -w {} --seed {seed}{costs}", shown(&path).display());
+    Ok(())
+}
+
+/// As it can be said where we are.
+fn shown(path: &Path) -> PathBuf {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).map_or_else(|_| path.clone(), Path::to_owned)
 }
 
 /// That there is a policy of that name.
@@ -112,32 +175,63 @@ fn check_policy(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn simulate(options: &Options, built: &Built) -> Result<Outcome> {
+fn simulate(options: &Options, built: &Built) -> Result<(Outcome, Option<Report>)> {
+    let setup = setup(options, built, options.duration.unwrap_or(built.duration));
+    let mut log = options.log.as_deref().map(LogFile::create).transpose()?;
+    let out = log.as_mut().map(|log| log as &mut dyn fmt::Write);
+    let results = if options.unchecked {
+        (simulate_by_name(&options.policy, built, &setup, out)?, None)
+    } else {
+        let (outcome, report) = watch(&options.policy, built, &setup, out)?;
+        (outcome, Some(report))
+    };
+    if let Some(log) = log {
+        log.close()?;
+    }
+    Ok(results)
+}
+
+fn setup(options: &Options, built: &Built, horizon: Nanos) -> Setup {
     let costs = match options.costs {
         Charge::Measured => Costs::measured(),
         Charge::NoCaches => Costs::measured().without_caches(),
         Charge::Nothing => Costs::ZERO,
     };
-    let setup = Setup {
-        pcpus: built.pcpus,
-        topology: built.topology,
-        limits: Limits::default(),
-        costs,
-        seed: options.seed,
-        horizon: options.duration.unwrap_or(built.duration),
-        watch: Some(250 * MILLISECOND),
-    };
-    let mut log = options.log.as_deref().map(LogFile::create).transpose()?;
-    let out = log.as_mut().map(|log| log as &mut dyn fmt::Write);
-    let outcome =
-        policies::by_name(&options.policy, Simulation { built, setup: &setup, out }).context("no such policy")?;
-    if let Some(log) = log {
-        log.close()?;
-    }
-    Ok(outcome?)
+    let Built { pcpus, topology, .. } = *built;
+    let (limits, watch) = (Limits::default(), Some(250 * MILLISECOND));
+    Setup { pcpus, topology, limits, costs, seed: options.seed, horizon, watch }
 }
 
-/// Runs it on QEMU, and shows what its log and its guests say; true if the policy was not ejected.
+/// Runs, and checks what happens while it happens.
+fn watch(policy: &str, built: &Built, setup: &Setup, log: Option<&mut dyn fmt::Write>) -> Result<(Outcome, Report)> {
+    let mut both = Both { live: Live::new(promise_of(policy)?, Thresholds::default()), log };
+    let outcome = simulate_by_name(policy, built, setup, Some(&mut both))?;
+    Ok((outcome, both.live.finish()?))
+}
+
+fn simulate_by_name<'a>(
+    policy: &str,
+    built: &'a Built,
+    setup: &'a Setup,
+    out: Option<&'a mut dyn fmt::Write>,
+) -> Result<Outcome> {
+    Ok(policies::by_name(policy, Simulation { built, setup, out }).context("no such policy")??)
+}
+
+/// The checker, and a file as well.
+struct Both<'a> {
+    live: Live,
+    log: Option<&'a mut dyn fmt::Write>,
+}
+
+impl fmt::Write for Both<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.live.write_str(text)?;
+        self.log.as_mut().map_or(Ok(()), |log| log.write_str(text))
+    }
+}
+
+/// Runs it on QEMU, and shows what its log and its guests say; true if no rule was broken.
 fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
     let Options { policy, workload, seed, .. } = options;
     let ran = qemu::run(
@@ -162,7 +256,9 @@ fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
     if let Some(why) = &ran.ejected {
         eprintln!("error: `{policy}` was ejected: it {} ({})", why.reason(), why.vcpu());
     }
-    Ok(ran.ejected.is_none())
+    let report = baton_check::check(&ran.log, promise_of(policy)?, Thresholds::default())?;
+    println!("{report}");
+    Ok(ran.ejected.is_none() && report.is_clean())
 }
 
 /// A run of a policy whose type is known when it is visited.

@@ -1,0 +1,323 @@
+//! The smallest workload that shows what a policy does wrong.
+//!
+//! A [`Case`] is a workload whose every part can be taken away: vCPUs, pCPUs, devices, time, the lines of programs, and what
+//! is unusual about a vCPU or a span of time. Whatever is tried is tried as it will be in the file, so that the file shows
+//! the same as what was found.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use baton_check::shrink;
+use baton_policy::{Affinity, Nanos, Params, Reservation, Topology, VcpuId, WEIGHT};
+use baton_sim::Built;
+use baton_workload::{Amount, Op, Program, Target};
+
+/// A workload in pieces.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Case {
+    pub pcpus: u32,
+    pub duration: Nanos,
+    topology: Topology,
+    programs: Vec<Vec<Op>>,
+    vcpus: Vec<Member>,
+    /// The program of each, and when it starts.
+    devices: Vec<(usize, Nanos)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Member {
+    program: usize,
+    params: Params,
+    start: Nanos,
+    respawn: Option<Amount>,
+}
+
+impl Case {
+    /// A workload that is to last so long.
+    pub fn new(built: &Built, duration: Nanos) -> Self {
+        let workload = built.workload();
+        let mut programs: Vec<Vec<Op>> = Vec::new();
+        let mut known: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+        let mut number = |program: Program| {
+            *known.entry((program.first, program.len)).or_insert_with(|| {
+                programs.push(workload.program(program).to_vec());
+                programs.len() - 1
+            })
+        };
+        let vcpus = workload.vcpus.iter();
+        let vcpus = vcpus.map(|vcpu| Member {
+            program: number(vcpu.program),
+            params: vcpu.params,
+            start: vcpu.start,
+            respawn: vcpu.respawn,
+        });
+        let vcpus = vcpus.collect();
+        let devices = workload.devices.iter().map(|device| (number(device.program), device.start)).collect();
+        let Built { pcpus, topology, .. } = *built;
+        Self { pcpus, duration, topology, programs, vcpus, devices }
+    }
+
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// As a workload file.
+    pub fn to_toml(&self, about: &str) -> String {
+        let Self { pcpus, duration, topology: Topology { cluster, node }, .. } = self;
+        let mut toml = format!("about = {about:?}\n\n[machine]\npcpus = {pcpus}\nduration = \"{duration}ns\"\n");
+        for (name, size) in [("cluster", cluster), ("node", node)] {
+            if *size != u32::MAX {
+                toml += &format!("{name} = {size}\n");
+            }
+        }
+        for (n, group) in self.groups().into_iter().enumerate() {
+            toml += &self.group(n, group);
+        }
+        for (program, start) in &self.devices {
+            let lines = &self.programs[*program];
+            toml += &format!("\n[[device]]\nprogram = {:?}\nstart = \"{start}ns\"\n", lines_of(lines));
+        }
+        toml
+    }
+
+    /// How many vCPUs, from which on, are in one group; and how many of them in one VM.
+    fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut first = 0;
+        while let Some(member) = self.vcpus.get(first) {
+            let vm = self.vcpus[first..].iter().take_while(|other| *other == member).count();
+            match groups.last_mut() {
+                Some(group) if group.per_vm == vm && member.is_alike(&self.vcpus[group.first]) => group.count += vm,
+                _ => groups.push(Group { first, count: vm, per_vm: vm }),
+            }
+            first += vm;
+        }
+        groups
+    }
+
+    fn group(&self, n: usize, Group { first, count, per_vm }: Group) -> String {
+        let Member { program, params, start, respawn } = self.vcpus[first];
+        let Params { weight, affinity: Affinity { first, last }, slice, reservation, .. } = params;
+        let lines = lines_of(&self.programs[program]);
+        let mut toml = format!("\n[[group]]\nname = \"group{n}\"\ncount = {count}\nprogram = {lines:?}\n");
+        if per_vm != 1 {
+            toml += &format!("per_vm = {per_vm}\n");
+        }
+        if weight != WEIGHT {
+            toml += &format!("weight = {weight}\n");
+        }
+        if params.affinity != Affinity::ANY {
+            toml += &format!("pcpus = \"{}-{}\"\n", first.0, last.0);
+        }
+        if let Some(slice) = slice {
+            toml += &format!("slice = \"{slice}ns\"\n");
+        }
+        if let Some(Reservation { budget, period, deadline, server }) = reservation {
+            toml += &format!(
+                "reservation = {{ budget = \"{budget}ns\", period = \"{period}ns\", deadline = \"{deadline}ns\", \
+                 server = {server} }}\n"
+            );
+        }
+        if start != 0 {
+            toml += &format!("start = \"{start}ns\"\n");
+        }
+        if let Some(respawn) = respawn {
+            // A number alone has a unit, and numbers behind a word do without.
+            let unit = if matches!(respawn, Amount::Constant(_)) { "ns" } else { "" };
+            _ = writeln!(toml, "respawn = \"{respawn}{unit}\"");
+        }
+        toml
+    }
+
+    /// All that are one step smaller, the greatest steps first.
+    fn smaller(self) -> impl Iterator<Item = Self> {
+        let shorter = self.clone().shorter();
+        let fewer_vcpus = self.clone().fewer_vcpus();
+        let fewer_pcpus = self.clone().fewer_pcpus();
+        let fewer_devices = self.clone().fewer_devices();
+        let fewer_ops = self.clone().fewer_ops();
+        let plainer = self.plainer();
+        shorter.chain(fewer_vcpus).chain(fewer_pcpus).chain(fewer_devices).chain(fewer_ops).chain(plainer)
+    }
+
+    fn shorter(self) -> impl Iterator<Item = Self> {
+        [(1, 2), (3, 4), (15, 16)].into_iter().filter_map(move |(part, whole)| {
+            let duration = self.duration / whole * part;
+            (duration > 0).then(|| Self { duration, ..self.clone() })
+        })
+    }
+
+    /// Without a half of the vCPUs, a quarter, and so on; without each single one at last.
+    fn fewer_vcpus(self) -> impl Iterator<Item = Self> {
+        let count = self.vcpus.len();
+        let sizes = std::iter::successors(Some(count / 2), |size| (*size > 1).then_some(size / 2)).filter(|n| *n > 0);
+        let places = sizes.flat_map(move |size| (0..count).step_by(size).map(move |first| (first, size)));
+        places.filter_map(move |(first, size)| self.without_vcpus(first, size.min(count - first)))
+    }
+
+    /// Without these vCPUs, if nobody needs them; those behind them move up.
+    fn without_vcpus(&self, first: usize, count: usize) -> Option<Self> {
+        let mut case = self.clone();
+        case.vcpus.drain(first..first + count);
+        let moved = |vcpu: &mut VcpuId| match vcpu.index() {
+            n if n < first => Some(()),
+            n if n < first + count => None,
+            n => {
+                *vcpu = VcpuId::from(n - count);
+                Some(())
+            }
+        };
+        let used: Vec<usize> = case.used_programs();
+        for program in used {
+            for op in &mut case.programs[program] {
+                match op {
+                    Op::Send(Target::Vcpu(vcpu)) | Op::YieldTo(Target::Vcpu(vcpu)) => moved(vcpu)?,
+                    Op::Send(Target::Range(from, to, _)) | Op::YieldTo(Target::Range(from, to, _)) => {
+                        // What is left of the range.
+                        let (low, high) = (from.index(), to.index());
+                        let below = |n: usize| n.saturating_sub(first).min(count);
+                        let left = (low - below(low), (high + 1) - below(high + 1));
+                        if left.0 >= left.1 {
+                            return None;
+                        }
+                        (*from, *to) = (VcpuId::from(left.0), VcpuId::from(left.1 - 1));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        (!case.vcpus.is_empty()).then_some(case)
+    }
+
+    fn used_programs(&self) -> Vec<usize> {
+        let of_vcpus = self.vcpus.iter().map(|member| member.program);
+        let mut used: Vec<usize> = of_vcpus.chain(self.devices.iter().map(|(program, _)| *program)).collect();
+        used.sort_unstable();
+        used.dedup();
+        used
+    }
+
+    fn fewer_pcpus(self) -> impl Iterator<Item = Self> {
+        let fewer = [self.pcpus / 2, self.pcpus - 1];
+        fewer.into_iter().filter(|pcpus| *pcpus > 0).map(move |pcpus| Self { pcpus, ..self.clone() })
+    }
+
+    fn fewer_devices(self) -> impl Iterator<Item = Self> {
+        (0..self.devices.len()).map(move |n| {
+            let mut case = self.clone();
+            case.devices.remove(n);
+            case
+        })
+    }
+
+    /// Without one op of one program; a loop goes as a whole, or what is in it stays and is done once.
+    fn fewer_ops(self) -> impl Iterator<Item = Self> {
+        let used = self.used_programs();
+        let places = used.into_iter().flat_map({
+            let lens: Vec<usize> = self.programs.iter().map(Vec::len).collect();
+            move |program| (0..lens[program]).map(move |op| (program, op))
+        });
+        places.flat_map(move |(program, op)| {
+            let ops = &self.programs[program];
+            let without: Vec<Vec<Op>> = match ops[op] {
+                Op::Repeat { .. } => {
+                    let end = end_of(ops, op);
+                    vec![
+                        [&ops[..op], &ops[end + 1..]].concat(),
+                        [&ops[..op], &ops[op + 1..end], &ops[end + 1..]].concat(),
+                    ]
+                }
+                Op::End { .. } => Vec::new(),
+                _ => vec![[&ops[..op], &ops[op + 1..]].concat()],
+            };
+            let without = without.into_iter().filter(|ops| !ops.is_empty());
+            let cases = without.map(|ops| {
+                let mut case = self.clone();
+                case.programs[program] = ops;
+                case
+            });
+            cases.collect::<Vec<_>>()
+        })
+    }
+
+    /// With one thing less that is unusual: of all vCPUs, of one, or of a span of time.
+    fn plainer(self) -> impl Iterator<Item = Self> {
+        const STEPS: [fn(&mut Member); 6] = [
+            |member| member.params.weight = WEIGHT,
+            |member| member.params.affinity = Affinity::ANY,
+            |member| member.params.slice = None,
+            |member| member.params.reservation = None,
+            |member| member.respawn = None,
+            |member| member.start = 0,
+        ];
+        let whole = self.clone();
+        let of_all = STEPS.into_iter().map(move |step| {
+            let mut case = whole.clone();
+            case.vcpus.iter_mut().for_each(step);
+            case
+        });
+        let whole = self.clone();
+        let of_one = (0..self.vcpus.len()).flat_map(|n| STEPS.map(|step| (n, step))).map(move |(n, step)| {
+            let mut case = whole.clone();
+            step(&mut case.vcpus[n]);
+            case
+        });
+        let whole = self.clone();
+        let constant = self.used_programs().into_iter().flat_map(move |program| {
+            let case = whole.clone();
+            (0..case.programs[program].len()).map(move |op| {
+                let mut case = case.clone();
+                match &mut case.programs[program][op] {
+                    Op::Run(amount) | Op::Sleep(amount) | Op::Release { period: amount, .. } => {
+                        *amount = Amount::Constant(amount.mean());
+                    }
+                    _ => {}
+                }
+                case
+            })
+        });
+        // What was plain already is no step.
+        of_all.chain(of_one).chain(constant).filter(move |case| *case != self)
+    }
+}
+
+/// vCPUs that follow each other and do the same.
+#[derive(Clone, Copy)]
+struct Group {
+    first: usize,
+    count: usize,
+    per_vm: usize,
+}
+
+impl Member {
+    /// But for its VM.
+    fn is_alike(&self, other: &Self) -> bool {
+        let params = Params { vm: other.params.vm, ..self.params };
+        Self { params, ..*self } == *other
+    }
+}
+
+/// The op that ends a loop.
+fn end_of(ops: &[Op], repeat: usize) -> usize {
+    let mut depth = 0;
+    let behind = ops[repeat..].iter().position(|op| {
+        match op {
+            Op::Repeat { .. } => depth += 1,
+            Op::End { .. } => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    });
+    repeat + behind.unwrap_or(0)
+}
+
+fn lines_of(ops: &[Op]) -> Vec<String> {
+    ops.iter().map(Op::to_string).collect()
+}
+
+/// The smallest case that is found, step by step, and still `shows` the same; `None` if this one does not. As soon as `goes_on`
+/// is false, the smallest so far.
+pub fn smallest(case: Case, goes_on: impl Fn() -> bool, mut shows: impl FnMut(&Case) -> bool) -> Option<Case> {
+    let smaller = |case: &Case| case.clone().smaller().take_while(|_| goes_on());
+    shows(&case).then(|| shrink(case, smaller, shows))
+}
