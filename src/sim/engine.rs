@@ -3,8 +3,8 @@
 use core::fmt;
 
 use baton_policy::{
-    Answer, Event, Harness, Limits, Machine, Nanos, PcpuId, Policy, Slabs, State, Stop, Timer, Topology, Unfit, VcpuId,
-    Wake, Woken, log,
+    Answer, Ejection, Event, Harness, Limits, Machine, Nanos, PcpuId, Policy, Slabs, State, Stop, Timer, Topology,
+    Unfit, VcpuId, Wake, Woken, log,
 };
 use baton_workload::{Cursor, Step, Waiting, Workload};
 
@@ -128,6 +128,9 @@ struct Desk<'l> {
     log: Option<log::Writer<&'l mut dyn fmt::Write>>,
     log_failed: bool,
     events: u64,
+    /// When the last event was.
+    now: Nanos,
+    ejected: Option<(Nanos, Ejection)>,
 }
 
 #[derive(Clone, Copy)]
@@ -140,6 +143,7 @@ impl Machine for Desk<'_> {
     #[inline]
     fn event(&mut self, now: Nanos, event: &Event) {
         self.events += 1;
+        self.now = now;
         if let Some(log) = &mut self.log {
             self.log_failed |= log.event(now, event).is_err();
         }
@@ -150,6 +154,7 @@ impl Machine for Desk<'_> {
         match *answer {
             Answer::Kick(pcpu) => self.orders.push(Order::Kick(pcpu)),
             Answer::Arm(timer, at) => self.orders.push(Order::Arm(timer, at)),
+            Answer::Ejected(why) => self.ejected = Some((self.now, why)),
             _ => {}
         }
         if let Some(log) = &mut self.log {
@@ -209,7 +214,7 @@ pub fn run<P: Policy>(
     let timers = Timers { vcpus: vec![Nanos::MAX; vcpus], refills: vec![Nanos::MAX; vcpus], ..Timers::new(pcpus) };
     let simulation = Simulation {
         harness: Harness::new(policy, slabs, topology, limits, seed),
-        desk: Desk { orders: Vec::new(), log, log_failed: false, events: 0 },
+        desk: Desk { orders: Vec::new(), log, log_failed: false, events: 0, now: 0, ejected: None },
         queue: Queue::new(),
         guests: (0..vcpus).map(|_| Guest::new()).collect(),
         pcpus: (0..pcpus).map(idle).collect(),
@@ -224,7 +229,6 @@ pub fn run<P: Policy>(
         kicks: 0,
         lost: 0,
         refused: 0,
-        ejected: None,
         workload,
         setup,
     };
@@ -272,7 +276,6 @@ struct Simulation<'a, 'l, P: Policy> {
     kicks: u64,
     lost: u64,
     refused: u64,
-    ejected: Option<Nanos>,
     workload: &'a Workload<'a>,
     setup: &'a Setup,
 }
@@ -304,7 +307,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             self.harness.pcpu_on(0, pcpu, &mut self.desk).map_err(|unfit| Fault::Unfit(0, unfit))?;
         }
         for pcpu in (0..self.setup.pcpus).map(PcpuId) {
-            self.pick(0, pcpu)?;
+            self.pick(0, pcpu, 1)?;
         }
         for (n, vcpu) in self.workload.vcpus.iter().enumerate() {
             self.guests[n].outcome.weight = vcpu.params.weight;
@@ -332,7 +335,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             }
             Happening::Saved(pcpu) => self.saved(now, pcpu)?,
             Happening::SavedLocked(pcpu) => self.stop_and_pick(now, pcpu)?,
-            Happening::PickLocked(pcpu) => self.pick(now, pcpu)?,
+            Happening::PickLocked(pcpu) => self.pick(now, pcpu, 1)?,
             Happening::Kick(pcpu, picked) => self.kicked(now, pcpu, picked)?,
             Happening::Wake(vcpu, why) => {
                 self.request_wake(now, vcpu, why)?;
@@ -352,9 +355,9 @@ impl<P: Policy> Simulation<'_, '_, P> {
 
     // What pCPUs do.
 
-    /// The pCPU, which has nobody, asks the policy for somebody. It has the lock.
+    /// The pCPU, which has nobody, asks the policy for somebody. It has the lock, for so many calls.
     #[inline]
-    fn pick(&mut self, now: Nanos, id: PcpuId) -> Result<(), Fault> {
+    fn pick(&mut self, now: Nanos, id: PcpuId, calls: u64) -> Result<(), Fault> {
         let picked = self.harness.pick(now, id, &mut self.desk).map_err(|unfit| Fault::Unfit(now, unfit))?;
         let costs = &self.setup.costs;
         let pcpu = &mut self.pcpus[id.index()];
@@ -367,7 +370,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             Some(run) => {
                 let guest = &mut self.guests[run.vcpu.index()];
                 guest.move_to(Place::Given, now);
-                let mut enter = self.policy_lock.hold() + costs.run / 2;
+                let mut enter = calls * self.policy_lock.hold() + costs.run / 2;
                 if let Some((last, until)) = guest.last
                     && last != id.0
                 {
@@ -384,6 +387,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 guest.outcome.picks += 1;
                 if let Some(woken) = guest.woken.take() {
                     let latency = entered - woken;
+                    guest.outcome.latencies += 1;
                     guest.outcome.latency += latency;
                     guest.outcome.latest = guest.outcome.latest.max(latency);
                     self.latency.add(latency);
@@ -599,7 +603,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             }
         }
         self.obey(now);
-        self.pick(now, id)
+        self.pick(now, id, 2)
     }
 
     /// A kick arrives, which was sent when the pCPU had picked so often.
@@ -617,7 +621,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                     self.queue.push(begin, Rank::Pcpu, Happening::PickLocked(id));
                     return Ok(());
                 }
-                self.pick(now, id)
+                self.pick(now, id, 1)
             }
             Phase::Guest => {
                 self.account(now, id);
@@ -831,9 +835,6 @@ impl<P: Policy> Simulation<'_, '_, P> {
             }
         }
         self.desk.orders = orders;
-        if self.ejected.is_none() && self.harness.ejected().is_some() {
-            self.ejected = Some(now);
-        }
     }
 
     /// Takes stock.
@@ -874,7 +875,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             kicks: self.kicks,
             lost: self.lost,
             refused: self.refused,
-            ejected: self.ejected.zip(self.harness.ejected()),
+            ejected: self.desk.ejected,
             barriers,
         })
     }

@@ -35,8 +35,8 @@
 //! vCPUs can be named by their group: `send servers next`, or `send servers any`, or `send servers` for the first.
 //!
 //! **Another size.** For so many vCPUs, each group that is not fixed has as large a part of them as it has in the file, in
-//! whole gangs or pairs and at least one; what is left after that goes to the groups one by one. What then is too little for
-//! a gang is left out. A `queue`'s load is that of the machine, whatever its size.
+//! whole gangs or pairs and at least one; what is left after that goes to the groups one by one. What then is too little
+//! for a gang is left out. A `queue`'s load is that of the machine, whatever its size.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

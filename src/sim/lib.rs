@@ -1,21 +1,23 @@
 //! A deterministic simulator of the hypervisor, for scheduling policies.
 //!
-//! [`run`] takes a policy, a [workload](baton_workload) and a [`Setup`], and says what became of them: the [`Outcome`]. It is
-//! a simulation of discrete events in one thread, and the same to the last bit for the same seed; [`sweep`] does many at once.
+//! [`run`] takes a policy, a [workload](baton_workload) and a [`Setup`], and says what became of them: the [`Outcome`]. It
+//! is a simulation of discrete events in one thread, and the same to the last bit for the same seed; [`sweep`] does many at
+//! once.
 //!
-//! **A pCPU's round.** It picks, enters the vCPU, runs it until its slice, its work or a kick ends that, leaves it, and tells
-//! the policy once it is saved; then it picks again. What lies between is charged as [`Costs`] say:
+//! **A pCPU's round.** It picks, enters the vCPU, runs it until its slice, its work or a kick ends that, leaves it, and
+//! tells the policy once it is saved; then it picks again. What lies between is charged as [`Costs`] say:
 //!
 //! ```text
 //!   pick ──► policy lock, call, half a switch ──► guest ──► half a switch (the save) ──► policy lock ──► stop, pick ──► …
 //!                          (+ moved, + claim)   (+ cold)       (+ preempt)
 //! ```
 //!
-//! A policy whose lock is the machine's has every call wait for every other. Whoever sends a message waits for its hypercall,
-//! and for the wake that the policy is called for. Interrupts are late by what they take, but steal nobody's time.
+//! A policy whose lock is the machine's has every call wait for every other. Whoever sends a message waits for its
+//! hypercall, and for the wake that the policy is called for. Interrupts are late by what they take, but steal nobody's
+//! time.
 //!
-//! **A vCPU's time** is that in the guest (some of it spinning, some of it filling caches), that of its switches, and what it
-//! waits, blocks or is not there; **a pCPU's** is that in guests, in the hypervisor, and idle. Both add up to the run.
+//! **A vCPU's time** is that in the guest (some of it spinning, some of it filling caches), that of its switches, and what
+//! it waits, blocks or is not there; **a pCPU's** is that in guests, in the hypervisor, and idle. Both add up to the run.
 
 #![forbid(unsafe_code)]
 

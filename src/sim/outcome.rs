@@ -49,7 +49,8 @@ pub struct VcpuOutcome {
     pub picks: u64,
     pub migrations: u64,
     pub wakes: u64,
-    /// From a wake until it ran, altogether and at most.
+    /// How often it was woken and then ran; how long that took altogether, and at most.
+    pub latencies: u64,
     pub latency: Nanos,
     pub latest: Nanos,
     pub sent: u64,
@@ -84,8 +85,8 @@ impl Outcome {
 
     /// Jain's index of what each vCPU had for its weight: 1 if all had the same, 1/n if one had everything.
     ///
-    /// Source: Jain, Chiu and Hawe, "A quantitative measure of fairness and discrimination for resource allocation in shared
-    /// computer systems", DEC TR-301, 1984.
+    /// Source: Jain, Chiu and Hawe, "A quantitative measure of fairness and discrimination for resource allocation in
+    /// shared computer systems", DEC TR-301, 1984.
     pub fn jain(&self) -> f64 {
         let shares = self.vcpus.iter().map(|vcpu| vcpu.ran as f64 / f64::from(vcpu.weight.max(1)));
         let (sum, squares) = shares.fold((0.0, 0.0), |(sum, squares), share| (sum + share, squares + share * share));
@@ -114,7 +115,7 @@ impl Outcome {
             let share = |ns: Nanos| format!("{:.2} %", 100.0 * ns as f64 / all.max(1.0));
             let mean = |ns: Nanos, count: u64| ns.checked_div(count).map_or("-".to_owned(), |ns| Span(ns).to_string());
             let (ran, waited) = (share(sum(|vcpu| vcpu.ran)), share(sum(|vcpu| vcpu.waited)));
-            let wake = mean(sum(|vcpu| vcpu.latency), sum(|vcpu| vcpu.wakes));
+            let wake = mean(sum(|vcpu| vcpu.latency), sum(|vcpu| vcpu.latencies));
             let (jobs, missed) = (sum(|vcpu| vcpu.tally.jobs), sum(|vcpu| vcpu.tally.missed));
             let response = mean(sum(|vcpu| vcpu.tally.response), jobs);
             let count = vcpus.len();

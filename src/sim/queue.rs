@@ -2,8 +2,8 @@
 
 use baton_policy::Nanos;
 
-/// At one instant, what comes from outside goes before what pCPUs do: a job that arrives when a slice ends is seen by whoever
-/// picks next.
+/// At one instant, what comes from outside goes before what pCPUs do: a job that arrives when a slice ends is seen by
+/// whoever picks next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rank {
     Outside,

@@ -2,8 +2,9 @@
 //!
 //! Of a task: `instance`, `loop`, `phases`, `delay`, `cpus` (next to each other), `priority` (a nice value), `policy`
 //! (`SCHED_OTHER`, `SCHED_BATCH`, `SCHED_IDLE`, and `SCHED_DEADLINE` with its `dl-` times, which becomes a server); of what
-//! it does, in the order in which it is written: `run`, `runtime`, `sleep`, `timer` (one for a task) and `yield`. Times are in
-//! µs. A timer keeps its phase when a period was missed, as rt-app has it with `"mode": "absolute"`. Of `global` only the
+//! it does, in the order in which it is written: `run`, `runtime`, `sleep`, `timer` (one for a task) and `yield`. Times are
+//! in µs. A timer keeps its phase when a period was missed, as rt-app has it with `"mode": "absolute"`. Of `global` only
+//! the
 //! `duration` means anything here. All else that a task does is refused, not left out.
 //!
 //! Source: `doc/tutorial.txt` of rt-app, <https://github.com/scheduler-tools/rt-app>.

@@ -49,7 +49,8 @@ fn create(folder: &Path, name: &str) -> Result<String> {
     Ok(module)
 }
 
-/// The registry with one more policy: its module and its type where they belong by the alphabet, and its line as the last one.
+/// The registry with one more policy: its module and its type where they belong by the alphabet, and its line as the last
+/// one.
 fn register(registry: &str, name: &str, module: &str, policy: &str) -> Result<String> {
     let mut lines: Vec<String> = registry.lines().map(str::to_owned).collect();
     for (prefix, line) in [("mod ", format!("mod {module};")), ("use ", format!("use {module}::{policy};"))] {

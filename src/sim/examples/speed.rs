@@ -1,4 +1,5 @@
-//! How many events the simulator does in a second, in one thread: `cargo run --release -p baton-sim --example speed [POLICY]`.
+//! How many events the simulator does in a second, in one thread: `cargo run --release -p baton-sim --example speed
+//! [POLICY]`.
 
 use std::time::Instant;
 
