@@ -17,6 +17,7 @@ use crate::el2_faults::El2Fault;
 use crate::fuzz::{self, Fuzz};
 use crate::host_tests::{self, Tally};
 use crate::images::Workspace;
+use crate::lab::trial::{self, Trial};
 use crate::machine::{Boot, Machine, Outcome, interrupted};
 use crate::ramdisk::Format;
 use crate::table::{self, Entry};
@@ -65,6 +66,8 @@ pub enum Kind {
     Footprint,
     /// Everything in any order.
     Fuzz(Fuzz),
+    /// A policy of the lab.
+    Lab(Trial),
 }
 
 impl Kind {
@@ -72,7 +75,9 @@ impl Kind {
     fn features(&self) -> &[String] {
         match self {
             Kind::Case(entry) => &entry.features,
-            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint => &[],
+            Kind::Input(_) | Kind::El2Fault(_) | Kind::Linux(_) | Kind::Bench(_) | Kind::Footprint | Kind::Lab(_) => {
+                &[]
+            }
             Kind::SaveWindow(_) => save_window::features(),
             Kind::Fuzz(fuzz) => fuzz.features(),
         }
@@ -85,6 +90,7 @@ impl Kind {
             Kind::Linux(_) | Kind::Footprint => "main",
             Kind::Bench(_) => "bench",
             Kind::Fuzz(_) => fuzz::RAMDISK,
+            Kind::Lab(_) => "lab",
             Kind::Input(_) | Kind::El2Fault(_) | Kind::SaveWindow(_) => "suite",
         }
     }
@@ -178,6 +184,7 @@ pub fn tests(workspace: &Path) -> Result<Vec<Test>> {
     tests.extend(save_window::tests());
     tests.extend(bench::tests());
     tests.extend(fuzz::tests());
+    tests.extend(trial::tests());
     Ok(tests)
 }
 
@@ -332,6 +339,7 @@ impl Runner<'_> {
             Kind::SaveWindow(besides) => save_window::run(self.workspace, test, *besides),
             Kind::Bench(check) => bench::run_test(self.workspace, *check, &self.hypervisor(&[])?),
             Kind::Footprint => footprint::run_test(self.workspace, &self.hypervisor(&[])?),
+            Kind::Lab(trial) => trial.run(self.workspace),
             Kind::Fuzz(fuzz) => fuzz.run(self.workspace, test, &self.hypervisor(fuzz.features())?, self.options.long),
         }
     }

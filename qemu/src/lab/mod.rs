@@ -9,6 +9,7 @@ mod qemu;
 mod replay;
 mod run;
 mod shrink;
+pub mod trial;
 mod workloads;
 
 use anyhow::Result;

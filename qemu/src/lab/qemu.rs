@@ -54,6 +54,12 @@ pub type Report = BTreeMap<String, u64>;
 
 /// Boots the machine, and reads what the primary tells.
 pub fn run(workspace: &Workspace, settings: &Settings<'_>) -> Result<Ran> {
+    let (command_line, outcome) = boot(workspace, settings)?;
+    read(&outcome).with_context(|| format!("the run on QEMU failed; again: {command_line}"))
+}
+
+/// Boots the machine, and waits for its end. How to do so once more, and what the machine said.
+pub fn boot(workspace: &Workspace, settings: &Settings<'_>) -> Result<(String, Outcome)> {
     let &Settings { policy, workload, pcpus, seed, duration } = settings;
     for (what, count, most) in [
         ("pCPUs", pcpus as usize, MAX_PCPUS as usize),
@@ -69,7 +75,7 @@ pub fn run(workspace: &Workspace, settings: &Settings<'_>) -> Result<Ran> {
         "initrd.img" => File::new("initrd.img", workload.to_string()),
         _ => file,
     });
-    let ramdisk = workspace.product("lab").join(format!("{policy}-{}.cpio", std::process::id()));
+    let ramdisk = workspace.product("lab").join(format!("{policy}-{pcpus}x{}-{seed}.cpio", workload.vcpus.len()));
     images::write(&ramdisk, &ramdisk::pack(Format::OldBinary, &files.collect::<Vec<_>>())?)?;
     let machine = Machine {
         cpu: "cortex-a57".to_owned(),
@@ -77,21 +83,21 @@ pub fn run(workspace: &Workspace, settings: &Settings<'_>) -> Result<Ran> {
         memory: "128M".to_owned(),
         boot: Boot::Kernel {
             image: workspace.hypervisor(&[])?,
-            ramdisk: Some(ramdisk.clone()),
+            ramdisk: Some(ramdisk),
             append: format!("policy={policy} seed={seed} duration={duration}"),
         },
         extra: ["-icount", "shift=0,sleep=off"].map(str::to_owned).to_vec(),
     };
     let limit = LIMIT + Duration::from_nanos(duration) * pcpus * LIMIT_PER_SECOND;
-    let outcome = machine.run(Some(limit), false)?;
-    // What went wrong can be had once more with the command of the message, which needs the file.
-    let ran = read(&outcome).with_context(|| format!("the run on QEMU failed; again: {}", machine.command_line()))?;
-    std::fs::remove_file(&ramdisk).with_context(|| format!("could not remove {}", ramdisk.display()))?;
-    Ok(ran)
+    Ok((machine.command_line(), machine.run(Some(limit), false)?))
 }
 
 /// What the console has.
-fn read(outcome: &Outcome) -> Result<Ran> {
+///
+/// # Errors
+///
+/// If the machine did not get to its end, as a sentence.
+pub fn read(outcome: &Outcome) -> Result<Ran> {
     let console = &outcome.console;
     if let Some(line) = panic_line(console) {
         bail!("the hypervisor panicked: {line}");
