@@ -23,7 +23,7 @@ pub struct Gang {
     free: Mask,
     /// How many of those who have a pCPU in it are ready.
     active: u32,
-    /// The VM whose turn is next, and the first of its vCPUs that has not had its turn.
+    /// The VM whose turn is next, or one before that, and the first of its vCPUs that has not had its turn.
     turn: (u64, VcpuId),
 }
 
@@ -141,11 +141,7 @@ impl Gang {
         if let Some(start) = start.filter(|&start| start != first) {
             self.place_from(cx, start);
         }
-        self.turn = match (left_over, self.next_gang(cx, of)) {
-            (Some(vcpu), _) => (of, vcpu),
-            (None, Some(next)) => (vm(cx, next), VcpuId(0)),
-            (None, None) => (0, VcpuId(0)),
-        };
+        self.turn = left_over.map_or((of + 1, VcpuId(0)), |vcpu| (of, vcpu));
         // Others fill up, each as a whole or not at all. Not everybody is looked at.
         let mut looks = 2 * cx.pcpus.len();
         let mut next = self.next_gang(cx, of);
