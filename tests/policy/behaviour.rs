@@ -521,3 +521,67 @@ fn a_lag_is_not_lost_in_sleep() {
         [0, 1, 2].map(|v| lab.ran(v))
     );
 }
+
+#[test]
+fn nobody_is_farther_from_its_share_than_the_longest_request() {
+    let slices = [1, 3, 9, 2, 5].map(|ms| ms * MILLISECOND);
+    let weights = [1024, 335, 3121, 110, 820];
+    let mut memory = Memory::new(1, 5);
+    let mut lab = Lab::new(Eevdf::default(), &mut memory, 0);
+    for ((vcpu, weight), slice) in (0..).zip(weights).zip(slices) {
+        lab.add(vcpu, Params { weight, slice: Some(slice), ..Params::default() });
+        lab.hog(vcpu, 0);
+    }
+    let most = u64::from(Eevdf::PROMISE.lag.unwrap()) * 9 * MILLISECOND / 1000;
+    for at in (1..2000).map(|n| n * MILLISECOND / 2) {
+        lab.run_until(at);
+        for (vcpu, weight) in (0..).zip(weights) {
+            let due = at * u64::from(weight) / u64::from(weights.iter().sum::<u32>());
+            let lag = due.abs_diff(lab.ran(vcpu));
+            assert!(lag <= most, "v{vcpu} is {lag} ns from its share at {at}");
+        }
+    }
+}
+
+#[test]
+fn who_has_slept_for_long_does_not_make_up_for_it() {
+    fn run<P: Policy + Default>(name: &str) {
+        let mut memory = Memory::new(1, 2);
+        let mut lab = Lab::new(P::default(), &mut memory, 0);
+        lab.add(0, Params::default());
+        lab.add(1, Params::default());
+        lab.hog(0, 0);
+        lab.job(1, 0, MILLISECOND);
+        lab.hog(1, 10 * SECOND);
+        lab.run_until(11 * SECOND);
+        let since = lab.ran(1) - MILLISECOND;
+        assert!(since.abs_diff(SECOND / 2) <= 25 * MILLISECOND, "{name}: {since} ns of a second");
+    }
+    run::<Stride>("stride");
+    run::<Eevdf>("eevdf");
+    run::<Credit2>("credit2");
+    run::<Bvt>("bvt");
+}
+
+#[test]
+fn a_pinned_vcpu_that_exits_leaves_its_place_to_the_next() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Null::default(), &mut memory);
+    // v0 and v2 belong to p0, and v1 to p1.
+    rig.feed(Event::Remove(V2)).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.stop(V0, P0, Stop::Exit);
+    rig.feed(Event::Add(V2, Params::default())).unwrap();
+    rig.feed(Event::Add(V0, Params::default())).unwrap();
+    rig.pick(P0);
+    assert_eq!([rig.wake(V2), rig.wake(V1)], [["kick p0"], ["kick p1"]]);
+    rig.pick(P0);
+    rig.pick(P1);
+    assert_eq!((runs(&rig, P0), runs(&rig, P1)), (Some(V2), Some(V1)));
+    rig.feed(Event::Add(VcpuId(3), Params::default())).unwrap();
+    rig.wake(VcpuId(3));
+    rig.stop(V1, P1, Stop::Block);
+    rig.pick(P1);
+    assert_eq!(runs(&rig, P1), Some(VcpuId(3)), "v0 and v2 are on p0, and nobody else but v1 is on p1");
+}
