@@ -417,6 +417,101 @@ fn the_watchdog_finds_who_starves_who_idles_and_who_gets_nowhere() {
 }
 
 #[test]
+fn a_pcpu_idles_from_when_it_asked_in_vain() {
+    let mut memory = memory();
+    let policy = Wrong::default();
+    let switch = Rc::clone(&policy.mistake);
+    let mut rig = Rig::new(policy, &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.now += 2 * Limits::default().idle;
+    rig.wake(V0);
+    switch.set(Mistake::Idle);
+    rig.now += Limits::default().idle - 100;
+    rig.pick(P0);
+    rig.now += 200;
+    assert_eq!(rig.answers(Event::Watch), [""; 0], "v0 has waited for long enough, but p0 has only just looked");
+    rig.now += Limits::default().idle;
+    assert_eq!(rig.answers(Event::Watch), ["ejected idle v0", "kick p0"]);
+}
+
+#[test]
+fn a_slot_that_is_used_again_has_nothing_of_the_one_before() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Edf::default(), &mut memory);
+    let v3 = VcpuId(3);
+    let reservation = Reservation { budget: 10, period: SECOND, deadline: SECOND, server: true };
+    let server = Params { reservation: Some(reservation), ..Params::default() };
+    for _ in 0..2 {
+        rig.feed(Event::Add(v3, server)).unwrap();
+        rig.wake(v3);
+        assert_eq!(rig.pick(P0), ["run v3 10"]);
+        rig.feed(Event::Stop { vcpu: v3, pcpu: P0, ran: 15, why: Stop::Exit }).unwrap();
+        rig.pick(P0);
+    }
+}
+
+/// Puts the one that it finds on its timer, or in its pick, back into the queue, and has a pCPU kicked for it.
+#[derive(Default)]
+struct Late {
+    queue: Fifo,
+    kept: Option<VcpuId>,
+}
+
+impl Policy for Late {
+    type Vcpu = ();
+    type Pcpu = ();
+
+    fn add(&mut self, _: &mut Context<'_, Self>, _: VcpuId) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    fn wake(&mut self, _: &mut Context<'_, Self>, vcpu: VcpuId, _: Wake) {
+        self.kept = Some(vcpu);
+    }
+
+    fn pick(&mut self, cx: &mut Context<'_, Self>, pcpu: PcpuId) -> Option<Run> {
+        let vcpu = self.queue.pop_front(&mut cx.nodes);
+        if let Some(vcpu) = self.kept.take() {
+            self.queue.push_back(&mut cx.nodes, vcpu);
+            cx.kick_idle_for(vcpu);
+        }
+        vcpu.filter(|&vcpu| cx.may_run(vcpu, pcpu)).map(|vcpu| Run { vcpu, slice: SECOND })
+    }
+
+    fn stop(&mut self, _: &mut Context<'_, Self>, vcpu: VcpuId, _: PcpuId, _: Nanos, why: Stop) {
+        if why.is_runnable() {
+            self.kept = Some(vcpu);
+        }
+    }
+
+    fn timer(&mut self, cx: &mut Context<'_, Self>, _: Timer) {
+        cx.note("timer", 1);
+    }
+}
+
+#[test]
+fn a_pcpu_that_is_being_asked_about_does_not_come_for_anybody_else() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Late::default(), &mut memory);
+    rig.wake(V0);
+    assert_eq!(rig.pick(P0), ["kick p1", "idle"]);
+    assert_eq!(rig.pick(P1), ["run v0 1000000000"]);
+    rig.stop(V0, P1, Stop::Slice);
+    assert_eq!(rig.pick(P1), ["kick p0", "idle"], "p1, where it ran last, picks already, and has picked nobody");
+}
+
+#[test]
+fn a_policy_that_is_ejected_hears_of_its_timers_no_more() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Late::default(), &mut memory);
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note timer 1"]);
+    rig.wake(V0);
+    rig.now += 2 * Limits::default().starvation;
+    assert_eq!(rig.answers(Event::Watch), ["ejected idle v0", "kick p0"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), [""; 0]);
+}
+
+#[test]
 fn the_watchdog_demands_no_more_than_is_promised() {
     // Who has no reservation waits for ever behind one that has all of the time, and that is what was asked for.
     let mut memory = memory();

@@ -529,3 +529,35 @@ fn first_come_first_served_never_switches_without_need() {
     let outcome = run("fifo", Fifo::default(), &built.workload(), &setup(&built, Costs::ZERO, SECOND), None).unwrap();
     assert_eq!((outcome.vcpus[0].ran, outcome.vcpus[1].ran, outcome.vcpus[1].waited), (SECOND, 0, SECOND));
 }
+
+/// One that works for a millisecond, and an urgent one that comes at some time, on one pCPU under `edf`; the log.
+fn urgent_at(start: &str, costs: Costs) -> String {
+    let groups = format!(
+        "
+[[group]]
+name = \"long\"
+program = [\"run 1ms\"]
+[[group]]
+name = \"urgent\"
+start = \"{start}\"
+program = [\"run 200us\"]
+reservation = {{ budget = \"200us\", period = \"1ms\" }}
+"
+    );
+    let mut built = build(&groups, None, 1);
+    built.pcpus = 1;
+    run_logged("edf", &built, &setup(&built, costs, 5 * MILLISECOND)).1
+}
+
+#[test]
+fn a_vcpu_that_is_kicked_while_it_is_entered_is_entered_first() {
+    let log = urgent_at("5us", Costs { run: 20_000, ..Costs::ZERO });
+    assert!(log.contains(" 20000 stop v0 p0 0 kicked\n"), "{log}");
+}
+
+#[test]
+fn a_kick_that_comes_after_the_pick_it_was_for_stops_nobody() {
+    // The first runs from 100 µs to 1.1 ms; the kick is sent 50 µs before that, and arrives 50 µs after it.
+    let log = urgent_at("1050us", Costs { kick: 100_000, ..Costs::ZERO });
+    assert!(log.contains(" stop v1 p0 200000 exit\n") && !log.contains(" kicked\n"), "{log}");
+}

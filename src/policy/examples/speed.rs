@@ -1,0 +1,95 @@
+//! How many picks a second each policy makes with 4 096 vCPUs on 256 pCPUs, all of whom always want to run; and how many if a
+//! half of them blocks at each stop, and wakes at once.
+//!
+//! `cargo run --release -p baton-policy --example speed`
+
+use std::time::Instant;
+
+use baton_policy::kit::Node;
+use baton_policy::policies::{self, Visitor};
+use baton_policy::{
+    Answer, Harness, Limits, MILLISECOND, Machine, Nanos, Params, PcpuFacts, PcpuId, Policy, Slabs, Stop, Timer,
+    Topology, VcpuFacts, VcpuId, VmId, Wake,
+};
+
+const PCPUS: u32 = 256;
+const VCPUS: u32 = 4096;
+const PICKS: u32 = 400_000;
+
+/// Takes nothing but the end of a gang's slot.
+struct Deaf {
+    slot: Nanos,
+}
+
+impl Machine for Deaf {
+    fn answer(&mut self, answer: &Answer<'_>) {
+        if let Answer::Arm(Timer::Policy, at) = *answer {
+            self.slot = at;
+        }
+    }
+}
+
+struct Speed {
+    half_blocks: bool,
+}
+
+impl Visitor for Speed {
+    type Output = f64;
+
+    fn visit<P: Policy + Default + 'static>(self, _: &'static str, policy: P) -> f64 {
+        fn fill<T: Default>(len: u32) -> Vec<T> {
+            std::iter::repeat_with(T::default).take(len as usize).collect()
+        }
+        let (mut vcpus, mut nodes, mut vcpu_facts) = (fill(VCPUS), fill::<Node>(VCPUS), fill::<VcpuFacts>(VCPUS));
+        let (mut pcpus, mut pcpu_facts) = (fill(PCPUS), fill::<PcpuFacts>(PCPUS));
+        let slabs = Slabs {
+            vcpus: &mut vcpus,
+            nodes: &mut nodes,
+            vcpu_facts: &mut vcpu_facts,
+            pcpus: &mut pcpus,
+            pcpu_facts: &mut pcpu_facts,
+        };
+        let mut machine = Deaf { slot: Nanos::MAX };
+        let topology = Topology { cluster: 8, node: 64 };
+        let mut harness = Harness::new(policy, slabs, topology, Limits::default(), 1);
+        (0..PCPUS).for_each(|pcpu| harness.pcpu_on(0, PcpuId(pcpu), &mut machine).expect("it is off"));
+        for vcpu in (0..VCPUS).map(VcpuId) {
+            let params = Params { vm: VmId(vcpu.0 / 8), weight: 512 + vcpu.0 % 1024, ..Params::default() };
+            let admitted = harness.add(0, vcpu, params, &mut machine).expect("the slot is free");
+            admitted.expect("it asks for nothing");
+            harness.wake(0, vcpu, Wake::New, &mut machine).expect("it is there");
+        }
+        let (mut now, mut picks) = (0, 0);
+        let begin = Instant::now();
+        while picks < PICKS {
+            for pcpu in (0..PCPUS).map(PcpuId) {
+                now += 10_000;
+                if machine.slot <= now {
+                    machine.slot = Nanos::MAX;
+                    harness.timer(now, Timer::Policy, &mut machine).expect("a timer may expire at any time");
+                }
+                if let Some((vcpu, since)) = harness.running(pcpu) {
+                    let blocks = self.half_blocks && vcpu.0 % 2 == 0;
+                    let why = if blocks { Stop::Block } else { Stop::Slice };
+                    let ran = (now - since).min(10 * MILLISECOND);
+                    harness.stop(now, vcpu, pcpu, ran, why, &mut machine).expect("it runs there");
+                    if blocks {
+                        harness.wake(now, vcpu, Wake::Timer, &mut machine).expect("it is there");
+                    }
+                }
+                harness.pick(now, pcpu, &mut machine).expect("nobody runs there");
+                picks += 1;
+            }
+        }
+        assert_eq!(harness.ejected(), None);
+        f64::from(picks) / begin.elapsed().as_secs_f64()
+    }
+}
+
+fn main() {
+    println!("{:16}{:>14}{:>14}   million picks a second", "", "all run", "half blocks");
+    for entry in policies::ALL {
+        let speed = |half_blocks| policies::by_name(entry.name, Speed { half_blocks }).unwrap_or_default() / 1e6;
+        println!("{:16}{:>14.2}{:>14.2}", entry.name, speed(false), speed(true));
+    }
+}
