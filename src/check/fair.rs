@@ -57,10 +57,17 @@ impl Fair {
         self.any_left |= lag != 0.0;
     }
 
-    /// It let others run, who had more than their share already perhaps: its lag is its own doing until it joins again.
+    /// It lets others run, who had more than their share already perhaps: it gives up what it is behind by, and its lag is its
+    /// own doing until it joins again.
     pub fn excuse(&mut self, vcpu: usize) {
-        if let Some(Some(member)) = self.members.get_mut(vcpu) {
-            member.yielded = true;
+        let Some(lag) = self.lag(vcpu) else { return };
+        let Some(Some(member)) = self.members.get_mut(vcpu) else { return };
+        member.yielded = true;
+        if lag > 0.0 {
+            // As if it left and joined again.
+            let others = self.weight - member.weight;
+            self.virtual_time += if others > 0.0 { lag / others } else { 0.0 };
+            member.served_to = self.virtual_time;
         }
     }
 

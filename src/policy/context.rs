@@ -35,6 +35,7 @@ pub struct VcpuFacts {
 #[derive(Clone, Debug, Default)]
 pub struct PcpuFacts {
     pub(crate) on: bool,
+    pub(crate) on_since: Nanos,
     /// It will pick soon.
     pub(crate) kicked: bool,
     /// For whom.

@@ -276,7 +276,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.check_pcpu(now, pcpu, false)?;
         self.begin(now, Event::PcpuOn(pcpu), machine);
         let facts = &mut self.pcpu_facts[pcpu.index()];
-        *facts = PcpuFacts { on: true, kicked: true, idle_since: now, ..PcpuFacts::default() };
+        *facts = PcpuFacts { on: true, on_since: now, kicked: true, idle_since: now, ..PcpuFacts::default() };
         self.world.online.insert(pcpu);
         self.call(Call::PcpuOn(pcpu), machine);
         Ok(())
@@ -513,8 +513,17 @@ impl<'a, P: Policy> Harness<'a, P> {
         {
             return Some(Ejection::Idle(vcpu));
         }
+        // Who could run nowhere does not starve.
+        let could_run = |facts: &VcpuFacts| {
+            let mut candidates = pcpus.iter().enumerate();
+            candidates.any(|(n, pcpu)| {
+                pcpu.on
+                    && now - pcpu.on_since > self.limits.starvation
+                    && facts.params.affinity.contains(PcpuId::from(n))
+            })
+        };
         if P::PROMISE.starvation_free
-            && let Some((vcpu, _)) = waiting(self.limits.starvation).next()
+            && let Some((vcpu, _)) = waiting(self.limits.starvation).find(|(_, facts)| could_run(facts))
         {
             return Some(Ejection::Starved(vcpu));
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{
-    Affinity, Harness, Limits, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, State, Stop, Timer, Topology,
-    VcpuId, VmId, Wake, Woken,
+    Affinity, Event, Harness, Limits, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, State, Stop, Timer,
+    Topology, VcpuId, VmId, Wake, Woken,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -14,6 +14,7 @@ use crate::driver::{Memory, Wires};
 
 const PCPUS: u32 = 5;
 const VCPUS: u32 = 10;
+const SEED: u64 = 7;
 const TOPOLOGY: Topology = Topology { cluster: 2, node: 4 };
 
 /// Something that may happen. What cannot at the time is left out.
@@ -95,8 +96,8 @@ struct Chaos<'a, P: Policy> {
 impl<'a, P: Policy> Chaos<'a, P> {
     fn new(policy: P, memory: &'a mut Memory<P>) -> Self {
         let mut chaos = Self {
-            harness: Harness::new(policy, memory.slabs(), TOPOLOGY, Limits::default(), 1),
-            wires: Wires::default(),
+            harness: Harness::new(policy, memory.slabs(), TOPOLOGY, Limits::default(), SEED),
+            wires: Wires { log: Some(Vec::new()), ..Wires::default() },
             now: 0,
             on: BTreeSet::new(),
             params: vec![Params::default(); VCPUS as usize],
@@ -126,9 +127,10 @@ impl<'a, P: Policy> Chaos<'a, P> {
         match op {
             Op::Tick(time) => self.now += time,
             Op::Add(vcpu, params) if self.harness.state(vcpu) == State::Absent => {
-                if self.harness.add(now, vcpu, params, wires).unwrap().is_ok() {
-                    self.params[vcpu.index()] = params;
-                }
+                self.params[vcpu.index()] = params;
+                // A policy may refuse it, and says why.
+                let admitted = self.harness.add(now, vcpu, params, wires).unwrap();
+                assert_eq!(self.harness.state(vcpu), if admitted.is_ok() { State::Blocked } else { State::Absent });
             }
             Op::Remove(vcpu) if !matches!(self.harness.state(vcpu), State::Absent | State::Running(_)) => {
                 self.harness.remove(now, vcpu, wires).unwrap();
@@ -257,6 +259,15 @@ impl<'a, P: Policy> Chaos<'a, P> {
     }
 }
 
+/// What the policy answers to the same events.
+fn replay<P: Policy + Default>(log: &[(Nanos, Event, Vec<String>)]) -> Vec<(Nanos, Event, Vec<String>)> {
+    let mut memory = Memory::new(PCPUS as usize, VCPUS as usize);
+    let mut harness = Harness::new(P::default(), memory.slabs(), TOPOLOGY, Limits::default(), SEED);
+    let mut wires = Wires { log: Some(Vec::new()), ..Wires::default() };
+    log.iter().for_each(|(now, event, _)| harness.feed(*now, event, &mut wires).unwrap());
+    wires.log.unwrap()
+}
+
 /// Runs any sequence of events on a policy.
 struct Anything;
 
@@ -275,6 +286,7 @@ impl Visitor for Anything {
             }
             chaos.nobody_is_lost();
             assert_eq!(chaos.harness.ejected(), None);
+            assert_eq!(replay::<P>(chaos.wires.log.as_deref().unwrap()), chaos.wires.log.unwrap());
             Ok(())
         };
         if let Err(failure) = TestRunner::new(config).run(&proptest::collection::vec(op(), 1..150), run) {

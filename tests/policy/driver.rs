@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use baton_policy::kit::Node;
 use baton_policy::{
-    Answer, Harness, Limits, Machine, Nanos, Params, PcpuFacts, PcpuId, Policy, Slabs, State, Stop, Timer, Topology,
-    VcpuFacts, VcpuId, Wake,
+    Answer, Event, Harness, Limits, Machine, Nanos, Params, PcpuFacts, PcpuId, Policy, Slabs, State, Stop, Timer,
+    Topology, Unfit, VcpuFacts, VcpuId, Wake,
 };
 
 /// What a harness works in.
@@ -43,8 +43,8 @@ impl<P: Policy> Memory<P> {
 pub struct Wires {
     pub kicked: BTreeSet<PcpuId>,
     pub timers: HashMap<Timer, Nanos>,
-    /// All answers, as they are in a log, if they are wanted.
-    pub answers: Option<Vec<String>>,
+    /// Events, each with its time and with its answers as they are in a log, if they are wanted.
+    pub log: Option<Vec<(Nanos, Event, Vec<String>)>>,
 }
 
 impl Wires {
@@ -56,6 +56,12 @@ impl Wires {
 }
 
 impl Machine for Wires {
+    fn event(&mut self, now: Nanos, event: &Event) {
+        if let Some(log) = &mut self.log {
+            log.push((now, *event, Vec::new()));
+        }
+    }
+
     fn answer(&mut self, answer: &Answer<'_>) {
         match *answer {
             Answer::Kick(pcpu) => _ = self.kicked.insert(pcpu),
@@ -63,7 +69,7 @@ impl Machine for Wires {
             Answer::Arm(timer, at) => _ = self.timers.insert(timer, at),
             _ => {}
         }
-        if let Some(answers) = &mut self.answers {
+        if let Some((.., answers)) = self.log.as_mut().and_then(|log| log.last_mut()) {
             answers.push(answer.to_string());
         }
     }
@@ -103,6 +109,7 @@ pub struct Lab<'a, P: Policy> {
     pub spans: Vec<Span>,
     pub done: Vec<Done>,
     to_come: Vec<Vec<Job>>,
+    relays: Vec<Option<Nanos>>,
     jobs: Vec<VecDeque<Job>>,
     /// Who runs where, since when, and until when at most.
     running: Vec<Option<(VcpuId, Nanos, Nanos)>>,
@@ -120,6 +127,7 @@ impl<'a, P: Policy> Lab<'a, P> {
             spans: Vec::new(),
             done: Vec::new(),
             to_come: vec![Vec::new(); vcpus],
+            relays: vec![None; vcpus],
             jobs: vec![VecDeque::new(); vcpus],
             running: vec![None; pcpus],
         };
@@ -142,6 +150,20 @@ impl<'a, P: Policy> Lab<'a, P> {
 
     pub fn hog(&mut self, vcpu: u32, from: Nanos) {
         self.job(vcpu, from, FOREVER);
+    }
+
+    /// A vCPU blocks after so long, and wakes at the same time, again and again.
+    pub fn relay(&mut self, vcpu: u32, cost: Nanos) {
+        self.relays[vcpu as usize] = Some(cost);
+        self.job(vcpu, self.now, cost);
+    }
+
+    /// A pCPU goes, whoever runs there.
+    pub fn turn_off(&mut self, pcpu: PcpuId) {
+        self.wires.kicked.insert(pcpu);
+        self.stop_all_that_must();
+        self.wires.kicked.remove(&pcpu);
+        self.harness.pcpu_off(self.now, pcpu, &mut self.wires).unwrap();
     }
 
     pub fn periodic(&mut self, vcpu: u32, cost: Nanos, period: Nanos, until: Nanos) {
@@ -213,6 +235,9 @@ impl<'a, P: Policy> Lab<'a, P> {
             self.done.push(Done { vcpu, release: job.release, at });
             jobs.pop_front();
         }
+        if let (true, Some(cost)) = (jobs.is_empty(), self.relays[vcpu.index()]) {
+            self.to_come[vcpu.index()].push(Job { release: at, cost });
+        }
     }
 
     fn wake_all_that_have_jobs(&mut self) -> bool {
@@ -249,4 +274,66 @@ impl<'a, P: Policy> Lab<'a, P> {
         }
         true
     }
+}
+
+pub const P0: PcpuId = PcpuId(0);
+pub const P1: PcpuId = PcpuId(1);
+pub const V0: VcpuId = VcpuId(0);
+pub const V1: VcpuId = VcpuId(1);
+pub const V2: VcpuId = VcpuId(2);
+
+/// A harness, what it has answered to the last event, and the time, which passes by a ns from event to event.
+pub struct Rig<'a, P: Policy> {
+    pub harness: Harness<'a, P>,
+    pub wires: Wires,
+    pub now: Nanos,
+}
+
+impl<'a, P: Policy> Rig<'a, P> {
+    /// Two pCPUs of three are on, and idle; three vCPUs of four are there, and blocked.
+    pub fn new(policy: P, memory: &'a mut Memory<P>) -> Self {
+        let harness = Harness::new(policy, memory.slabs(), Topology::FLAT, Limits::default(), 0);
+        let mut rig = Self { harness, wires: Wires::default(), now: 0 };
+        for pcpu in [P0, P1] {
+            rig.feed(Event::PcpuOn(pcpu)).unwrap();
+            assert_eq!(rig.answers(Event::Pick(pcpu)), ["idle"]);
+        }
+        for vcpu in [V0, V1, V2] {
+            rig.feed(Event::Add(vcpu, Params::default())).unwrap();
+        }
+        rig
+    }
+
+    pub fn feed(&mut self, event: Event) -> Result<(), Unfit> {
+        self.now += 1;
+        self.wires.log = Some(Vec::new());
+        self.harness.feed(self.now, &event, &mut self.wires)
+    }
+
+    /// Feeds an event that fits; what is answered.
+    pub fn answers(&mut self, event: Event) -> Vec<String> {
+        self.feed(event).unwrap();
+        self.wires.log.take().unwrap().remove(0).2
+    }
+
+    pub fn wake(&mut self, vcpu: VcpuId) -> Vec<String> {
+        self.answers(Event::Wake(vcpu, Wake::Interrupt))
+    }
+
+    pub fn pick(&mut self, pcpu: PcpuId) -> Vec<String> {
+        self.answers(Event::Pick(pcpu))
+    }
+
+    pub fn stop(&mut self, vcpu: VcpuId, pcpu: PcpuId, why: Stop) -> Vec<String> {
+        self.answers(Event::Stop { vcpu, pcpu, ran: 1, why })
+    }
+
+    pub fn state(&self, vcpu: VcpuId) -> State {
+        self.harness.state(vcpu)
+    }
+}
+
+/// As much as a [`Rig`] takes.
+pub fn memory<P: Policy>() -> Memory<P> {
+    Memory::new(3, 4)
 }

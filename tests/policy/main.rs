@@ -1,5 +1,9 @@
 //! Tests of `baton-policy`: what it says in the papers, and what has to be so whatever happens.
 
 mod any;
+mod behaviour;
 mod driver;
 mod figures;
+mod harness;
+mod kit;
+mod log;

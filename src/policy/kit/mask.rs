@@ -65,8 +65,8 @@ impl Mask {
         if here != 0 {
             return Some(PcpuId::from(word * 64 + here.trailing_zeros() as usize));
         }
-        let later = self.summary & !((2 << word) - 1); // no words behind the last one: 2 << 63 is 0, and 0 - 1 all ones
-        if word == WORDS - 1 || later == 0 {
+        let later = self.summary & (!0 << word << 1); // none behind the last one: both shifts together are 64 there
+        if later == 0 {
             return None;
         }
         let word = later.trailing_zeros() as usize;

@@ -1,6 +1,6 @@
 //! Earliest eligible virtual deadline first.
 
-use crate::kit::{Heap, Tree, virtual_time};
+use crate::kit::{Heap, Tree, later, virtual_time};
 use crate::{Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
 /// Shares by weight to within one request, and a latency that each chooses by the length of its requests: of those who have
@@ -218,7 +218,14 @@ impl Policy for Eevdf {
         let (served, deadline, is_done) = (client.served, client.deadline, client.left == 0);
         match why {
             Stop::Block | Stop::Exit => return self.leave(cx, vcpu, weight),
-            Stop::Yield | Stop::YieldTo(_) => self.begin(cx, vcpu, deadline), // later than any other that it would have
+            Stop::Yield | Stop::YieldTo(_) => {
+                // It gives its request up, and what it is ahead of the first of the others.
+                self.begin(cx, vcpu, deadline);
+                if let Some(first) = self.waiting.first(&cx.nodes) {
+                    let behind = cx.vcpus[first].eligible.wrapping_add(1);
+                    cx.vcpus[vcpu].eligible = later(cx.vcpus[vcpu].eligible, behind);
+                }
+            }
             Stop::Slice | Stop::Kicked if is_done => self.begin(cx, vcpu, served),
             Stop::Slice | Stop::Kicked => {}
         }

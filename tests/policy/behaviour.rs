@@ -1,0 +1,492 @@
+//! What each policy is for.
+
+use baton_policy::policies::*;
+use baton_policy::{
+    Affinity, Event, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, SECOND, State, Stop, Timer,
+    VcpuId, VmId, Wake,
+};
+
+use crate::driver::{Lab, Memory, P0, P1, Rig, V0, V1, V2, memory};
+
+fn on(pcpu: PcpuId) -> Params {
+    Params { affinity: Affinity::only(pcpu), ..Params::default() }
+}
+
+fn reserved(budget: Nanos, period: Nanos, server: bool) -> Params {
+    Params { reservation: Some(Reservation { budget, period, deadline: period, server }), ..Params::default() }
+}
+
+fn runs<P: Policy>(rig: &Rig<P>, pcpu: PcpuId) -> Option<VcpuId> {
+    rig.harness.running(pcpu).map(|(vcpu, _)| vcpu)
+}
+
+/// Whoever yields without having run lets the other run, sooner or later.
+struct Yields;
+
+impl Visitor for Yields {
+    type Output = ();
+
+    fn visit<P: Policy + Default + 'static>(self, name: &'static str, policy: P) {
+        let mut memory = memory();
+        let mut rig = Rig::new(policy, &mut memory);
+        // v0 is far heavier, and never gets anywhere; v1 waits beside it.
+        rig.feed(Event::Retune(V0, Params { weight: 100_000, ..on(P0) })).unwrap();
+        rig.feed(Event::Retune(V1, on(P0))).unwrap();
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.wake(V1);
+        let mut vain = 0;
+        while runs(&rig, P0) != Some(V1) {
+            vain += 1;
+            assert!(vain < 200, "{name} runs nobody but the one that yields");
+            let yields = Event::Stop { vcpu: V0, pcpu: P0, ran: 0, why: Stop::Yield };
+            rig.feed(yields).unwrap();
+            rig.pick(P0);
+        }
+    }
+}
+
+#[test]
+fn who_yields_lets_others_run() {
+    for name in ["fifo", "rr", "rr-percpu", "null", "stride", "eevdf", "credit2", "bvt", "gang-balanced", "handoff"] {
+        by_name(name, Yields).unwrap();
+    }
+}
+
+/// Two run, `long` and `short` of their time; one more wakes, and which pCPU is kicked.
+fn kicked_for<P: Policy>(policy: P, running: [Params; 2], waking: Params) -> Vec<String> {
+    let mut memory = memory();
+    let mut rig = Rig::new(policy, &mut memory);
+    for (vcpu, params) in [V0, V1, V2].into_iter().zip([running[0], running[1], waking]) {
+        rig.feed(Event::Remove(vcpu)).unwrap();
+        rig.feed(Event::Add(vcpu, params)).unwrap();
+    }
+    for (vcpu, pcpu) in [(V0, P0), (V1, P1)] {
+        rig.wake(vcpu);
+        rig.pick(pcpu);
+        assert_eq!(runs(&rig, pcpu), Some(vcpu));
+    }
+    rig.now += 3 * MILLISECOND;
+    rig.wake(V2)
+}
+
+#[test]
+fn a_wake_stops_whoever_can_wait_longest_and_nobody_else() {
+    let ms = |n: u64| n * MILLISECOND;
+    let task = |period| reserved(ms(1), period, false);
+    let none = || -> Vec<String> { Vec::new() };
+    // By deadline, and not against the affinity.
+    assert_eq!(kicked_for(Edf::default(), [task(ms(50)), task(ms(90))], task(ms(20))), ["kick p1"]);
+    assert_eq!(kicked_for(Edf::default(), [task(ms(90)), task(ms(50))], task(ms(20))), ["kick p0"]);
+    assert_eq!(kicked_for(Edf::default(), [task(ms(20)), task(ms(30))], task(ms(90))), none());
+    let pinned = Params { affinity: Affinity::only(P0), ..task(ms(20)) };
+    assert_eq!(kicked_for(Edf::default(), [task(ms(50)), task(ms(90))], pinned), ["kick p0"]);
+    // A deadline of 46 ms comes before one of 48, though its period is longer.
+    assert_eq!(kicked_for(Edf::default(), [task(ms(48)), task(ms(30))], task(ms(46))), none());
+    assert_eq!(kicked_for(Rm::default(), [task(ms(48)), task(ms(30))], task(ms(46))), ["kick p0"]);
+    // Anybody with a reservation comes before those without.
+    assert_eq!(kicked_for(Edf::default(), [task(ms(50)), Params::default()], task(ms(80))), ["kick p1"]);
+    assert_eq!(kicked_for(Rm::default(), [task(ms(50)), Params::default()], task(ms(80))), ["kick p1"]);
+    assert_eq!(kicked_for(Edf::default(), [task(ms(50)), Params::default()], Params::default()), none());
+    // A short request is done before a long one; a longer one is not.
+    let request = |slice| Params { slice: Some(slice), ..Params::default() };
+    assert_eq!(kicked_for(Eevdf::default(), [request(ms(20)), request(ms(90))], request(ms(2))), ["kick p1"]);
+    assert_eq!(kicked_for(Eevdf::default(), [request(ms(20)), request(ms(90))], request(ms(100))), none());
+    // Who borrows comes first, and who does not waits for the allowance.
+    assert_eq!(kicked_for(Bvt::default(), [Params::default(); 2], task(ms(20))).len(), 1);
+    // The one with less credit left, which is the one that burns faster.
+    let heavy = Params { weight: 4096, ..Params::default() };
+    assert_eq!(kicked_for(Credit2::default(), [Params::default(), heavy], Params::default()), ["kick p0"]);
+    for waits in [
+        kicked_for(Rr::default(), [Params::default(); 2], Params::default()),
+        kicked_for(Fifo::default(), [Params::default(); 2], Params::default()),
+        kicked_for(Stride::default(), [Params::default(); 2], Params::default()),
+        kicked_for(Lottery::default(), [Params::default(); 2], Params::default()),
+    ] {
+        assert_eq!(waits, none());
+    }
+}
+
+#[test]
+fn two_wakes_stop_two() {
+    let mut memory = Memory::new(3, 4);
+    let mut rig = Rig::new(Edf::default(), &mut memory);
+    for (vcpu, pcpu) in [(V0, P0), (V1, P1)] {
+        rig.wake(vcpu);
+        rig.pick(pcpu);
+    }
+    for vcpu in [V2, VcpuId(3)] {
+        let _ = rig.feed(Event::Remove(vcpu));
+        rig.feed(Event::Add(vcpu, reserved(MILLISECOND, SECOND, false))).unwrap();
+    }
+    assert_eq!(rig.wake(V2), ["kick p1"], "v1 was there last");
+    assert_eq!(rig.wake(VcpuId(3)), ["kick p0"], "p1 is stopped already");
+}
+
+#[test]
+fn a_server_gets_its_budget_and_no_more_even_of_idle_time() {
+    fn run<P: Policy + Default>() {
+        let mut memory = Memory::new(1, 2);
+        let mut lab = Lab::new(P::default(), &mut memory, 0);
+        lab.add(0, reserved(2 * MILLISECOND, 10 * MILLISECOND, true));
+        lab.hog(0, 0);
+        lab.run_until(SECOND);
+        assert_eq!(lab.ran(0), SECOND / 5);
+        // In each period.
+        let begins: Vec<_> = lab.spans.iter().map(|span| span.from / MILLISECOND).collect();
+        assert!(begins.iter().copied().eq((0..100).map(|n| n * 10)), "{begins:?}");
+        // The rest is for those without a reservation.
+        lab.add(1, Params::default());
+        lab.hog(1, SECOND);
+        lab.run_until(2 * SECOND);
+        assert_eq!((lab.ran(0), lab.ran(1)), (2 * SECOND / 5, 4 * SECOND / 5));
+    }
+    run::<Edf>();
+    run::<EdfPartitioned>();
+    run::<Rm>();
+}
+
+#[test]
+fn a_server_that_sleeps_cannot_save_up() {
+    let mut memory = Memory::new(1, 1);
+    let mut lab = Lab::new(Edf::default(), &mut memory, 0);
+    lab.add(0, reserved(3 * MILLISECOND, 10 * MILLISECOND, true));
+    // It has 3 ms at 0, uses 1, and comes back at 9: with the 2 that are left it would have 5 in 4 ms.
+    lab.job(0, 0, MILLISECOND);
+    lab.hog(0, 9 * MILLISECOND);
+    lab.run_until(32 * MILLISECOND);
+    let spans: Vec<_> = lab.spans.iter().map(|span| (span.from / MILLISECOND, span.to / MILLISECOND)).collect();
+    assert_eq!(spans, [(0, 1), (9, 12), (19, 22), (29, 32)]);
+}
+
+#[test]
+fn a_budget_that_was_overrun_is_shorter_the_next_time() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Edf::default(), &mut memory);
+    rig.feed(Event::Add(VcpuId(3), reserved(10, 1000, true))).unwrap();
+    let v3 = VcpuId(3);
+    rig.wake(v3);
+    assert_eq!(rig.pick(P0), ["run v3 10"]);
+    rig.now += 100;
+    rig.feed(Event::Stop { vcpu: v3, pcpu: P0, ran: 14, why: Stop::Slice }).unwrap();
+    assert_eq!(rig.state(v3), State::Throttled);
+    rig.now += 1000;
+    rig.feed(Event::Timer(Timer::Refill(v3))).unwrap();
+    assert_eq!(rig.pick(P0), ["run v3 6"]);
+}
+
+#[test]
+fn a_reservation_is_admitted_while_there_is_room() {
+    fn refused<P: Policy>(rig: &mut Rig<P>, vcpu: VcpuId, params: Params) -> bool {
+        rig.answers(Event::Add(vcpu, params))
+            .iter()
+            .any(|answer| answer.starts_with("refused its reservation is more than"))
+    }
+    fn run<P: Policy + Default>() {
+        let mut memory = memory();
+        let mut rig = Rig::new(P::default(), &mut memory);
+        let v3 = VcpuId(3);
+        [V0, V1, V2].into_iter().for_each(|vcpu| rig.feed(Event::Remove(vcpu)).unwrap());
+        let (most, rest) = (reserved(9, 10, true), reserved(1, 10, false));
+        assert!(!refused(&mut rig, V0, most));
+        assert!(!refused(&mut rig, V1, most));
+        assert!(refused(&mut rig, V2, most), "two pCPUs are on");
+        assert!(!refused(&mut rig, V2, rest));
+        assert!(refused(&mut rig, v3, reserved(2, 10, false)));
+        // A deadline within the period takes as much as a shorter period.
+        let urgent = Reservation { budget: 1, period: 20, deadline: 2, server: false };
+        assert!(refused(&mut rig, v3, Params { reservation: Some(urgent), ..Params::default() }));
+        assert!(!refused(&mut rig, v3, rest), "all of it can be reserved");
+        // Who is gone, in either way, leaves room, and so does who is content with less.
+        rig.feed(Event::Remove(V0)).unwrap();
+        assert!(!refused(&mut rig, V0, most));
+        rig.wake(V0);
+        let pcpu = if rig.pick(P0) == ["idle"] { P1 } else { P0 };
+        if pcpu == P1 {
+            rig.pick(P1);
+        }
+        assert_eq!(runs(&rig, pcpu), Some(V0));
+        rig.stop(V0, pcpu, Stop::Exit);
+        assert!(!refused(&mut rig, V0, most));
+        rig.feed(Event::Retune(V0, reserved(4, 10, true))).unwrap();
+        rig.feed(Event::Remove(V2)).unwrap();
+        assert!(!refused(&mut rig, V2, reserved(5, 10, true)));
+    }
+    run::<Edf>();
+    run::<EdfPartitioned>();
+    run::<Rm>();
+}
+
+#[test]
+fn partitions_move_when_their_pcpu_goes_and_not_before() {
+    fn run<P: Policy + Default>() {
+        let mut memory = Memory::new(3, 6);
+        let mut lab = Lab::new(P::default(), &mut memory, 0);
+        for vcpu in 0..6 {
+            lab.add(vcpu, Params::default());
+            lab.hog(vcpu, 0);
+        }
+        lab.run_until(SECOND);
+        for vcpu in (0..6).map(VcpuId) {
+            let pcpus: Vec<_> = lab.spans.iter().filter(|span| span.vcpu == vcpu).map(|span| span.pcpu).collect();
+            assert!(pcpus.len() > 40 && pcpus.iter().all(|&pcpu| pcpu.0 == vcpu.0 % 3));
+        }
+        lab.turn_off(PcpuId(2));
+        lab.run_until(2 * SECOND);
+        // Two pCPUs for six: three on each.
+        for vcpu in 0..6 {
+            assert!(lab.ran(vcpu).abs_diff(SECOND / 2 + SECOND / 3) <= 30 * MILLISECOND, "v{vcpu}");
+        }
+    }
+    run::<Null>();
+    run::<EdfPartitioned>();
+}
+
+#[test]
+fn queues_of_pcpus_keep_their_vcpus_and_lend_to_those_that_have_none() {
+    let mut memory = Memory::new(2, 4);
+    let mut lab = Lab::new(RrPercpu::default(), &mut memory, 0);
+    for vcpu in 0..4 {
+        lab.add(vcpu, Params::default());
+        lab.hog(vcpu, 0);
+    }
+    lab.run_until(SECOND);
+    let moves = |lab: &Lab<RrPercpu>, vcpu: u32| {
+        let pcpus: Vec<_> = lab.spans.iter().filter(|span| span.vcpu == VcpuId(vcpu)).map(|span| span.pcpu).collect();
+        pcpus.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    };
+    assert!((0..4).all(|vcpu| moves(&lab, vcpu) <= 1), "two for each, after the first slices");
+
+    // One pCPU's vCPUs are done, and it takes one of the other's.
+    let mut memory = Memory::new(2, 4);
+    let mut lab = Lab::new(RrPercpu::default(), &mut memory, 0);
+    for vcpu in 0..4 {
+        lab.add(vcpu, Params::default());
+        lab.job(vcpu, 0, if vcpu < 2 { SECOND } else { SECOND / 10 });
+    }
+    lab.run_until(2 * SECOND);
+    let end = lab.done.iter().map(|done| done.at).max().unwrap();
+    assert_eq!(end, 11 * SECOND / 10, "no pCPU idled before all was done");
+}
+
+#[test]
+fn compensation_tickets_make_up_for_half_a_quantum() {
+    let mut memory = Memory::new(1, 2);
+    let mut lab = Lab::new(Lottery::default(), &mut memory, 7);
+    lab.add(0, Params::default());
+    lab.add(1, Params::default());
+    lab.hog(0, 0);
+    // It blocks after half of its quantum, and is back at once, for ever.
+    lab.relay(1, 5 * MILLISECOND);
+    lab.run_until(200 * SECOND);
+    let share = lab.ran(1) as f64 / (200 * SECOND) as f64;
+    assert!((share - 0.5).abs() < 0.02, "{share}");
+}
+
+#[test]
+fn who_borrows_runs_at_once_but_no_longer_than_it_may() {
+    let mut memory = Memory::new(1, 2);
+    let mut lab = Lab::new(Bvt::default(), &mut memory, 0);
+    lab.add(0, Params::default());
+    lab.add(1, reserved(2 * MILLISECOND, 100 * MILLISECOND, true));
+    lab.hog(0, 0);
+    lab.hog(1, 50 * MILLISECOND);
+    lab.run_until(59 * MILLISECOND);
+    let last = lab.spans.last().unwrap();
+    assert_eq!(
+        (last.vcpu, last.from, last.to),
+        (V1, 50 * MILLISECOND, 52 * MILLISECOND),
+        "its budget, and then v0 goes on"
+    );
+    // Borrowed is not given.
+    lab.run_until(10 * SECOND);
+    assert!((lab.ran(1)).abs_diff((10 * SECOND - 50 * MILLISECOND) / 2) <= 60 * MILLISECOND);
+}
+
+#[test]
+fn nobody_is_stopped_for_more_credit_as_soon_as_it_has_begun() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Credit2::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.now += 900 * MICROSECOND;
+    assert_eq!(rig.wake(V1), [""; 0], "v0 has less credit by now, but began less than 1 ms ago");
+    rig.now += 200 * MICROSECOND;
+    assert_eq!(rig.wake(V2), ["kick p0"]);
+}
+
+#[test]
+fn a_message_is_handed_over_with_the_rest_of_the_slice() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Handoff::default(), &mut memory);
+    rig.wake(V0);
+    assert_eq!(rig.pick(P0), ["run v0 10000000"]);
+    let began = rig.now;
+    rig.now += 3 * MILLISECOND;
+    let sent = rig.now + 1;
+    let patience = sent + 50 * MICROSECOND;
+    assert_eq!(rig.answers(Event::Wake(V1, Wake::Message(V0))), [format!("arm p0 {patience}")], "p1 idles on");
+    rig.stop(V0, P0, Stop::Block);
+    let left = 10 * MILLISECOND - (rig.now + 1 - began);
+    assert_eq!(rig.pick(P0), [format!("run v1 {left}")]);
+    // The reply goes the same way back.
+    rig.now += MILLISECOND;
+    rig.answers(Event::Wake(V0, Wake::Message(V1)));
+    rig.stop(V1, P0, Stop::Block);
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V0));
+}
+
+#[test]
+fn a_sender_that_goes_on_does_not_keep_the_receiver() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Handoff::default(), &mut memory);
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.answers(Event::Wake(V1, Wake::Message(V0)));
+    rig.now += 50 * MICROSECOND;
+    assert_eq!(rig.answers(Event::Timer(Timer::Pcpu(P0))), ["kick p1"]);
+    rig.pick(P1);
+    assert_eq!(runs(&rig, P1), Some(V1));
+}
+
+#[test]
+fn a_receiver_whose_sender_lost_its_pcpu_may_run_anywhere() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Handoff::default(), &mut memory);
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.answers(Event::Wake(V1, Wake::Message(V0)));
+    rig.stop(V0, P0, Stop::Block);
+    assert_eq!(rig.answers(Event::PcpuOff(P0)), ["kick p1"]);
+}
+
+#[test]
+fn two_that_hand_over_for_ever_do_not_starve_a_third() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Handoff::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.wake(V2);
+    let mut handovers = 0;
+    while let Some(sender) = runs(&rig, P0).filter(|&vcpu| vcpu != V2) {
+        let receiver = if sender == V0 { V1 } else { V0 };
+        rig.answers(Event::Wake(receiver, Wake::Message(sender)));
+        rig.now += MILLISECOND;
+        rig.stop(sender, P0, Stop::Block);
+        rig.pick(P0);
+        handovers += 1;
+        assert!(handovers < 20, "v2 never runs");
+    }
+    assert!(handovers >= 9, "the pair has one slice together");
+}
+
+#[test]
+fn a_yield_to_another_hands_over_to_it() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Handoff::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    for vcpu in [V0, V1, V2] {
+        rig.wake(vcpu);
+    }
+    rig.pick(P0);
+    rig.stop(V0, P0, Stop::YieldTo(V2));
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V2), "though v1 has waited longer");
+}
+
+#[test]
+fn a_gang_that_blocks_gives_its_slot_up() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    for (vcpu, vm) in [(V0, 0), (V1, 0), (V2, 1)] {
+        rig.feed(Event::Retune(vcpu, Params { vm: VmId(vm), ..Params::default() })).unwrap();
+        rig.wake(vcpu);
+    }
+    rig.pick(P0);
+    rig.pick(P1);
+    assert_eq!((runs(&rig, P0), runs(&rig, P1)), (Some(V0), Some(V1)));
+    rig.stop(V0, P0, Stop::Block);
+    assert_eq!(rig.pick(P0), ["idle"], "v2 is of another VM, and the slot is not over");
+    let answers = rig.stop(V1, P1, Stop::Block);
+    assert_eq!(answers.last().unwrap(), "kick p0", "v2 has its slot now: {answers:?}");
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V2));
+}
+
+#[test]
+fn a_gang_wakes_into_the_slot_that_it_has() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    for (vcpu, vm) in [(V0, 0), (V1, 0), (V2, 1)] {
+        rig.feed(Event::Retune(vcpu, Params { vm: VmId(vm), ..Params::default() })).unwrap();
+    }
+    rig.wake(V0);
+    rig.pick(P0);
+    assert_eq!(rig.wake(V1), ["kick p1"], "all of its gang run, and there is a pCPU");
+    rig.pick(P1);
+    rig.stop(V1, P1, Stop::Block);
+    rig.pick(P1);
+    assert_eq!(rig.wake(V2), [""; 0], "p1 is v1's for this slot");
+    assert_eq!(rig.wake(V1), ["kick p1"]);
+}
+
+/// Two VMs of two vCPUs on two pCPUs; each vCPU works for 1 ms and then spins until its sibling has, too. How many barriers
+/// each VM passes in a second.
+fn barriers<P: Policy + Default>() -> [u64; 2] {
+    let mut memory = Memory::new(2, 4);
+    let mut lab = Lab::new(P::default(), &mut memory, 0);
+    for vcpu in 0..4 {
+        lab.add(vcpu, Params { vm: VmId(vcpu / 2), ..Params::default() });
+        lab.hog(vcpu, 0);
+    }
+    lab.run_until(SECOND);
+    // A pair passes one barrier for each ms that both run at once.
+    let both = |a: u32, b: u32| {
+        let of = |vcpu: u32| lab.spans.iter().filter(move |span| span.vcpu == VcpuId(vcpu));
+        let overlap =
+            |a: &crate::driver::Span, b: &crate::driver::Span| a.to.min(b.to).saturating_sub(a.from.max(b.from));
+        of(a).flat_map(|a| of(b).map(move |b| overlap(a, b))).sum::<Nanos>() / MILLISECOND
+    };
+    [both(0, 1), both(2, 3)]
+}
+
+#[test]
+fn gangs_pass_their_barriers_together() {
+    assert_eq!(barriers::<Gang>(), [500, 500]);
+}
+
+#[test]
+fn siblings_are_kept_apart_when_no_pcpu_is_idle() {
+    let mut memory = Memory::new(2, 4);
+    let mut lab = Lab::new(GangBalanced::default(), &mut memory, 0);
+    for vcpu in 0..4 {
+        lab.add(vcpu, Params { vm: VmId(vcpu % 2), ..Params::default() });
+        lab.hog(vcpu, u64::from(vcpu));
+    }
+    lab.run_until(SECOND);
+    let home = |vcpu: u32| lab.spans.iter().rfind(|span| span.vcpu == VcpuId(vcpu)).unwrap().pcpu;
+    assert_ne!(home(0), home(2));
+    assert_ne!(home(1), home(3));
+}
+
+#[test]
+fn a_lag_is_not_lost_in_sleep() {
+    let mut memory = Memory::new(1, 3);
+    let mut lab = Lab::new(Eevdf::default(), &mut memory, 0);
+    for vcpu in 0..3 {
+        lab.add(vcpu, Params::default());
+    }
+    // v2 sleeps for a moment whenever it has run for long, and gets no more than the others by that.
+    lab.hog(0, 0);
+    lab.hog(1, 0);
+    lab.relay(2, 3 * MILLISECOND);
+    lab.run_until(30 * SECOND);
+    assert!(
+        (0..3).all(|vcpu| lab.ran(vcpu).abs_diff(10 * SECOND) < 20 * MILLISECOND),
+        "{:?}",
+        [0, 1, 2].map(|v| lab.ran(v))
+    );
+}
