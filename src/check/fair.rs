@@ -8,7 +8,7 @@ use baton_policy::Nanos;
 ///
 /// Who joins has no lag. Who leaves takes its lag along, and virtual time moves by as much as makes up for it, so that the
 /// lags of those who stay sum up to 0 again. A policy may also keep the lag of who
-/// leaves until it joins again; then its idea of anybody's lag is off from this one by as much at most: [`kept`](Self::kept).
+/// leaves until it joins again; then its idea of anybody's lag is off from this one, by as much as it promises at most.
 ///
 /// A vCPU's lag grows while it waits and shrinks while it runs; so it is enough to look when it is picked, stops or leaves.
 #[derive(Debug, Default)]
@@ -18,8 +18,8 @@ pub(crate) struct Fair {
     weight: f64,
     members: Vec<Option<Member>>,
     running: Option<Running>,
-    /// The greatest lag with which anybody left, on either side.
-    pub kept: f64,
+    /// Whether anybody has left, so that a policy may have kept a lag.
+    pub any_left: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +54,20 @@ impl Fair {
         let Some(lag) = self.lag(vcpu) else { return };
         self.weight -= self.members[vcpu].take().map_or(0.0, |member| member.weight);
         self.pass(lag);
-        self.kept = self.kept.max(lag.abs());
+        self.any_left |= lag != 0.0;
     }
 
-    /// It let others run, who had more than their share already perhaps: its lag is its own doing until it joins again.
+    /// It lets others run, who had more than their share already perhaps: it gives up what it is behind by, and its lag is its
+    /// own doing until it joins again.
     pub fn excuse(&mut self, vcpu: usize) {
-        if let Some(Some(member)) = self.members.get_mut(vcpu) {
-            member.yielded = true;
+        let Some(lag) = self.lag(vcpu) else { return };
+        let Some(Some(member)) = self.members.get_mut(vcpu) else { return };
+        member.yielded = true;
+        if lag > 0.0 {
+            // As if it left and joined again.
+            let others = self.weight - member.weight;
+            self.virtual_time += if others > 0.0 { lag / others } else { 0.0 };
+            member.served_to = self.virtual_time;
         }
     }
 

@@ -886,7 +886,7 @@ impl Checker {
 
     fn check_lag(&mut self, vcpu: VcpuId) {
         let Some(fair) = &self.fair else { return };
-        let (Some(lag), kept) = (fair.lag(vcpu.index()), fair.kept) else { return };
+        let (Some(lag), any_left) = (fair.lag(vcpu.index()), fair.any_left) else { return };
         if !fair.is_judged(vcpu.index()) {
             return;
         }
@@ -895,13 +895,12 @@ impl Checker {
         }
         let Some(promise) = self.promise.lag else { return };
         let slice = self.longest_slice;
-        let limit = f64::from(promise) / 1000.0 * slice as f64;
-        let limit = limit + kept.min(limit);
+        let limit = f64::from(promise) / 1000.0 * slice as f64 * if any_left { 2.0 } else { 1.0 };
         // The sum of many fractions is off by less than that.
         if lag.abs() > limit + 1.0 {
             let (side, lag) = (if lag > 0.0 { "behind" } else { "ahead of" }, lag.abs());
             let sentence = format_args!(
-                "{vcpu} is {lag:.0} ns {side} its fair share, and {limit:.0} ns are promised, with slices of {slice} ns"
+                "{vcpu} is {lag:.0} ns {side} its fair share, and {limit:.0} ns are allowed, with slices of {slice} ns"
             );
             self.violate(Kind::Lag, &[vcpu], &[], sentence);
         }

@@ -321,3 +321,126 @@ pub fn smallest(case: Case, goes_on: impl Fn() -> bool, mut shows: impl FnMut(&C
     let smaller = |case: &Case| case.clone().smaller().take_while(|_| goes_on());
     shows(&case).then(|| shrink(case, smaller, shows))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use baton_check::{Kind, Live, Thresholds};
+    use baton_policy::policies::Fifo;
+    use baton_policy::{Limits, Promise, SECOND};
+    use baton_sim::{Costs, File, Setup};
+
+    use super::*;
+
+    const WORKLOAD: &str = r#"
+about = "much that does not matter, and hogs"
+
+[machine]
+pcpus = 4
+duration = "4s"
+
+[[group]]
+name = "asks"
+count = 3
+program = ["repeat forever", "send answers next", "receive", "sleep exponential 1ms", "end"]
+weight = 300
+
+[[group]]
+name = "answers"
+count = 3
+program = ["repeat forever", "receive", "run uniform 10us 20us", "send sender", "end"]
+pcpus = "1-3"
+start = "1ms"
+
+[[group]]
+name = "hogs"
+kind = "hog"
+count = 6
+per_vm = 2
+slice = "3ms"
+reservation = { budget = "1ms", period = "10ms", server = true }
+
+[[device]]
+program = ["repeat forever", "sleep exponential 500us", "send answers any", "end"]
+"#;
+
+    fn built(toml: &str) -> Built {
+        File::parse(toml).and_then(|file| file.build(None, 1)).unwrap_or_else(|error| panic!("{error:#}\n{toml}"))
+    }
+
+    /// Whether it shows that who comes first is served until it blocks, and others starve.
+    fn starves(case: &Case) -> bool {
+        let Ok(built) = File::parse(&case.to_toml("a case")).and_then(|file| file.build(None, 1)) else { return false };
+        let Built { pcpus, topology, duration, .. } = built;
+        let (limits, costs) = (Limits::default(), Costs::measured());
+        let setup = Setup { pcpus, topology, limits, costs, seed: 1, horizon: duration, watch: Some(SECOND / 4) };
+        let mut live = Live::new(Promise::ALL, Thresholds::default());
+        baton_sim::run("fifo", Fifo::default(), &built.workload(), &setup, Some(&mut live)).is_ok()
+            && live.finish().is_ok_and(|report| report.kinds().any(|kind| kind == Kind::Starved))
+    }
+
+    #[test]
+    fn a_case_is_the_same_in_its_file() {
+        let whole = built(WORKLOAD);
+        let case = Case::new(&whole, 4 * SECOND);
+        let again = built(&case.to_toml("again"));
+        assert_eq!(Case::new(&again, 4 * SECOND), case);
+        assert_eq!((again.pcpus, again.duration, again.topology), (4, 4 * SECOND, whole.topology));
+    }
+
+    /// Somebody who is served without end and somebody who waits are enough, for as long as it takes to starve.
+    #[test]
+    fn the_smallest_case_has_only_what_it_takes() {
+        let case = Case::new(&built(WORKLOAD), 4 * SECOND);
+        let found = smallest(case.clone(), || true, starves).expect("fifo starves those who come behind hogs");
+        assert_eq!(found.vcpus(), 2, "{}", found.to_toml(""));
+        assert!((SECOND..SECOND * 5 / 4).contains(&found.duration), "{}", found.duration);
+        assert!(!found.clone().smaller().any(|case| starves(&case)), "{}", found.to_toml(""));
+        assert!(starves(&found), "it is the file that starves");
+        assert_eq!(smallest(case, || true, starves).as_ref(), Some(&found), "it is the same each time");
+    }
+
+    #[test]
+    fn what_shows_nothing_has_no_smallest_case() {
+        assert_eq!(smallest(Case::new(&built(WORKLOAD), SECOND / 2), || true, starves), None);
+    }
+
+    #[test]
+    fn it_ends_early_if_it_may_not_go_on() {
+        let case = Case::new(&built(WORKLOAD), 4 * SECOND);
+        let tries = Cell::new(0);
+        let counted = |case: &Case| {
+            tries.set(tries.get() + 1);
+            starves(case)
+        };
+        let found = smallest(case, || tries.get() < 5, counted).unwrap();
+        assert!(tries.get() <= 6 && starves(&found), "{}", tries.get());
+    }
+
+    /// Who is sent to by number is still sent to when those before it are gone, and is not taken away.
+    #[test]
+    fn messages_still_reach_whom_they_are_for() {
+        let toml = r#"
+about = "one in the middle"
+[[group]]
+name = "before"
+count = 2
+kind = "hog"
+[[group]]
+name = "middle"
+program = ["send v4", "send v0-v4 any"]
+[[group]]
+name = "behind"
+count = 2
+program = ["receive"]
+"#;
+        let case = Case::new(&built(toml), SECOND);
+        let moved = case.without_vcpus(0, 2).unwrap();
+        let program = &moved.programs[moved.vcpus[0].program];
+        assert_eq!(lines_of(program), ["send v2", "send v0-v2 any"]);
+        assert_eq!(case.without_vcpus(4, 1), None, "v4 is wanted");
+        let lines = |case: &Case| lines_of(&case.programs[case.vcpus[2].program]);
+        assert_eq!(lines(&case.without_vcpus(3, 1).unwrap()), ["send v3", "send v0-v3 any"]);
+    }
+}
