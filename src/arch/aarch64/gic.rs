@@ -146,16 +146,22 @@ pub fn set_up(pcpu: &Pcpu) {
 }
 
 /// This pCPU is turned off and going to sleep: whatever the primary's vCPU left the CPU interface like, a kick gets
-/// through from here on. Followed by a fence, and a look at what a kick would be for.
+/// through from here on, and nothing else: what is pending for the vCPU stays so. Followed by a fence, and a look at what a
+/// kick would be for.
 pub fn lie_down(pcpu: &Pcpu) {
+    /// Lets the kick through, whose priority is 0, and none of those below: any hardware has these bits.
+    const KICK_ALONE: u64 = 0x10;
     set_up(pcpu);
-    // SAFETY: state of a vCPU that is off: no interrupt is active any more, and no timer keeps this pCPU awake.
+    // SAFETY: state of a vCPU that is off: no interrupt is active any more, and neither a timer nor another interrupt keeps
+    // this pCPU awake.
     unsafe {
         asm!(
+            "msr icc_pmr_el1, {kick_alone}",
             "msr icc_ap1r0_el1, xzr",
             "msr cntp_ctl_el0, xzr",
             "msr cntv_ctl_el0, xzr",
             "isb",
+            kick_alone = in(reg) KICK_ALONE,
             options(nostack, preserves_flags)
         );
     }
@@ -170,6 +176,7 @@ pub fn is_asleep(pcpu: &Pcpu) -> bool {
 /// It does not any more: no kick is pending afterwards, and none will be.
 pub fn get_up(pcpu: &Pcpu) {
     pcpu.arch.kick.get_up(|| clear(pcpu));
+    set_up(pcpu);
 }
 
 /// Makes a pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself, and

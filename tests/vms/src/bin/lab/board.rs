@@ -12,7 +12,7 @@ use baton_vms::{ensure, gic, line};
 use crate::{MAX_DEVICES, MAX_GUESTS};
 
 /// The software-generated interrupt that makes a CPU come back from what it runs.
-pub const KICK: u64 = 1;
+const KICK: u64 = 1;
 
 /// Whether each CPU is to pick again.
 static KICKED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];

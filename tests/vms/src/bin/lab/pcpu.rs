@@ -4,9 +4,9 @@ use baton_policy::{Nanos, PcpuId, Policy, Run, Stop};
 use baton_vms::call::{self, Exit};
 use baton_vms::lab::{self, Clock, Request};
 use baton_vms::verdict::{Failed, Verdict, any_failure};
-use baton_vms::{exception, failed, gic, mailbox, timer};
+use baton_vms::{exception, failed, mailbox, timer};
 
-use crate::board::{KICK, forget_kick, is_kicked, next};
+use crate::board::{forget_kick, is_kicked, next};
 use crate::{Lab, Shared, sure};
 
 /// One CPU of the lab.
@@ -26,8 +26,6 @@ pub fn work<P: Policy>(lab: &'static Shared<Lab<P>>, me: PcpuId) {
     let pcpu = Pcpu { lab, me, clock, end };
     let _: Result<(), Failed> = pcpu.work(); // what failed is written down
     timer::stop();
-    // Those who are not done yet may kick this one, and an interrupt that is pending keeps a CPU that is off from sleeping.
-    gic::enable_private(KICK as usize, false);
 }
 
 impl<P: Policy> Pcpu<P> {

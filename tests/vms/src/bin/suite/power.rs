@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use baton_vms::call::REFUSED;
+use baton_vms::call::{self, REFUSED};
 use baton_vms::devicetree::Machine;
 use baton_vms::psci::{self, ALREADY_ON, Conduit, INVALID_PARAMETERS, NOT_SUPPORTED, OFF, ON, SMC64};
 use baton_vms::puppet::Command;
@@ -229,6 +229,32 @@ pub fn cpu_off_deaf(machine: &Machine) -> Verdict {
     }
     equal("times that cpu1 came up with interrupt 15 enabled or pending", KICKED.load(Ordering::Relaxed), 0)?;
     equal("FP registers that were not 0 when cpu1 came up", LEFT_OVER.load(Ordering::Relaxed), 0)
+}
+
+/// A CPU that is off sleeps, although an interrupt of the primary's is pending for it. For a machine whose CPUs take turns:
+/// there, one that does not sleep uses up the time.
+pub fn cpu_off_sleeps(machine: &Machine) -> Verdict {
+    const SGI: u64 = 1;
+    const TURNS: usize = 1000;
+    cpu::prepare(1, |_| gic::init_cpu());
+    let code = psci::cpu_on(machine.cpus[1], cpu::entry_address(), 1);
+    ensure!(code == 0, "cpu1 could not be turned on: CPU_ON answered {code}");
+    let deadline = patience();
+    while psci::affinity_info(machine.cpus[1]) != 1 {
+        ensure!(!deadline.has_passed(), "cpu1 did not turn itself off");
+        call::wait_for_event();
+    }
+    let start = timer::now();
+    timer::arm_masked_at(start + 10 * timer::ticks_per_ms()); // takes the turn from one that does not give it away
+    gic::send_sgi(machine.cpus[1], SGI);
+    for _ in 0..TURNS {
+        call::wait_for_event();
+    }
+    let took = timer::now() - start;
+    timer::stop();
+    let limit = timer::ticks_per_ms();
+    ensure!(took < limit, "{TURNS} turns took {took} ticks beside a CPU that is off, and {limit} are plenty");
+    Ok(())
 }
 
 /// The machine goes off, by SMC (the other cases end by HVC).
