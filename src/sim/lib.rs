@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accept;
 mod costs;
 mod engine;
 mod file;

@@ -2,6 +2,7 @@
 //!
 //! A subcommand is a module here, with its options and a function that does it; true if all is well.
 
+mod accept;
 mod check;
 mod list;
 mod new;
@@ -29,6 +30,8 @@ enum Command {
     Check(check::Options),
     /// Feed the events of a log to a policy; exits with 0 only if it answers as it did then, bit for bit.
     Replay(replay::Options),
+    /// Compute the figures that papers and theory give, and show whether they come out; exits with 0 only if all do.
+    Accept,
     /// Show the policies, the workloads that come with Baton, and the kinds of groups that a workload can have.
     List,
     /// Begin a policy: write a file of its own with a test, and put its name into the registry.
@@ -41,6 +44,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(options),
         Command::Replay(options) => replay::run(options),
+        Command::Accept => accept::run(),
         Command::List => list::run(),
         Command::New(options) => new::run(options),
     }
