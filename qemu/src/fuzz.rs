@@ -159,23 +159,11 @@ fn notices(outcome: &Outcome) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use super::*;
-
-    fn ended(code: Option<i32>, console: &str) -> Outcome {
-        Outcome {
-            status: code.map(|code| ExitStatus::from_raw(code << 8)),
-            console: console.to_owned(),
-            complaints: String::new(),
-            elapsed: Duration::ZERO,
-        }
-    }
 
     #[test]
     fn only_a_run_in_which_nobody_complains_passes() {
-        assert_eq!(passes(&ended(Some(0), "[fuzz] PASS\r\n")), Ok(()));
+        assert_eq!(passes(&Outcome::ended(Some(0), "[fuzz] PASS\r\n")), Ok(()));
         for (code, console, problem) in [
             (None, "[fuzz] PASS\n", "hung"),
             (Some(0), "[fuzz] PASS\nbaton: PANIC on pCPU 1", "panicked"),
@@ -185,7 +173,7 @@ mod tests {
             (Some(0), "", "did not print"),
             (Some(1), "[fuzz] PASS\n", "exit with 0"),
         ] {
-            let found = passes(&ended(code, console)).unwrap_err();
+            let found = passes(&Outcome::ended(code, console)).unwrap_err();
             assert!(found.contains(problem), "{console}: {found}");
         }
     }
@@ -193,9 +181,9 @@ mod tests {
     #[test]
     fn the_negative_control_is_the_guests_word() {
         let gone = "baton: THE SAVE GATE IS TAKEN OUT\n";
-        assert_eq!(notices(&ended(None, &format!("{gone}[fuzz] FAIL: x\n"))), Ok(()));
+        assert_eq!(notices(&Outcome::ended(None, &format!("{gone}[fuzz] FAIL: x\n"))), Ok(()));
         for console in [format!("{gone}[fuzz] PASS\n"), gone.to_owned(), "[fuzz] FAIL: x\n".to_owned()] {
-            notices(&ended(Some(0), &console)).unwrap_err();
+            notices(&Outcome::ended(Some(0), &console)).unwrap_err();
         }
     }
 }

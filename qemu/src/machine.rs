@@ -184,6 +184,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// One that ended with this exit code, or hung, and had that on its console.
+    #[cfg(test)]
+    pub fn ended(code: Option<i32>, console: &str) -> Outcome {
+        use std::os::unix::process::ExitStatusExt;
+        let status = code.map(|code| ExitStatus::from_raw(code << 8));
+        Outcome { status, console: console.to_owned(), complaints: String::new(), elapsed: Duration::ZERO }
+    }
+
     /// QEMU's exit code; nothing if it was ended by us or by a signal.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code())

@@ -405,19 +405,7 @@ fn describe(test: &Test, report: &Report, options: &Options) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use super::*;
-
-    fn ended(code: Option<i32>, console: &str) -> Outcome {
-        Outcome {
-            status: code.map(|code| ExitStatus::from_raw(code << 8)),
-            console: console.to_owned(),
-            complaints: String::new(),
-            elapsed: Duration::ZERO,
-        }
-    }
 
     fn pass() -> Expectation {
         Expectation::Pass { case: "a".to_owned() }
@@ -429,7 +417,7 @@ mod tests {
 
     #[test]
     fn only_a_finished_pass_of_this_case_passes() {
-        assert_eq!(judge(&pass(), &ended(Some(0), "[suite] PASS a\r\n")), Ok(()));
+        assert_eq!(judge(&pass(), &Outcome::ended(Some(0), "[suite] PASS a\r\n")), Ok(()));
         for (code, console, problem) in [
             (Some(0), "[suite] PASS a", "did not print"),
             (Some(0), "[suite] PASS ab\n", "did not print"),
@@ -440,14 +428,14 @@ mod tests {
             (Some(1), "[suite] PASS a\n", "did not exit with 0"),
             (None, "[suite] PASS a\n", "hung"),
         ] {
-            let found = judge(&pass(), &ended(code, console)).unwrap_err();
+            let found = judge(&pass(), &Outcome::ended(code, console)).unwrap_err();
             assert!(found.contains(problem), "{console}: {found}");
         }
     }
 
     #[test]
     fn a_negative_control_must_fail_by_the_guests_word() {
-        assert_eq!(judge(&fail(), &ended(Some(0), "[suite] FAIL a: x5 was 1\n")), Ok(()));
+        assert_eq!(judge(&fail(), &Outcome::ended(Some(0), "[suite] FAIL a: x5 was 1\n")), Ok(()));
         for (code, console, problem) in [
             (Some(0), "[suite] PASS a\n", "cannot fail"),
             (Some(0), "[suite] FAIL b: x5 was 1\n", "wrong failure"),
@@ -456,15 +444,17 @@ mod tests {
             (Some(0), "[suite] FAIL a: x5 was 1\nbaton: PANIC", "panicked"),
             (None, "[suite] FAIL a: x5 was 1\n", "hung"),
         ] {
-            let found = judge(&fail(), &ended(code, console)).unwrap_err();
+            let found = judge(&fail(), &Outcome::ended(code, console)).unwrap_err();
             assert!(found.contains(problem), "{console}: {found}");
         }
     }
 
     #[test]
     fn a_refusal_is_a_failing_exit_without_a_primary() {
-        assert_eq!(judge(&Expectation::Refusal, &ended(Some(1), "baton: cannot\n")), Ok(()));
-        for outcome in [ended(Some(0), ""), ended(Some(1), "[suite] PASS a\n"), ended(None, "")] {
+        assert_eq!(judge(&Expectation::Refusal, &Outcome::ended(Some(1), "baton: cannot\n")), Ok(()));
+        for outcome in
+            [Outcome::ended(Some(0), ""), Outcome::ended(Some(1), "[suite] PASS a\n"), Outcome::ended(None, "")]
+        {
             judge(&Expectation::Refusal, &outcome).unwrap_err();
         }
     }

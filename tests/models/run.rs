@@ -153,15 +153,19 @@ fn receive_blocks_despite_pending_interrupt() {
         world.program(1, 1, |seen| if seen.step == 0 { inject(1, 0) } else { DONE });
         let answers = [answer_of(&world), answer_of(&world)];
         join([world.primary(P0, record(run(1, 0), answers[0])), world.primary(P1, record(run(1, 1), answers[1]))]);
-        let [blocked, injected] = answers.map(|answer| answer.get());
-        match kind(blocked) {
-            answer::YIELD | answer::WAKE_UP => {}
-            answer::WAIT_FOR_INTERRUPT => {
-                assert_eq!(kind(injected), answer::WAKE_UP, "No Wake Is Lost: nobody was told that it can run");
-            }
-            other => panic!("the run of the one that blocks is answered with {other}"),
-        }
+        somebody_knows(answers.map(|answer| answer.get()));
     });
+}
+
+/// Whether one of the two answers says that the vCPU that blocks, or the one that it is injected into, can run.
+fn somebody_knows([blocked, injected]: [u64; 2]) {
+    match kind(blocked) {
+        answer::YIELD | answer::WAKE_UP => {}
+        answer::WAIT_FOR_INTERRUPT => {
+            assert_eq!(kind(injected), answer::WAKE_UP, "No Wake Is Lost: nobody was told that it can run");
+        }
+        other => panic!("the run of the one that blocks is answered with {other}"),
+    }
 }
 
 /// **No Wake Is Lost**: the same for a vCPU that is blocked already, whose run has to look closer because a message has come
@@ -196,14 +200,7 @@ fn injection_against_giving_back() {
             }),
             world.primary(P1, record(run(1, 1), answers[1])),
         ]);
-        let [blocked, injected] = answers.map(|answer| answer.get());
-        match kind(blocked) {
-            answer::YIELD | answer::WAKE_UP => {}
-            answer::WAIT_FOR_INTERRUPT => {
-                assert_eq!(kind(injected), answer::WAKE_UP, "No Wake Is Lost: nobody was told that it can run");
-            }
-            other => panic!("the run of the one that blocks is answered with {other}"),
-        }
+        somebody_knows(answers.map(|answer| answer.get()));
     });
 }
 

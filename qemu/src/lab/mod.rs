@@ -15,6 +15,7 @@ mod workloads;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 #[derive(Args)]
 pub struct Options {
@@ -40,6 +41,9 @@ enum Command {
 
 /// Does what is asked; true if all is well.
 pub fn run(options: &Options) -> Result<bool> {
+    // SAFETY: what a process has by default. Whoever reads long tables by `head` is not told of a panic; nothing is printed
+    // while a machine runs, which would be left behind.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     match &options.command {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(options),

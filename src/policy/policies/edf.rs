@@ -131,11 +131,8 @@ impl<U: Urgency> Policy for Realtime<U> {
     }
 
     fn wake(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, why: Wake) {
-        let now = cx.now();
-        let ready = cx.params(vcpu).reservation.map_or(Ok(()), |reservation| {
-            let account = &mut cx.vcpus[vcpu].account;
-            if why == Wake::Refilled { account.refill(now, &reservation) } else { account.wake(now, &reservation) }
-        });
+        let (now, reservation) = (cx.now(), cx.params(vcpu).reservation);
+        let ready = cx.vcpus[vcpu].account.ready(now, reservation, why);
         self.queue(cx, vcpu, ready);
     }
 
@@ -156,14 +153,7 @@ impl<U: Urgency> Policy for Realtime<U> {
             self.running.remove(&mut cx.nodes, vcpu);
         }
         let (now, reservation) = (cx.now(), cx.params(vcpu).reservation);
-        let account = &mut cx.vcpus[vcpu].account;
-        account.charge(ran);
-        let ready = reservation.map_or(Ok(()), |reservation| match why {
-            // Its job is done, and the next one is due with the next period.
-            Stop::Yield | Stop::YieldTo(_) if now < account.end => Err(account.end),
-            Stop::Yield | Stop::YieldTo(_) => account.refill(now, &reservation),
-            _ => account.may_run(&reservation),
-        });
+        let ready = cx.vcpus[vcpu].account.stop(now, ran, reservation, why);
         match why {
             Stop::Exit => self.reserved -= bandwidth(reservation),
             Stop::Block => {}
@@ -186,7 +176,7 @@ impl<U: Urgency> Policy for Realtime<U> {
             cx.vcpus[vcpu].account = Account::new(now);
         }
         // A new reservation begins now.
-        let ready = changed.map_or(Ok(()), |reservation| cx.vcpus[vcpu].account.wake(now, &reservation));
+        let ready = cx.vcpus[vcpu].account.ready(now, changed, Wake::New);
         match cx.state(vcpu) {
             State::Runnable => {
                 self.waiting.remove(&mut cx.nodes, vcpu);

@@ -121,11 +121,8 @@ impl Policy for EdfPartitioned {
     }
 
     fn wake(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, why: Wake) {
-        let now = cx.now();
-        let ready = cx.params(vcpu).reservation.map_or(Ok(()), |reservation| {
-            let account = &mut cx.vcpus[vcpu].account;
-            if why == Wake::Refilled { account.refill(now, &reservation) } else { account.wake(now, &reservation) }
-        });
+        let (now, reservation) = (cx.now(), cx.params(vcpu).reservation);
+        let ready = cx.vcpus[vcpu].account.ready(now, reservation, why);
         self.queue(cx, vcpu, ready);
     }
 
@@ -142,14 +139,7 @@ impl Policy for EdfPartitioned {
 
     fn stop(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: PcpuId, ran: Nanos, why: Stop) {
         let (now, params) = (cx.now(), *cx.params(vcpu));
-        let account = &mut cx.vcpus[vcpu].account;
-        account.charge(ran);
-        let ready = params.reservation.map_or(Ok(()), |reservation| match why {
-            // Its job is done, and the next one is due with the next period.
-            Stop::Yield | Stop::YieldTo(_) if now < account.end => Err(account.end),
-            Stop::Yield | Stop::YieldTo(_) => account.refill(now, &reservation),
-            _ => account.may_run(&reservation),
-        });
+        let ready = cx.vcpus[vcpu].account.stop(now, ran, params.reservation, why);
         match why {
             Stop::Exit => Self::unsettle(cx, vcpu, &params),
             Stop::Block => {}
@@ -176,11 +166,10 @@ impl Policy for EdfPartitioned {
         Self::unsettle(cx, vcpu, before);
         Self::settle(cx, vcpu, home);
         let changed = reservation.filter(|_| reservation != before.reservation);
-        let ready = changed.map_or(Ok(()), |reservation| {
-            let account = &mut cx.vcpus[vcpu].account;
-            *account = Account::new(now);
-            account.wake(now, &reservation)
-        });
+        if changed.is_some() {
+            cx.vcpus[vcpu].account = Account::new(now);
+        }
+        let ready = cx.vcpus[vcpu].account.ready(now, changed, Wake::New);
         if waits {
             self.queue(cx, vcpu, ready);
         }

@@ -4,7 +4,7 @@
 //! a server that has used its budget up waits for the end of its period, where the paper only postpones its deadline. Its
 //! deadlines are the same, and its budget is a limit even where nobody else wants the time.
 
-use crate::{Nanos, Reservation};
+use crate::{Nanos, Reservation, Stop, Wake};
 
 /// Farther than any reservation reaches: 18 years. Deadlines beyond are as good as none.
 const FAR: Nanos = 1 << 59;
@@ -28,7 +28,7 @@ impl Account {
     }
 
     /// Its vCPU wakes: whether it can run, or when it can.
-    pub fn wake(&mut self, now: Nanos, reservation: &Reservation) -> Result<(), Nanos> {
+    fn wake(&mut self, now: Nanos, reservation: &Reservation) -> Result<(), Nanos> {
         let Reservation { budget, period, server, .. } = *reservation;
         // With what is left until the end it would have more than its share; so it begins anew.
         let is_rich = || u128::from(self.left) * u128::from(period) > u128::from(self.end - now) * u128::from(budget);
@@ -39,7 +39,7 @@ impl Account {
     }
 
     /// Its vCPU was throttled until the end of the period, which is now.
-    pub fn refill(&mut self, now: Nanos, reservation: &Reservation) -> Result<(), Nanos> {
+    fn refill(&mut self, now: Nanos, reservation: &Reservation) -> Result<(), Nanos> {
         if self.end <= now {
             let is_next = now - self.end < reservation.period;
             self.begin(if is_next { self.end } else { now }, reservation);
@@ -47,14 +47,34 @@ impl Account {
         self.may_run(reservation)
     }
 
-    /// Its vCPU ran for so long.
-    pub fn charge(&mut self, ran: Nanos) {
+    /// Its vCPU becomes runnable, for whatever reason: whether it can run, or when it can. One without a reservation can.
+    pub fn ready(&mut self, now: Nanos, reservation: Option<Reservation>, why: Wake) -> Result<(), Nanos> {
+        match (reservation, why) {
+            (None, _) => Ok(()),
+            (Some(reservation), Wake::Refilled) => self.refill(now, &reservation),
+            (Some(reservation), _) => self.wake(now, &reservation),
+        }
+    }
+
+    /// Its vCPU ran for so long, and came back: whether it can run on, or when it can.
+    pub fn stop(&mut self, now: Nanos, ran: Nanos, reservation: Option<Reservation>, why: Stop) -> Result<(), Nanos> {
+        self.charge(ran);
+        match (reservation, why) {
+            (None, _) => Ok(()),
+            // Its job is done, and the next one is due with the next period.
+            (Some(_), Stop::Yield | Stop::YieldTo(_)) if now < self.end => Err(self.end),
+            (Some(reservation), Stop::Yield | Stop::YieldTo(_)) => self.refill(now, &reservation),
+            (Some(reservation), _) => self.may_run(&reservation),
+        }
+    }
+
+    fn charge(&mut self, ran: Nanos) {
         self.overrun = self.overrun.saturating_add(ran.saturating_sub(self.left));
         self.left = self.left.saturating_sub(ran);
     }
 
     /// Whether it can run on, or when it can.
-    pub fn may_run(&self, reservation: &Reservation) -> Result<(), Nanos> {
+    fn may_run(&self, reservation: &Reservation) -> Result<(), Nanos> {
         if reservation.server && self.left == 0 { Err(self.end) } else { Ok(()) }
     }
 
