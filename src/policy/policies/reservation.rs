@@ -85,13 +85,21 @@ impl Account {
 
     fn begin(&mut self, now: Nanos, reservation: &Reservation) {
         let Reservation { budget, period, deadline, server } = *reservation;
-        self.deadline = now.saturating_add(deadline.min(FAR));
-        self.end = now.saturating_add(period.min(FAR));
         if !server {
             self.overrun = 0;
         }
-        self.left = budget.saturating_sub(self.overrun);
-        self.overrun = self.overrun.saturating_sub(budget);
+        // Whole budgets that it owes are as many periods in which it has nothing.
+        let owed = self.overrun / budget;
+        self.overrun -= owed * budget;
+        let idle = owed.saturating_mul(period).min(FAR);
+        if owed > 0 {
+            (self.left, self.end) = (0, now.saturating_add(idle));
+            self.deadline = self.end;
+            return;
+        }
+        self.deadline = now.saturating_add(deadline.min(FAR));
+        self.end = now.saturating_add(period.min(FAR));
+        self.left = budget - core::mem::take(&mut self.overrun);
     }
 }
 
@@ -108,4 +116,21 @@ pub const WHOLE: u64 = 1 << 32;
 /// The rank of somebody without a reservation: behind all others, and behind those who were there before.
 pub const fn background(now: Nanos) -> u64 {
     now.wrapping_add(2 * FAR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_owes_is_paid_at_once() {
+        let terms = Reservation { budget: 3, period: 10, deadline: 10, server: true };
+        let (reservation, mut account) = (Some(terms), Account::new(0));
+        assert_eq!(account.ready(0, reservation, Wake::New), Ok(()));
+        // 3 that it had, and 3 budgets and 1 more.
+        assert_eq!(account.stop(9, 13, reservation, Stop::Slice), Err(10));
+        assert_eq!(account.ready(10, reservation, Wake::Refilled), Err(40), "three periods without anything");
+        assert_eq!(account.ready(40, reservation, Wake::Refilled), Ok(()));
+        assert_eq!(account.slice(&terms), 2);
+    }
 }
