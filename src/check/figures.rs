@@ -27,6 +27,13 @@ pub struct Figures {
 }
 
 #[derive(Clone, Copy, Default)]
+struct Pcpu {
+    /// Who ran there last.
+    before: Option<VcpuId>,
+    kicked: bool,
+}
+
+#[derive(Clone, Copy, Default)]
 struct Vcpu {
     weight: u32,
     ran: u128,
@@ -43,7 +50,7 @@ struct Vcpu {
 pub fn figures(log: &str) -> Result<Figures, Unreadable> {
     let (header, lines) = open(log)?;
     let mut vcpus = vec![Vcpu::default(); header.vcpus as usize];
-    let mut before: Vec<Option<VcpuId>> = vec![None; header.pcpus as usize];
+    let mut pcpus = vec![Pcpu::default(); header.pcpus as usize];
     let (mut now, mut picking) = (0, None);
     let (mut waited, mut waits, mut longest) = (0_u128, 0_u64, 0);
     let (mut switches, mut migrations, mut preemptions) = (0_u64, 0_u64, 0_u64);
@@ -57,6 +64,9 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                     Event::Pick(pcpu) => Some(pcpu),
                     _ => None,
                 };
+                if let Some(slot) = picking.and_then(|pcpu| pcpus.get_mut(pcpu.index())) {
+                    slot.kicked = false;
+                }
                 match event {
                     Event::Add(id, params) => {
                         let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
@@ -69,11 +79,13 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                             vcpu.runnable_since.get_or_insert(now);
                         }
                     }
-                    Event::Stop { vcpu: id, ran, why, .. } => {
+                    Event::Stop { vcpu: id, pcpu, ran, why } => {
                         let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
                         vcpu.ran += u128::from(ran);
                         vcpu.runnable_since = why.is_runnable().then_some(now);
-                        preemptions += u64::from(why == Stop::Kicked);
+                        // Who is stopped because the run is over was not kicked.
+                        let kicked = pcpus.get(pcpu.index()).is_some_and(|pcpu| pcpu.kicked);
+                        preemptions += u64::from(kicked && why == Stop::Kicked);
                     }
                     Event::Timer(Timer::Refill(id)) => {
                         let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
@@ -91,8 +103,8 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                 let wait = now.saturating_sub(vcpu.runnable_since.take().unwrap_or(now));
                 (waited, waits, longest) = (waited + u128::from(wait), waits + 1, longest.max(wait));
                 migrations += u64::from(vcpu.last.replace(pcpu).is_some_and(|last| last != pcpu));
-                if let Some(slot) = before.get_mut(pcpu.index()) {
-                    switches += u64::from(slot.replace(id) != Some(id));
+                if let Some(slot) = pcpus.get_mut(pcpu.index()) {
+                    switches += u64::from(slot.before.replace(id) != Some(id));
                 }
             }
             Line::Answer(answer @ (Answer::Latched(id) | Answer::Throttle(id, _))) => {
@@ -102,6 +114,11 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
             }
             Line::Answer(Answer::Delivered(id)) => {
                 vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?.runnable_since = Some(now);
+            }
+            Line::Answer(Answer::Kick(pcpu)) => {
+                if let Some(slot) = pcpus.get_mut(pcpu.index()) {
+                    slot.kicked = true;
+                }
             }
             Line::Answer(_) | Line::End { .. } => {}
         }

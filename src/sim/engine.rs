@@ -837,18 +837,29 @@ impl<P: Policy> Simulation<'_, '_, P> {
         self.desk.orders = orders;
     }
 
-    /// Takes stock.
+    /// Stops whoever runs, and takes stock.
     fn end(mut self, name: &str) -> Result<Outcome, Fault> {
         let horizon = self.setup.horizon;
         for id in (0..self.setup.pcpus).map(PcpuId) {
             let pcpu = &mut self.pcpus[id.index()];
-            match pcpu.phase {
-                Phase::Idle => pcpu.outcome.idle += horizon - pcpu.idle_since,
-                Phase::Guest => self.account(horizon, id),
-                Phase::Picking | Phase::Leaving(_) => {}
-            }
-            let outcome = &mut self.pcpus[id.index()].outcome;
+            let stop = match pcpu.phase {
+                Phase::Idle => {
+                    pcpu.outcome.idle += horizon - pcpu.idle_since;
+                    None
+                }
+                Phase::Guest => {
+                    self.account(horizon, id);
+                    Some(Stop::Kicked)
+                }
+                Phase::Leaving(why) => Some(why),
+                Phase::Picking => None,
+            };
+            let Pcpu { vcpu, ran, ref mut outcome, .. } = self.pcpus[id.index()];
             outcome.hypervisor = horizon - outcome.guest - outcome.idle;
+            if let Some(why) = stop {
+                let stopped = self.harness.stop(horizon, vcpu, id, ran, why, &mut self.desk);
+                stopped.map_err(|unfit| Fault::Unfit(horizon, unfit))?;
+            }
         }
         for guest in &mut self.guests {
             guest.move_to(guest.place, horizon);

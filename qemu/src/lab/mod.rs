@@ -3,6 +3,7 @@
 //! A subcommand is a module here, with its options and a function that does it; true if all is well.
 
 mod accept;
+mod agree;
 mod check;
 mod list;
 mod new;
@@ -14,8 +15,12 @@ pub mod trial;
 mod workloads;
 
 use anyhow::Result;
+use baton_policy::{MILLISECOND, Nanos};
 use clap::{Args, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// How often the watchdog looks.
+const WATCH: Nanos = 250 * MILLISECOND;
 
 #[derive(Args)]
 pub struct Options {
@@ -33,6 +38,9 @@ enum Command {
     Replay(replay::Options),
     /// Compute the figures that papers and theory give, and show whether they come out; exits with 0 only if all do.
     Accept,
+    /// Run policies both in the simulator and on QEMU, and show whether the two order them alike; exits with 0 only if it is
+    /// known why wherever they do not.
+    Agree(agree::Options),
     /// Show the policies, the workloads that come with Baton, and the kinds of groups that a workload can have.
     List,
     /// Begin a policy: write a file of its own with a test, and put its name into the registry.
@@ -49,6 +57,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Command::Check(options) => check::run(options),
         Command::Replay(options) => replay::run(options),
         Command::Accept => accept::run(),
+        Command::Agree(options) => agree::run(options),
         Command::List => list::run(),
         Command::New(options) => new::run(options),
     }

@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use baton_policy::Nanos;
 use baton_policy::log::{Line, Reader};
 use baton_policy::{Answer, Ejection};
+use baton_policy::{Nanos, Topology};
 use baton_workload::Workload;
 
+use super::WATCH;
 use crate::console::panic_line;
 use crate::images::{self, Workspace};
 use crate::machine::{Boot, Machine, Outcome};
@@ -36,6 +37,7 @@ pub struct Settings<'a> {
     pub policy: &'a str,
     pub workload: &'a Workload<'a>,
     pub pcpus: u32,
+    pub topology: Topology,
     pub seed: u64,
     pub duration: Nanos,
 }
@@ -60,7 +62,7 @@ pub fn run(workspace: &Workspace, settings: &Settings<'_>) -> Result<Ran> {
 
 /// Boots the machine, and waits for its end. How to do so once more, and what the machine said.
 pub fn boot(workspace: &Workspace, settings: &Settings<'_>) -> Result<(String, Outcome)> {
-    let &Settings { policy, workload, pcpus, seed, duration } = settings;
+    let &Settings { policy, workload, pcpus, topology: Topology { cluster, node }, seed, duration } = settings;
     for (what, count, most) in [
         ("pCPUs", pcpus as usize, MAX_PCPUS as usize),
         ("vCPUs", workload.vcpus.len(), MAX_VCPUS),
@@ -84,7 +86,9 @@ pub fn boot(workspace: &Workspace, settings: &Settings<'_>) -> Result<(String, O
         boot: Boot::Kernel {
             image: workspace.hypervisor(&[])?,
             ramdisk: Some(ramdisk),
-            append: format!("policy={policy} seed={seed} duration={duration}"),
+            append: format!(
+                "policy={policy} seed={seed} duration={duration} watch={WATCH} cluster={cluster} node={node}"
+            ),
         },
         extra: ["-icount", "shift=0,sleep=off"].map(str::to_owned).to_vec(),
     };

@@ -10,10 +10,11 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use baton_check::{Live, Report, Thresholds, Violation};
 use baton_policy::policies::{self, Visitor};
-use baton_policy::{Limits, MILLISECOND, Nanos, Policy};
+use baton_policy::{Limits, Nanos, Policy};
 use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
 use clap::{Args, ValueEnum};
 
+use super::WATCH;
 use super::check::promise_of;
 use super::qemu::{self, Settings};
 use super::shrink::{Case, smallest};
@@ -74,9 +75,9 @@ enum Charge {
 
 /// The size of a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Size {
-    pcpus: u32,
-    vcpus: u32,
+pub struct Size {
+    pub pcpus: u32,
+    pub vcpus: u32,
 }
 
 impl FromStr for Size {
@@ -90,7 +91,7 @@ impl FromStr for Size {
     }
 }
 
-fn time(text: &str) -> Result<Nanos, String> {
+pub fn time(text: &str) -> Result<Nanos, String> {
     baton_sim::duration(text).map_err(|error| error.to_string())
 }
 
@@ -167,7 +168,7 @@ fn shown(path: &Path) -> PathBuf {
 }
 
 /// That there is a policy of that name.
-fn check_policy(name: &str) -> Result<()> {
+pub fn check_policy(name: &str) -> Result<()> {
     if !policies::ALL.iter().any(|entry| entry.name == name) {
         let names: Vec<&str> = policies::ALL.iter().map(|entry| entry.name).collect();
         bail!("there is no policy `{name}`; there are {}", names.join(", "));
@@ -198,7 +199,7 @@ fn setup(options: &Options, built: &Built, horizon: Nanos) -> Setup {
         Charge::Nothing => Costs::ZERO,
     };
     let Built { pcpus, topology, .. } = *built;
-    let (limits, watch) = (Limits::default(), Some(250 * MILLISECOND));
+    let (limits, watch) = (Limits::default(), Some(WATCH));
     Setup { pcpus, topology, limits, costs, seed: options.seed, horizon, watch }
 }
 
@@ -240,6 +241,7 @@ fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
             policy,
             workload: &built.workload(),
             pcpus: built.pcpus,
+            topology: built.topology,
             seed: *seed,
             duration: options.duration.unwrap_or(built.duration),
         },
@@ -262,10 +264,10 @@ fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
 }
 
 /// A run of a policy whose type is known when it is visited.
-struct Simulation<'a> {
-    built: &'a Built,
-    setup: &'a Setup,
-    out: Option<&'a mut dyn fmt::Write>,
+pub struct Simulation<'a> {
+    pub built: &'a Built,
+    pub setup: &'a Setup,
+    pub out: Option<&'a mut dyn fmt::Write>,
 }
 
 impl Visitor for Simulation<'_> {

@@ -8,7 +8,7 @@ use baton_policy::policies::{self, Visitor};
 use baton_policy::{MILLISECOND, Nanos, Policy};
 
 use super::qemu::{self, Settings};
-use super::workloads;
+use super::{WATCH, workloads};
 use crate::images::Workspace;
 use crate::machine::Outcome;
 use crate::suite::{Kind, Report, Test};
@@ -39,9 +39,10 @@ pub fn tests() -> Vec<Test> {
         ("rr", "queue", 4),
     ];
     let others = others.map(|(policy, workload, vcpus)| trial(policy, workload, vcpus));
+    let watched = Trial { duration: WATCH + 10 * MILLISECOND, ..trial("null", "hogs", 8) };
     let twice = Trial { twice: true, ..trial("lottery", "pingpong", 6) };
     each.chain(others)
-        .chain([twice])
+        .chain([watched, twice])
         .map(|trial| Test {
             name: format!("lab_{}_{}", trial.policy, trial.workload),
             cpus: CPUS,
@@ -59,7 +60,14 @@ impl Trial {
         let file = workloads::read(self.workload)?;
         let built = file.build(Some((CPUS, self.vcpus)), SEED)?;
         let workload = &built.workload();
-        let settings = Settings { policy: self.policy, workload, pcpus: CPUS, seed: SEED, duration: self.duration };
+        let settings = Settings {
+            policy: self.policy,
+            workload,
+            pcpus: CPUS,
+            topology: built.topology,
+            seed: SEED,
+            duration: self.duration,
+        };
         let (command_line, outcome) = qemu::boot(workspace, &settings)?;
         let mut problem = self.judge(&outcome).err();
         if self.twice && problem.is_none() {
@@ -72,6 +80,10 @@ impl Trial {
 
     fn judge(&self, outcome: &Outcome) -> Result<(), String> {
         let ran = qemu::read(outcome).map_err(|error| format!("{error:#}"))?;
+        let (looked, should) = (ran.log.matches(" watch\n").count() as u64, self.duration / WATCH);
+        if looked != should {
+            return Err(format!("the watchdog looked {looked} times, and should have looked {should} times"));
+        }
         let judged = policies::by_name(self.policy, Judge(&ran.log)).context("there is no such policy");
         judged.map_err(|error| error.to_string())?
     }

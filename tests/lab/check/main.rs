@@ -5,6 +5,7 @@ mod broken;
 mod machine;
 
 mod damaged;
+mod figures;
 mod flaws;
 mod replayed;
 mod shrunk;

@@ -43,10 +43,12 @@ pub enum Due {
     Birth(VcpuId),
     /// A device goes on.
     Device(usize),
+    /// The watchdog looks.
+    Watch,
 }
 
-/// One of each kind for each of whom it can be for, and the policy's own.
-const TIMERS: usize = 4 * MAX_GUESTS + MAX_CPUS + MAX_DEVICES + 1;
+/// One of each kind for each of whom it can be for, the policy's own, and the watchdog's.
+const TIMERS: usize = 4 * MAX_GUESTS + MAX_CPUS + MAX_DEVICES + 2;
 
 /// What happened, and what was answered.
 #[derive(Clone, Copy, Debug)]

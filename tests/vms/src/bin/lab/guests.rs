@@ -70,6 +70,8 @@ type Meetings = heapless::Vec<Meeting, 32>;
 
 pub struct Guests {
     workload: Workload<'static>,
+    /// How often the watchdog looks.
+    watch: Nanos,
     devices: heapless::Vec<Cursor, MAX_DEVICES>,
     messages: heapless::Vec<Queue, MAX_GUESTS>,
     barriers: Meetings,
@@ -78,7 +80,7 @@ pub struct Guests {
 }
 
 impl Guests {
-    pub fn new(workload: Workload<'static>, arena: &mut Arena) -> Verdict<Self> {
+    pub fn new(workload: Workload<'static>, watch: Nanos, arena: &mut Arena) -> Verdict<Self> {
         let guests = workload.vcpus.len();
         let cursor = |(index, device): (usize, &baton_workload::Device)| {
             Cursor::new(workload.seed, VcpuId::from(guests + index), 0, device.start)
@@ -90,6 +92,7 @@ impl Guests {
         }
         Ok(Self {
             workload,
+            watch,
             devices: workload.devices.iter().enumerate().map(cursor).collect(),
             messages,
             barriers: Meetings::new(),
@@ -121,6 +124,7 @@ impl<P: Policy> Lab<P> {
         for (index, device) in devices.iter().enumerate() {
             self.board.arm(Due::Device(index), device.start);
         }
+        self.board.arm(Due::Watch, now.saturating_add(self.guests.watch));
         self.fire(now)
     }
 
@@ -139,6 +143,10 @@ impl<P: Policy> Lab<P> {
                     }
                 }
                 Due::Device(index) => self.go_on_with_device(now, index)?,
+                Due::Watch => {
+                    sure(self.harness.watch(now, &mut self.board))?;
+                    self.board.arm(Due::Watch, now.saturating_add(self.guests.watch).max(now + 1));
+                }
             }
         }
         Ok(())

@@ -6,7 +6,8 @@
 //! (timers, devices, messages that find a mailbox full, barriers, locks: [`guests`]) is the primary's as well. The state is
 //! one, behind one lock ([`board`]).
 //!
-//! The RAM disk has the workload as text. The boot arguments: `policy=`, `seed=` of the policy, `duration=` in ns.
+//! The RAM disk has the workload as text. The boot arguments: `policy=`, `seed=` of the policy; `duration=`, and how often the
+//! watchdog looks, `watch=`, in ns; how many pCPUs share a cache, `cluster=`, and a memory, `node=`.
 #![no_std]
 #![no_main]
 
@@ -113,9 +114,10 @@ impl Visitor for Start {
         let mut slabs = room.slabs();
         slabs.vcpu_facts = &mut slabs.vcpu_facts[..guests];
         slabs.pcpu_facts = &mut slabs.pcpu_facts[..cpus];
-        let (topology, limits) = (Topology::FLAT, Limits::default());
+        let topology = Topology { cluster: number("cluster")? as u32, node: number("node")? as u32 };
+        let limits = Limits::default();
         let harness = Harness::new(policy, slabs, topology, limits, seed);
-        let around = Guests::new(workload, &mut arena)?;
+        let around = Guests::new(workload, number("watch")?, &mut arena)?;
         let records = arena.fill(Record::Nothing)?;
 
         gic::init_machine();
