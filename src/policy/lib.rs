@@ -30,6 +30,7 @@ pub mod kit;
 pub mod log;
 pub mod policies;
 mod types;
+pub mod words;
 
 pub use context::{Context, PcpuFacts, State, Topology, VcpuFacts};
 pub use event::{Answer, Ejection, Event, Machine};

@@ -16,8 +16,8 @@
 //! events there were: a log that was cut off has none.
 
 use core::fmt;
-use core::str::{FromStr, SplitAsciiWhitespace};
 
+use crate::words::{Words, Wrong};
 use crate::{
     Affinity, Answer, Ejection, Event, Limits, Nanos, Params, PcpuId, Reservation, Run, Stop, Timer, Topology, VcpuId,
     VmId, Wake,
@@ -48,12 +48,7 @@ pub enum Line<'a> {
 pub enum Problem<'a> {
     NoHeader,
     Version(&'a str),
-    /// There should be this, and there is that.
-    Expected(&'static str, &'a str),
-    /// It ends where there should be this.
-    Ends(&'static str),
-    /// There is more, from here on.
-    More(&'a str),
+    Words(Wrong<'a>),
     /// An event with this number was to come.
     Number(u64),
     /// An answer comes before any event.
@@ -71,9 +66,7 @@ impl fmt::Display for Problem<'_> {
         match self {
             Self::NoHeader => f.write_str("this is no log: its first line begins with `baton-log 1`"),
             Self::Version(version) => write!(f, "this log is of version {version}, and only version 1 can be read"),
-            Self::Expected(what, found) => write!(f, "there is `{found}` where {what} should be"),
-            Self::Ends(what) => write!(f, "it ends where {what} should be"),
-            Self::More(rest) => write!(f, "`{rest}` is more than belongs here"),
+            Self::Words(wrong) => wrong.fmt(f),
             Self::Number(number) => write!(f, "an event is missing: number {number} was to come"),
             Self::Orphan => f.write_str("this answer comes before any event"),
             Self::BehindEnd => f.write_str("this comes behind the end of the log"),
@@ -82,6 +75,12 @@ impl fmt::Display for Problem<'_> {
                 f.write_str("the log is cut off: it has no line `end …`; let the run finish, or copy all of it")
             }
         }
+    }
+}
+
+impl<'a> From<Wrong<'a>> for Problem<'a> {
+    fn from(wrong: Wrong<'a>) -> Self {
+        Self::Words(wrong)
     }
 }
 
@@ -246,7 +245,7 @@ impl fmt::Display for Header<'_> {
 impl<'a> Header<'a> {
     fn parse(line: &'a str) -> Result<Self, Problem<'a>> {
         let mut words = Words::new(line);
-        match (words.maybe(), words.maybe()) {
+        match (words.next(), words.next()) {
             (Some("baton-log"), Some("1")) => {}
             (Some("baton-log"), Some(version)) => return Err(Problem::Version(version)),
             _ => return Err(Problem::NoHeader),
@@ -266,7 +265,7 @@ impl<'a> Header<'a> {
                 futile: words.number_behind("futile=", "`futile=NUMBER`")?,
             },
         };
-        words.end(header)
+        Ok(words.end(header)?)
     }
 }
 
@@ -289,11 +288,11 @@ impl<'a> Line<'a> {
             "end" => Self::End { events: words.number("how many events there were")? },
             number => {
                 let expected = "the number of an event, `>` or `end`";
-                let number = number.parse().map_err(|_| Problem::Expected(expected, number))?;
+                let number = number.parse().map_err(|_| Wrong::Expected(expected, number))?;
                 Self::Event { number, now: words.number("a time in ns")?, event: words.event()? }
             }
         };
-        words.end(read)
+        Ok(words.end(read)?)
     }
 }
 
@@ -334,7 +333,7 @@ impl Params {
     /// # Errors
     ///
     /// If these are no parameters, or something is behind them.
-    pub fn parse(text: &str) -> Result<Self, Problem<'_>> {
+    pub fn parse(text: &str) -> Result<Self, Wrong<'_>> {
         let mut words = Words::new(text);
         let params = words.params()?;
         words.end(params)
@@ -405,53 +404,16 @@ impl Ejection {
     }
 }
 
-/// The words of a line.
-struct Words<'a> {
-    line: &'a str,
-    words: SplitAsciiWhitespace<'a>,
-}
-
 impl<'a> Words<'a> {
-    fn new(line: &'a str) -> Self {
-        Self { line, words: line.split_ascii_whitespace() }
-    }
-
-    fn maybe(&mut self) -> Option<&'a str> {
-        self.words.next()
-    }
-
-    fn word(&mut self, what: &'static str) -> Result<&'a str, Problem<'a>> {
-        self.maybe().ok_or(Problem::Ends(what))
-    }
-
-    fn behind(&mut self, name: &str, what: &'static str) -> Result<&'a str, Problem<'a>> {
-        let word = self.word(what)?;
-        word.strip_prefix(name).ok_or(Problem::Expected(what, word))
-    }
-
-    fn number<T: FromStr>(&mut self, what: &'static str) -> Result<T, Problem<'a>> {
-        self.number_behind("", what)
-    }
-
-    fn number_behind<T: FromStr>(&mut self, name: &str, what: &'static str) -> Result<T, Problem<'a>> {
-        let digits = self.behind(name, what)?;
-        digits.parse().map_err(|_| Problem::Expected(what, digits))
-    }
-
-    /// `value`, if this is all.
-    fn end<T>(mut self, value: T) -> Result<T, Problem<'a>> {
-        self.maybe().map_or(Ok(value), |word| Err(Problem::More(word)))
-    }
-
-    fn vcpu(&mut self) -> Result<VcpuId, Problem<'a>> {
+    fn vcpu(&mut self) -> Result<VcpuId, Wrong<'a>> {
         self.number_behind("v", "a vCPU like `v3`").map(VcpuId)
     }
 
-    fn pcpu(&mut self) -> Result<PcpuId, Problem<'a>> {
+    fn pcpu(&mut self) -> Result<PcpuId, Wrong<'a>> {
         self.number_behind("p", "a pCPU like `p3`").map(PcpuId)
     }
 
-    fn timer(&mut self) -> Result<Timer, Problem<'a>> {
+    fn timer(&mut self) -> Result<Timer, Wrong<'a>> {
         let what = "a timer: `v3`, `p3`, `refill-v3` or `policy`";
         let word = self.word(what)?;
         if word == "policy" {
@@ -466,10 +428,10 @@ impl<'a> Words<'a> {
                 return Ok(make(id));
             }
         }
-        Err(Problem::Expected(what, word))
+        Err(Wrong::Expected(what, word))
     }
 
-    fn event(&mut self) -> Result<Event, Problem<'a>> {
+    fn event(&mut self) -> Result<Event, Wrong<'a>> {
         let what = "an event: `on`, `off`, `add`, `remove`, `retune`, `wake`, `pick`, `stop`, `timer` or `watch`";
         Ok(match self.word(what)? {
             "on" => Event::PcpuOn(self.pcpu()?),
@@ -487,25 +449,23 @@ impl<'a> Words<'a> {
             },
             "timer" => Event::Timer(self.timer()?),
             "watch" => Event::Watch,
-            word => return Err(Problem::Expected(what, word)),
+            word => return Err(Wrong::Expected(what, word)),
         })
     }
 
-    fn params(&mut self) -> Result<Params, Problem<'a>> {
+    fn params(&mut self) -> Result<Params, Wrong<'a>> {
         let vm = self.number_behind("vm=m", "`vm=mNUMBER`").map(VmId)?;
         let weight = self.number_behind("weight=", "`weight=NUMBER`")?;
         let what = "`pcpus=pFIRST-pLAST`";
         let range = self.behind("pcpus=", what)?;
         let bound = |word: &str| word.strip_prefix('p').and_then(|id| id.parse().ok()).map(PcpuId);
         let affinity = range.split_once('-').and_then(|(first, last)| Some((bound(first)?, bound(last)?)));
-        let (first, last) = affinity.ok_or(Problem::Expected(what, range))?;
+        let (first, last) = affinity.ok_or(Wrong::Expected(what, range))?;
         let mut params = Params { vm, weight, affinity: Affinity { first, last }, slice: None, reservation: None };
-        let mut next = self.words.clone();
-        if next.next().is_some_and(|word| word.starts_with("slice=")) {
+        if self.peek().is_some_and(|word| word.starts_with("slice=")) {
             params.slice = Some(self.number_behind("slice=", "`slice=NS`")?);
-            next = self.words.clone();
         }
-        if next.next().is_some() {
+        if self.peek().is_some() {
             params.reservation = Some(Reservation {
                 budget: self.number_behind("budget=", "`budget=NS`")?,
                 period: self.number_behind("period=", "`period=NS`")?,
@@ -513,14 +473,14 @@ impl<'a> Words<'a> {
                 server: match self.word("`server=0` or `server=1`")? {
                     "server=0" => false,
                     "server=1" => true,
-                    word => return Err(Problem::Expected("`server=0` or `server=1`", word)),
+                    word => return Err(Wrong::Expected("`server=0` or `server=1`", word)),
                 },
             });
         }
         Ok(params)
     }
 
-    fn wake(&mut self) -> Result<Wake, Problem<'a>> {
+    fn wake(&mut self) -> Result<Wake, Wrong<'a>> {
         let what = "a reason to wake: `new`, `timer`, `interrupt`, `message vN` or `refilled`";
         Ok(match self.word(what)? {
             "new" => Wake::New,
@@ -528,39 +488,35 @@ impl<'a> Words<'a> {
             "interrupt" => Wake::Interrupt,
             "message" => Wake::Message(self.vcpu()?),
             "refilled" => Wake::Refilled,
-            word => return Err(Problem::Expected(what, word)),
+            word => return Err(Wrong::Expected(what, word)),
         })
     }
 
-    fn stop(&mut self) -> Result<Stop, Problem<'a>> {
+    fn stop(&mut self) -> Result<Stop, Wrong<'a>> {
         let what = "a reason to stop: `slice`, `kicked`, `yield`, `yield vN`, `block` or `exit`";
         Ok(match self.word(what)? {
             "slice" => Stop::Slice,
             "kicked" => Stop::Kicked,
-            "yield" if self.words.clone().next().is_some() => Stop::YieldTo(self.vcpu()?),
+            "yield" if self.peek().is_some() => Stop::YieldTo(self.vcpu()?),
             "yield" => Stop::Yield,
             "block" => Stop::Block,
             "exit" => Stop::Exit,
-            word => return Err(Problem::Expected(what, word)),
+            word => return Err(Wrong::Expected(what, word)),
         })
     }
 
-    fn answer(&mut self) -> Result<Answer<'a>, Problem<'a>> {
+    fn answer(&mut self) -> Result<Answer<'a>, Wrong<'a>> {
         let what = "an answer: `kick`, `arm`, `throttle`, `note`, `refused`, `latched`, `delivered`, `run`, `idle` or `ejected`";
         let unless = |words: &mut Self, name: &str, what: &'static str| match words.word(what)? {
             word if word == name => Ok(Nanos::MAX),
-            word => word.parse().map_err(|_| Problem::Expected(what, word)),
+            word => word.parse().map_err(|_| Wrong::Expected(what, word)),
         };
         Ok(match self.word(what)? {
             "kick" => Answer::Kick(self.pcpu()?),
             "arm" => Answer::Arm(self.timer()?, unless(self, "never", "a time in ns, or `never`")?),
             "throttle" => Answer::Throttle(self.vcpu()?, self.number("a time in ns")?),
             "note" => Answer::Note(self.word("what is noted")?, self.number("a number")?),
-            "refused" => {
-                let (_, why) = self.line.split_once("refused").unwrap_or_default();
-                self.words = "".split_ascii_whitespace();
-                Answer::Refused(why.trim_ascii())
-            }
+            "refused" => Answer::Refused(self.rest()),
             "latched" => Answer::Latched(self.vcpu()?),
             "delivered" => Answer::Delivered(self.vcpu()?),
             "run" => Answer::Run(Run {
@@ -572,10 +528,10 @@ impl<'a> Words<'a> {
                 let what = "why the policy was ejected";
                 let word = self.word(what)?;
                 let known = Ejection::NAMES.iter().find(|(name, _)| *name == word);
-                let (_, make) = known.ok_or(Problem::Expected(what, word))?;
+                let (_, make) = known.ok_or(Wrong::Expected(what, word))?;
                 Answer::Ejected(make(self.vcpu()?))
             }
-            word => return Err(Problem::Expected(what, word)),
+            word => return Err(Wrong::Expected(what, word)),
         })
     }
 }

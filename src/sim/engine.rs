@@ -8,10 +8,10 @@ use baton_policy::{
 };
 use baton_workload::{Cursor, Step, Waiting, Workload};
 
-use crate::guest::{Doing, Guest, Messages, Place};
+use crate::guest::{Doing, Guest, Messages, Place, Rest};
 use crate::locks::{Barrier, Named, PolicyLock, SpinLock};
 use crate::outcome::{BarrierOutcome, Outcome, PcpuOutcome};
-use crate::queue::{Queue, Rank};
+use crate::queue::{Queue, Rank, Ranked};
 use crate::{Costs, Histogram};
 
 /// The machine, and how long it is looked at.
@@ -92,6 +92,20 @@ enum Happening {
     SavedLocked(PcpuId),
     /// An idle pCPU picks, and has the lock.
     PickLocked(PcpuId),
+}
+
+impl Ranked for Happening {
+    #[inline]
+    fn rank(&self) -> Rank {
+        match self {
+            Self::Kick(..) | Self::Guest(..) | Self::Saved(_) | Self::SavedLocked(_) | Self::PickLocked(_) => {
+                Rank::Pcpu
+            }
+            Self::Start(_) | Self::Wake(..) | Self::WakeLocked(..) | Self::Device(_) | Self::Timer(_) | Self::Watch => {
+                Rank::Outside
+            }
+        }
+    }
 }
 
 /// What a pCPU is at.
@@ -216,7 +230,8 @@ pub fn run<P: Policy>(
         harness: Harness::new(policy, slabs, topology, limits, seed),
         desk: Desk { orders: Vec::new(), log, log_failed: false, events: 0, now: 0, ejected: None },
         queue: Queue::new(),
-        guests: (0..vcpus).map(|_| Guest::new()).collect(),
+        guests: slots(vcpus),
+        rests: workload.vcpus.iter().map(|vcpu| Rest::new(workload, vcpu)).collect(),
         pcpus: (0..pcpus).map(idle).collect(),
         devices: Vec::new(),
         messages: Messages::new(),
@@ -264,6 +279,7 @@ struct Simulation<'a, 'l, P: Policy> {
     desk: Desk<'l>,
     queue: Queue<Happening>,
     guests: Vec<Guest>,
+    rests: Vec<Rest<'a>>,
     pcpus: Vec<Pcpu>,
     devices: Vec<Cursor>,
     messages: Messages,
@@ -310,16 +326,15 @@ impl<P: Policy> Simulation<'_, '_, P> {
             self.pick(0, pcpu, 1)?;
         }
         for (n, vcpu) in self.workload.vcpus.iter().enumerate() {
-            self.guests[n].outcome.weight = vcpu.params.weight;
-            self.queue.push(vcpu.start, Rank::Outside, Happening::Start(VcpuId::from(n)));
+            self.queue.push(vcpu.start, Happening::Start(VcpuId::from(n)));
         }
         for (own, device) in (0..).zip(self.workload.devices) {
             let number = VcpuId(self.guests.len() as u32 + own);
             self.devices.push(Cursor::new(self.workload.seed, number, 0, device.start));
-            self.queue.push(device.start, Rank::Outside, Happening::Device(own));
+            self.queue.push(device.start, Happening::Device(own));
         }
         if let Some(every) = self.setup.watch {
-            self.queue.push(every, Rank::Outside, Happening::Watch);
+            self.queue.push(every, Happening::Watch);
         }
         Ok(())
     }
@@ -347,7 +362,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             Happening::Watch => {
                 self.watch(now)?;
                 let every = self.setup.watch.unwrap_or(Nanos::MAX);
-                self.queue.push(now.saturating_add(every), Rank::Outside, Happening::Watch);
+                self.queue.push(now.saturating_add(every), Happening::Watch);
             }
         }
         Ok(())
@@ -375,7 +390,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                     && last != id.0
                 {
                     let distance = self.setup.topology.distance(PcpuId(last), id) as usize;
-                    guest.outcome.migrations += 1;
+                    guest.migrations += 1;
                     guest.cold = costs.cold[distance.min(3)];
                     enter += costs.moved;
                     if now - until < costs.claim {
@@ -384,12 +399,13 @@ impl<P: Policy> Simulation<'_, '_, P> {
                     }
                 }
                 let entered = now + enter;
-                guest.outcome.picks += 1;
+                guest.picks += 1;
                 if let Some(woken) = guest.woken.take() {
                     let latency = entered - woken;
-                    guest.outcome.latencies += 1;
-                    guest.outcome.latency += latency;
-                    guest.outcome.latest = guest.outcome.latest.max(latency);
+                    let outcome = &mut self.rests[run.vcpu.index()].outcome;
+                    outcome.latencies += 1;
+                    outcome.latency += latency;
+                    outcome.latest = outcome.latest.max(latency);
                     self.latency.add(latency);
                 }
                 pcpu.phase = Phase::Guest;
@@ -414,7 +430,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
     fn guest_until(&mut self, end: Nanos, id: PcpuId) {
         let pcpu = &mut self.pcpus[id.index()];
         pcpu.epoch = pcpu.epoch.wrapping_add(1);
-        self.queue.push(end, Rank::Pcpu, Happening::Guest(id, pcpu.epoch));
+        self.queue.push(end, Happening::Guest(id, pcpu.epoch));
     }
 
     /// Gives the guest the CPU time that it had so far.
@@ -444,18 +460,19 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 Doing::Until(_) => guest.doing = Doing::Next,
                 Doing::Release(at, _) if now < at => return self.leave(now, id, Stop::Block),
                 Doing::Release(at, deadline) => {
-                    guest.outcome.tally.begin(at, deadline, guest.outcome.ran);
+                    self.rests[vcpu.index()].outcome.tally.begin(at, deadline, guest.ran);
                     guest.doing = Doing::Next;
                 }
-                Doing::Receive => match self.messages.take(&mut guest.inbox) {
-                    None => return self.leave(now, id, Stop::Block),
-                    Some(message) => {
-                        guest.outcome.received += 1;
-                        guest.outcome.tally.begin(message.sent, None, guest.outcome.ran);
-                        guest.cursor.received(message.from);
-                        guest.doing = Doing::Next;
-                    }
-                },
+                Doing::Receive => {
+                    let rest = &mut self.rests[vcpu.index()];
+                    let Some(message) = self.messages.take(&mut rest.inbox) else {
+                        return self.leave(now, id, Stop::Block);
+                    };
+                    rest.outcome.received += 1;
+                    rest.outcome.tally.begin(message.sent, None, guest.ran);
+                    rest.cursor.received(message.from);
+                    guest.doing = Doing::Next;
+                }
                 Doing::Barrier { index, rounds, spins } => {
                     if self.barriers.all[index as usize].rounds > rounds {
                         guest.doing = Doing::Next;
@@ -477,8 +494,8 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 }
                 Doing::Exit => return self.leave(now, id, Stop::Exit),
                 Doing::Next => {
-                    let program = self.workload.vcpus[vcpu.index()].program;
-                    let step = guest.cursor.step(self.workload.program(program), now);
+                    let Rest { cursor, program, .. } = &mut self.rests[vcpu.index()];
+                    let step = cursor.step(program, now);
                     if self.step(now, id, vcpu, step)? {
                         return Ok(());
                     }
@@ -490,27 +507,27 @@ impl<P: Policy> Simulation<'_, '_, P> {
     /// Begins a step; whether the guest is to be left alone for now.
     #[inline]
     fn step(&mut self, now: Nanos, id: PcpuId, vcpu: VcpuId, step: Step) -> Result<bool, Fault> {
-        let guest = &mut self.guests[vcpu.index()];
+        let (guest, rest) = (&mut self.guests[vcpu.index()], &mut self.rests[vcpu.index()]);
         if matches!(step, Step::Sleep(_) | Step::Release { .. } | Step::Receive | Step::Exit) {
-            guest.outcome.tally.finish(now, guest.outcome.ran);
+            rest.outcome.tally.finish(now, guest.ran);
         }
         let inject = self.setup.costs.inject;
         match step {
             Step::Run(ns) => guest.doing = Doing::Run(ns),
             Step::Sleep(until) => {
                 guest.doing = Doing::Until(until);
-                self.queue.push(until.saturating_add(inject), Rank::Outside, Happening::Wake(vcpu, Wake::Timer));
+                self.queue.push(until.saturating_add(inject), Happening::Wake(vcpu, Wake::Timer));
             }
             Step::Release { at, deadline } => {
                 guest.doing = Doing::Release(at, deadline);
                 if at > now {
-                    self.queue.push(at.saturating_add(inject), Rank::Outside, Happening::Wake(vcpu, Wake::Timer));
+                    self.queue.push(at.saturating_add(inject), Happening::Wake(vcpu, Wake::Timer));
                 }
             }
             Step::Receive => guest.doing = Doing::Receive,
             Step::Exit => guest.doing = Doing::Exit,
             Step::Send(to) => {
-                guest.outcome.sent += 1;
+                rest.outcome.sent += 1;
                 let go_on = self.send(now, Some(vcpu), to)? + self.setup.costs.send;
                 if go_on > now {
                     self.pcpus[id.index()].since = go_on;
@@ -564,7 +581,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
         let left = now.max(pcpu.since); // later than now while it is being entered
         let saved = left + (run - run / 2) + if matches!(why, Stop::Slice | Stop::Kicked) { preempt } else { 0 };
         if saved > now {
-            self.queue.push(saved, Rank::Pcpu, Happening::Saved(id));
+            self.queue.push(saved, Happening::Saved(id));
             return Ok(());
         }
         self.saved(now, id)
@@ -575,7 +592,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
     fn saved(&mut self, now: Nanos, id: PcpuId) -> Result<(), Fault> {
         let begin = self.policy_lock.take(now, 2, id);
         if begin > now {
-            self.queue.push(begin, Rank::Pcpu, Happening::SavedLocked(id));
+            self.queue.push(begin, Happening::SavedLocked(id));
             return Ok(());
         }
         self.stop_and_pick(now, id)
@@ -597,7 +614,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             _ => {
                 if why == Stop::Block {
                     guest.woken = Some(now); // by a wake that was latched
-                    guest.outcome.wakes += 1;
+                    self.rests[vcpu.index()].outcome.wakes += 1;
                 }
                 guest.move_to(Place::Waiting, now);
             }
@@ -618,7 +635,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 pcpu.phase = Phase::Picking;
                 let begin = self.policy_lock.take(now, 1, id);
                 if begin > now {
-                    self.queue.push(begin, Rank::Pcpu, Happening::PickLocked(id));
+                    self.queue.push(begin, Happening::PickLocked(id));
                     return Ok(());
                 }
                 self.pick(now, id, 1)
@@ -636,10 +653,10 @@ impl<P: Policy> Simulation<'_, '_, P> {
     /// A vCPU is there, anew or for the first time.
     fn start(&mut self, now: Nanos, vcpu: VcpuId) -> Result<(), Fault> {
         let what = self.workload.vcpus[vcpu.index()];
-        let guest = &mut self.guests[vcpu.index()];
-        guest.cursor = Cursor::new(self.workload.seed, vcpu, guest.life, now);
-        guest.life += 1;
-        guest.last = None;
+        let rest = &mut self.rests[vcpu.index()];
+        rest.cursor = Cursor::new(self.workload.seed, vcpu, rest.life, now);
+        rest.life += 1;
+        self.guests[vcpu.index()].last = None;
         let admitted = self.harness.add(now, vcpu, what.params, &mut self.desk);
         let admitted = admitted.map_err(|unfit| Fault::Unfit(now, unfit))?;
         self.obey(now);
@@ -658,9 +675,10 @@ impl<P: Policy> Simulation<'_, '_, P> {
     fn gone(&mut self, now: Nanos, vcpu: VcpuId) {
         let guest = &mut self.guests[vcpu.index()];
         guest.move_to(Place::Absent, now);
-        guest.outcome.exits += 1;
         (guest.doing, guest.cold, guest.woken) = (Doing::Exit, 0, None);
-        while self.messages.take(&mut guest.inbox).is_some() {
+        let rest = &mut self.rests[vcpu.index()];
+        rest.outcome.exits += 1;
+        while self.messages.take(&mut rest.inbox).is_some() {
             self.lost += 1;
         }
         self.come_again(now, vcpu);
@@ -668,8 +686,8 @@ impl<P: Policy> Simulation<'_, '_, P> {
 
     fn come_again(&mut self, now: Nanos, vcpu: VcpuId) {
         if let Some(after) = self.workload.vcpus[vcpu.index()].respawn {
-            let after = self.guests[vcpu.index()].cursor.draw(after).max(1);
-            self.queue.push(now.saturating_add(after), Rank::Outside, Happening::Start(vcpu));
+            let after = self.rests[vcpu.index()].cursor.draw(after).max(1);
+            self.queue.push(now.saturating_add(after), Happening::Start(vcpu));
         }
     }
 
@@ -680,7 +698,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
         let about = guest.last.map_or(vcpu.0 % self.setup.pcpus, |(last, _)| last);
         let begin = self.policy_lock.take(now, 1, PcpuId(about));
         if begin > now {
-            self.queue.push(begin, Rank::Outside, Happening::WakeLocked(vcpu, why));
+            self.queue.push(begin, Happening::WakeLocked(vcpu, why));
         } else {
             self.wake(now, vcpu, why)?;
         }
@@ -696,8 +714,8 @@ impl<P: Policy> Simulation<'_, '_, P> {
         if woken == Woken::Now {
             let guest = &mut self.guests[vcpu.index()];
             guest.woken = Some(now);
-            guest.outcome.wakes += 1;
             guest.move_to(Place::Waiting, now);
+            self.rests[vcpu.index()].outcome.wakes += 1;
         }
         self.obey(now);
         Ok(())
@@ -705,12 +723,12 @@ impl<P: Policy> Simulation<'_, '_, P> {
 
     /// Puts a message into an inbox, and wakes whoever waits for it; when the sender can go on.
     fn send(&mut self, now: Nanos, from: Option<VcpuId>, to: VcpuId) -> Result<Nanos, Fault> {
-        let guest = &mut self.guests[to.index()];
+        let guest = &self.guests[to.index()];
         if guest.place == Place::Absent {
             self.lost += 1;
             return Ok(now);
         }
-        if !self.messages.put(&mut guest.inbox, from, now) {
+        if !self.messages.put(&mut self.rests[to.index()].inbox, from, now) {
             return Err(Fault::Flood(now));
         }
         if guest.doing != Doing::Receive {
@@ -719,7 +737,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
         let why = from.map_or(Wake::Interrupt, Wake::Message);
         let inject = if from.is_none() { self.setup.costs.inject } else { 0 };
         if inject > 0 {
-            self.queue.push(now + inject, Rank::Outside, Happening::Wake(to, why));
+            self.queue.push(now + inject, Happening::Wake(to, why));
             return Ok(now);
         }
         self.request_wake(now, to, why)
@@ -787,7 +805,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 _ => return Ok(()),
             };
             if until > now {
-                self.queue.push(until, Rank::Outside, Happening::Device(device));
+                self.queue.push(until, Happening::Device(device));
                 return Ok(());
             }
         }
@@ -823,12 +841,12 @@ impl<P: Policy> Simulation<'_, '_, P> {
                     let pcpu = &mut self.pcpus[id.index()];
                     pcpu.outcome.kicks += 1;
                     self.kicks += 1;
-                    self.queue.push(now + self.setup.costs.kick, Rank::Pcpu, Happening::Kick(id, pcpu.picked));
+                    self.queue.push(now + self.setup.costs.kick, Happening::Kick(id, pcpu.picked));
                 }
                 Order::Arm(timer, at) => {
                     let Some(armed) = self.timers.slot(timer) else { continue };
                     if at != Nanos::MAX && *armed != at {
-                        self.queue.push(at.max(now), Rank::Outside, Happening::Timer(timer));
+                        self.queue.push(at.max(now), Happening::Timer(timer));
                     }
                     *armed = at;
                 }
@@ -861,9 +879,9 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 stopped.map_err(|unfit| Fault::Unfit(horizon, unfit))?;
             }
         }
-        for guest in &mut self.guests {
+        for (guest, rest) in self.guests.iter_mut().zip(&mut self.rests) {
             guest.move_to(guest.place, horizon);
-            guest.outcome.tally.close(horizon);
+            rest.outcome.tally.close(horizon);
         }
         if let Some(log) = self.desk.log.take() {
             self.desk.log_failed |= log.end().is_err();
@@ -878,7 +896,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             policy: name.to_owned(),
             horizon,
             events: self.desk.events,
-            vcpus: self.guests.into_iter().map(|guest| guest.outcome).collect(),
+            vcpus: self.rests.into_iter().zip(&self.guests).map(|(rest, guest)| guest.outcome(rest)).collect(),
             pcpus: self.pcpus.into_iter().map(|pcpu| pcpu.outcome).collect(),
             latency: self.latency,
             lock_wait: self.policy_lock.waited,

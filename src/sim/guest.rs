@@ -1,12 +1,12 @@
 //! A vCPU from the inside, and what it has in its inbox.
 
 use baton_policy::{Nanos, VcpuId};
-use baton_workload::Cursor;
+use baton_workload::{Cursor, Op, Vcpu, Workload};
 
 use crate::outcome::VcpuOutcome;
 
-/// What a vCPU is at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What its program has it do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Doing {
     /// Its program has the next step.
     Next,
@@ -26,6 +26,7 @@ pub enum Doing {
     /// It spins for the lock.
     Lock(u32),
     /// It is gone.
+    #[default]
     Exit,
 }
 
@@ -40,66 +41,76 @@ pub enum Place {
     Given,
 }
 
+/// What a vCPU is at: all that is needed in every round of a pCPU, and no more. With many vCPUs the simulator waits for
+/// memory more than for anything else, so that the rest is in another place.
+#[derive(Default)]
 pub struct Guest {
-    pub cursor: Cursor,
     pub doing: Doing,
     /// CPU time that it needs before anything else, for its caches are cold.
     pub cold: Nanos,
     pub place: Place,
     /// Since when it is there.
     pub since: Nanos,
+    /// How long it was in each [`Place`].
+    spent: [Nanos; 4],
     /// When it was woken, if it has not run since.
     pub woken: Option<Nanos>,
     /// Where it ran last, and until when.
     pub last: Option<(u32, Nanos)>,
+    /// As in [`VcpuOutcome`].
+    pub ran: Nanos,
+    pub warmed: Nanos,
+    pub spun: Nanos,
+    pub picks: u64,
+    pub migrations: u64,
+}
+
+/// The rest of a vCPU.
+pub struct Rest<'a> {
+    pub program: &'a [Op],
+    pub cursor: Cursor,
     pub inbox: Inbox,
     /// How often it was there.
     pub life: u32,
+    /// But for what its [`Guest`] counts.
     pub outcome: VcpuOutcome,
 }
 
-impl Guest {
-    pub fn new() -> Self {
-        Self {
-            cursor: Cursor::new(0, VcpuId(0), 0, 0),
-            doing: Doing::Exit,
-            cold: 0,
-            place: Place::Absent,
-            since: 0,
-            woken: None,
-            last: None,
-            inbox: Inbox::default(),
-            life: 0,
-            outcome: VcpuOutcome::default(),
-        }
+impl<'a> Rest<'a> {
+    pub fn new(workload: &Workload<'a>, vcpu: &Vcpu) -> Self {
+        let program = workload.program(vcpu.program);
+        let outcome = VcpuOutcome { weight: vcpu.params.weight, ..VcpuOutcome::default() };
+        Self { program, cursor: Cursor::new(0, VcpuId(0), 0, 0), inbox: Inbox::default(), life: 0, outcome }
     }
+}
 
+impl Guest {
     /// Its time goes elsewhere from now on.
     #[inline]
     pub fn move_to(&mut self, place: Place, now: Nanos) {
-        let span = now - self.since;
-        match self.place {
-            Place::Absent => self.outcome.absent += span,
-            Place::Blocked => self.outcome.blocked += span,
-            Place::Waiting => self.outcome.waited += span,
-            Place::Given => self.outcome.given += span,
-        }
+        self.spent[self.place as usize] += now - self.since;
         (self.place, self.since) = (place, now);
     }
 
     /// It had so much CPU time.
     #[inline]
     pub fn use_time(&mut self, span: Nanos) {
-        self.outcome.ran += span;
+        self.ran += span;
         let cold = span.min(self.cold);
         self.cold -= cold;
-        self.outcome.cold += cold;
+        self.warmed += cold;
         let span = span - cold;
         match &mut self.doing {
             Doing::Run(left) => *left = left.saturating_sub(span),
-            Doing::Barrier { spins: true, .. } | Doing::Lock(_) => self.outcome.spun += span,
+            Doing::Barrier { spins: true, .. } | Doing::Lock(_) => self.spun += span,
             _ => {}
         }
+    }
+
+    /// All that became of it.
+    pub fn outcome(&self, rest: Rest<'_>) -> VcpuOutcome {
+        let &Self { spent: [absent, blocked, waited, given], ran, warmed, spun, picks, migrations, .. } = self;
+        VcpuOutcome { ran, spun, cold: warmed, given, waited, blocked, absent, picks, migrations, ..rest.outcome }
     }
 }
 

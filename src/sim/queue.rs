@@ -1,5 +1,7 @@
 //! What is going to happen, the earliest first.
 
+use std::collections::VecDeque;
+
 use baton_policy::Nanos;
 
 /// At one instant, what comes from outside goes before what pCPUs do: a job that arrives when a slice ends is seen by
@@ -10,84 +12,59 @@ pub enum Rank {
     Pcpu,
 }
 
-#[derive(Clone, Copy)]
-struct Entry<T> {
-    time: Nanos,
-    order: u64,
-    what: T,
+pub trait Ranked {
+    fn rank(&self) -> Rank;
 }
 
-impl<T> Entry<T> {
-    #[inline(always)]
-    fn key(&self) -> u128 {
-        u128::from(self.time) << 64 | u128::from(self.order)
-    }
-}
-
-/// A heap in which each entry has four below it: half as deep as one with two, and the four are next to each other.
 /// Those of the same time and rank come out in the order in which they were put in. Nothing is taken out before its time:
 /// whoever has put it in knows whether it still counts.
+///
+/// A radix heap (Ahuja, Mehlhorn, Orlin and Tarjan, "Faster algorithms for the shortest path problem", 1990): time does not
+/// go back, so that what is far off need not be in order yet. An entry goes down at least one bucket whenever it is touched,
+/// always behind those that came before it, and never up; memory is read and written from the first to the last.
 pub struct Queue<T> {
-    heap: Vec<Entry<T>>,
-    count: u64,
+    now: Nanos,
+    /// What is due now, by rank.
+    due: [VecDeque<T>; 2],
+    /// What is later, by the highest bit in which its time is not that of now.
+    later: [Vec<(Nanos, T)>; 64],
+    /// Which of those are not empty.
+    filled: u64,
 }
 
-const WAYS: usize = 4;
-
-impl<T: Copy> Queue<T> {
+impl<T: Ranked> Queue<T> {
     pub fn new() -> Self {
-        Self { heap: Vec::new(), count: 0 }
+        Self { now: 0, due: [const { VecDeque::new() }; 2], later: [const { Vec::new() }; 64], filled: 0 }
     }
 
+    /// What should have been earlier is to be now.
     #[inline]
-    pub fn push(&mut self, time: Nanos, rank: Rank, what: T) {
-        self.count += 1;
-        let entry = Entry { time, order: (rank as u64) << 63 | self.count, what };
-        let mut at = self.heap.len();
-        self.heap.push(entry);
-        while at > 0 {
-            let above = (at - 1) / WAYS;
-            if self.heap[above].key() <= entry.key() {
-                break;
+    pub fn push(&mut self, time: Nanos, what: T) {
+        let time = time.max(self.now);
+        match (time ^ self.now).checked_ilog2() {
+            None => self.due[what.rank() as usize].push_back(what),
+            Some(bit) => {
+                self.later[bit as usize].push((time, what));
+                self.filled |= 1 << bit;
             }
-            self.heap[at] = self.heap[above];
-            at = above;
         }
-        self.heap[at] = entry;
     }
 
-    /// The earliest, with its time.
+    /// The earliest, with its time, which is now from here on.
     #[inline]
     pub fn pop(&mut self) -> Option<(Nanos, T)> {
-        let last = self.heap.pop()?;
-        let Some(&first) = self.heap.first() else { return Some((last.time, last.what)) };
-        // The hole goes down to the end, and the last one up from there: it belongs near the end mostly.
-        let len = self.heap.len();
-        let mut at = 0;
         loop {
-            let below = at * WAYS + 1;
-            if below >= len {
-                break;
+            let [outside, pcpu] = &mut self.due;
+            if let Some(what) = outside.pop_front().or_else(|| pcpu.pop_front()) {
+                return Some((self.now, what));
             }
-            let mut least = below;
-            for other in below + 1..(below + WAYS).min(len) {
-                if self.heap[other].key() < self.heap[least].key() {
-                    least = other;
-                }
-            }
-            self.heap[at] = self.heap[least];
-            at = least;
+            let bit = self.filled.trailing_zeros() as usize;
+            let mut nearest = core::mem::take(self.later.get_mut(bit)?);
+            self.filled &= self.filled - 1;
+            self.now = nearest.iter().map(|(time, _)| *time).min()?;
+            nearest.drain(..).for_each(|(time, what)| self.push(time, what));
+            self.later[bit] = nearest; // which is empty: all went further down
         }
-        while at > 0 {
-            let above = (at - 1) / WAYS;
-            if self.heap[above].key() <= last.key() {
-                break;
-            }
-            self.heap[at] = self.heap[above];
-            at = above;
-        }
-        self.heap[at] = last;
-        Some((first.time, first.what))
     }
 }
 
@@ -97,20 +74,31 @@ mod tests {
 
     use super::*;
 
+    impl Ranked for (bool, usize) {
+        fn rank(&self) -> Rank {
+            if self.0 { Rank::Pcpu } else { Rank::Outside }
+        }
+    }
+
     proptest! {
         #[test]
-        fn comes_out_by_time_then_rank_then_order(steps in prop::collection::vec((0..20_u64, any::<bool>(), 0..3), 0..300)) {
+        fn comes_out_by_time_then_rank_then_order(
+            steps in prop::collection::vec((prop_oneof![0..20_u64, any::<u64>()], any::<bool>(), 0..3), 0..300),
+        ) {
             let mut queue = Queue::new();
-            let mut model: Vec<(Nanos, bool, usize)> = Vec::new();
-            let pop = |queue: &mut Queue<usize>, model: &mut Vec<(Nanos, bool, usize)>| {
+            let mut model: Vec<(Nanos, (bool, usize))> = Vec::new();
+            let mut now: Nanos = 0;
+            let mut pop = |queue: &mut Queue<_>, model: &mut Vec<_>| {
                 let least = model.iter().copied().min();
                 model.retain(|entry| Some(*entry) != least);
-                assert_eq!(queue.pop(), least.map(|(time, _, what)| (time, what)));
+                assert_eq!(queue.pop(), least);
+                least.map_or(0, |(time, _)| time)
             };
-            for (n, (time, is_pcpu, pops)) in steps.into_iter().enumerate() {
-                queue.push(time, if is_pcpu { Rank::Pcpu } else { Rank::Outside }, n);
-                model.push((time, is_pcpu, n));
-                (0..pops).for_each(|_| pop(&mut queue, &mut model));
+            for (n, (after, is_pcpu, pops)) in steps.into_iter().enumerate() {
+                let time = now.saturating_add(after);
+                queue.push(time, (is_pcpu, n));
+                model.push((time, (is_pcpu, n)));
+                (0..pops).for_each(|_| now = now.max(pop(&mut queue, &mut model)));
             }
             while !model.is_empty() {
                 pop(&mut queue, &mut model);

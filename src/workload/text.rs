@@ -20,9 +20,9 @@
 //! ```
 
 use core::fmt;
-use core::str::{FromStr, SplitAsciiWhitespace};
 
-use baton_policy::{Nanos, Params, VcpuId, log};
+use baton_policy::words::{Words, Wrong};
+use baton_policy::{Nanos, Params, VcpuId};
 
 use crate::{Amount, DEPTH, Device, Op, Program, Target, Turn, Vcpu, Waiting, Workload};
 
@@ -40,13 +40,7 @@ pub const MAX_PROGRAMS: usize = 64;
 pub enum Problem<'a> {
     NoHeader,
     Version(&'a str),
-    /// There should be this, and there is that.
-    Expected(&'static str, &'a str),
-    /// It ends where there should be this.
-    Ends(&'static str),
-    /// There is more, from here on.
-    More(&'a str),
-    Params(log::Problem<'a>),
+    Words(Wrong<'a>),
     /// They cannot be.
     Unsound,
     /// A time is longer than [`LONGEST`].
@@ -84,10 +78,7 @@ impl fmt::Display for Problem<'_> {
             Self::Version(version) => {
                 write!(f, "this workload is of version {version}, and only version 1 can be read")
             }
-            Self::Expected(what, found) => write!(f, "there is `{found}` where {what} should be"),
-            Self::Ends(what) => write!(f, "it ends where {what} should be"),
-            Self::More(rest) => write!(f, "`{rest}` is more than belongs here"),
-            Self::Params(problem) => problem.fmt(f),
+            Self::Words(wrong) => wrong.fmt(f),
             Self::Unsound => f.write_str(
                 "a weight and a slice are not 0, the first pCPU is not behind the last, and a budget fits into its \
                      deadline and its period",
@@ -117,6 +108,12 @@ impl fmt::Display for Problem<'_> {
             }
             Self::Room(what, count) => write!(f, "there is room for {count} {what}"),
         }
+    }
+}
+
+impl<'a> From<Wrong<'a>> for Problem<'a> {
+    fn from(wrong: Wrong<'a>) -> Self {
+        Self::Words(wrong)
     }
 }
 
@@ -190,7 +187,7 @@ impl Header {
         let ops = words.number_behind("ops=", "`ops=NUMBER`")?;
         let vcpus = words.number_behind("vcpus=", "`vcpus=NUMBER`")?;
         let devices = words.number_behind("devices=", "`devices=NUMBER`")?;
-        words.end(Self { seed, ops, vcpus, devices })
+        Ok(words.end(Self { seed, ops, vcpus, devices })?)
     }
 }
 
@@ -212,24 +209,24 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn line<'t>(&mut self, line: &'t str) -> Result<(), Problem<'t>> {
         let mut words = Words::new(line);
-        match words.words.clone().next() {
+        match words.peek() {
             Some("program") => {
                 words.next();
-                words.in_order("program", self.counts[PROGRAMS])?;
+                in_order(&mut words, "program", self.counts[PROGRAMS])?;
                 let first = self.counts[OPS] as u32;
                 let slot = self.programs.get_mut(self.counts[PROGRAMS]).ok_or(Problem::Programs)?;
                 *slot = Program { first, len: 0 };
                 self.counts[PROGRAMS] += 1;
-                words.end(())
+                Ok(words.end(())?)
             }
             Some("vcpu") => {
                 words.next();
-                words.in_order("vcpu", self.counts[VCPUS])?;
+                in_order(&mut words, "vcpu", self.counts[VCPUS])?;
                 let program = self.program(&mut words)?;
-                let start = words.time_behind("start=", "`start=NS`")?;
+                let start = time_behind(&mut words, "start=", "`start=NS`")?;
                 let respawn = words.behind("respawn=", "`respawn=NS`, `respawn=uniform …` or `respawn=never`")?;
-                let respawn = if respawn == "never" { None } else { Some(words.amount_from(respawn)?) };
-                let params = Params::parse(words.rest()).map_err(Problem::Params)?;
+                let respawn = if respawn == "never" { None } else { Some(Amount::read_from(respawn, &mut words)?) };
+                let params = Params::parse(words.rest())?;
                 if !params.is_sound() {
                     return Err(Problem::Unsound);
                 }
@@ -238,21 +235,21 @@ impl<'a> Reader<'a> {
             }
             Some("device") => {
                 words.next();
-                words.in_order("device", self.counts[DEVICES])?;
+                in_order(&mut words, "device", self.counts[DEVICES])?;
                 let program = self.program(&mut words)?;
-                let start = words.time_behind("start=", "`start=NS`")?;
+                let start = time_behind(&mut words, "start=", "`start=NS`")?;
                 put(self.slots.devices, &mut self.counts[DEVICES], Device { program, start }, "devices")?;
-                words.end(())
+                Ok(words.end(())?)
             }
             _ => {
                 let Some(program) = self.counts[PROGRAMS].checked_sub(1) else { return Err(Problem::NoProgram) };
                 if self.counts[VCPUS] + self.counts[DEVICES] > 0 {
-                    return Err(Problem::Expected("`vcpu` or `device`", words.next().unwrap_or_default()));
+                    return Err(Wrong::Expected("`vcpu` or `device`", words.rest()).into());
                 }
-                let op = words.op()?;
+                let op = Op::read(&mut words)?;
                 put(self.slots.ops, &mut self.counts[OPS], op, "ops")?;
                 self.programs[program].len += 1;
-                words.end(())
+                Ok(words.end(())?)
             }
         }
     }
@@ -269,7 +266,7 @@ impl<'a> Reader<'a> {
         let what = "`program=NUMBER`, the number of a program above,";
         let word = words.behind("program=", what)?;
         let number = word.parse().ok().filter(|&number: &usize| number < self.counts[PROGRAMS]);
-        Ok(self.programs[number.ok_or(Problem::Expected(what, word))?])
+        Ok(self.programs[number.ok_or(Wrong::Expected(what, word))?])
     }
 
     fn end(self) -> Result<Workload<'a>, Problem<'static>> {
@@ -376,12 +373,55 @@ impl Op {
     /// If it is no op.
     pub fn parse(line: &str) -> Result<Self, Problem<'_>> {
         let mut words = Words::new(line);
-        let op = words.op()?;
-        words.end(op)
+        let op = Self::read(&mut words)?;
+        Ok(words.end(op)?)
+    }
+
+    fn read<'t>(words: &mut Words<'t>) -> Result<Self, Problem<'t>> {
+        const PARTIES: &str = "how many wait for each other, at least 1,";
+        const ROUNDS: &str = "how many rounds, at least 1, or `forever`";
+        let what = "an op: `run`, `sleep`, `release`, `send`, `receive`, `yield`, `barrier`, `lock`, `unlock`, `repeat`, `end` \
+                    or `exit`";
+        Ok(match words.word(what)? {
+            "run" => Self::Run(Amount::read(words)?),
+            "sleep" => Self::Sleep(Amount::read(words)?),
+            "release" => Self::Release {
+                period: Amount::read(words)?,
+                jitter: time_of(words, "jitter")?.unwrap_or(0),
+                deadline: time_of(words, "deadline")?,
+            },
+            "send" => Self::Send(Target::read(words)?),
+            "receive" => Self::Receive,
+            "yield" if words.peek().is_some() => Self::YieldTo(Target::read(words)?),
+            "yield" => Self::Yield,
+            "barrier" => Self::Barrier {
+                number: words.number("the number of a barrier")?,
+                parties: {
+                    keyword(words, "of")?;
+                    at_least_1(words.word(PARTIES)?, PARTIES)?
+                },
+                waiting: match words.word("`spin` or `block`")? {
+                    "spin" => Waiting::Spin,
+                    "block" => Waiting::Block,
+                    word => return Err(Wrong::Expected("`spin` or `block`", word).into()),
+                },
+            },
+            "lock" => Self::Lock(words.number("the number of a lock")?),
+            "unlock" => Self::Unlock(words.number("the number of a lock")?),
+            "repeat" => match words.word(ROUNDS)? {
+                "forever" => Self::Repeat { rounds: None, level: 0 },
+                word => Self::Repeat { rounds: Some(at_least_1(word, ROUNDS)?), level: 0 },
+            },
+            "end" => Self::End { back: 0, level: 0 },
+            "exit" => Self::Exit,
+            word => return Err(Wrong::Expected(what, word).into()),
+        })
     }
 }
 
 impl Amount {
+    const WHAT: &str = "a time in ns, `uniform FIRST LAST` or `exponential MEAN`";
+
     /// Reads one, as it is behind `run`.
     ///
     /// # Errors
@@ -389,9 +429,87 @@ impl Amount {
     /// If it is none.
     pub fn parse(text: &str) -> Result<Self, Problem<'_>> {
         let mut words = Words::new(text);
-        let amount = words.amount()?;
-        words.end(amount)
+        let amount = Self::read(&mut words)?;
+        Ok(words.end(amount)?)
     }
+
+    fn read<'t>(words: &mut Words<'t>) -> Result<Self, Problem<'t>> {
+        Self::read_from(words.word(Self::WHAT)?, words)
+    }
+
+    /// The first word of which is this.
+    fn read_from<'t>(word: &'t str, words: &mut Words<'t>) -> Result<Self, Problem<'t>> {
+        match word {
+            "uniform" => match (time(words)?, time(words)?) {
+                (first, last) if first > last => Err(Problem::Backwards),
+                (first, last) => Ok(Self::Uniform(first, last)),
+            },
+            "exponential" => time(words).map(Self::Exponential),
+            _ => match word.parse() {
+                Err(_) => Err(Wrong::Expected(Self::WHAT, word).into()),
+                Ok(ns) if ns > LONGEST => Err(Problem::Long),
+                Ok(ns) => Ok(Self::Constant(ns)),
+            },
+        }
+    }
+}
+
+impl Target {
+    fn read<'t>(words: &mut Words<'t>) -> Result<Self, Problem<'t>> {
+        let what = "somebody: `v3`, `+1`, `-1`, `sender`, `v0-v7 next` or `v0-v7 any`";
+        let word = words.word(what)?;
+        let wrong = Wrong::Expected(what, word);
+        let vcpu = |word: &str| word.strip_prefix('v').and_then(|number| number.parse().ok()).map(VcpuId);
+        match (word.as_bytes()[0], word.split_once('-')) {
+            _ if word == "sender" => Ok(Self::Sender),
+            (b'+' | b'-', _) => Ok(Self::Relative(word.parse().map_err(|_| wrong)?)),
+            (_, None) => Ok(Self::Vcpu(vcpu(word).ok_or(wrong)?)),
+            (_, Some((first, last))) => {
+                let (first, last) = (vcpu(first).ok_or(wrong)?, vcpu(last).ok_or(wrong)?);
+                if first > last {
+                    return Err(Problem::Backwards);
+                }
+                match words.word("`next` or `any`")? {
+                    "next" => Ok(Self::Range(first, last, Turn::Next)),
+                    "any" => Ok(Self::Range(first, last, Turn::Any)),
+                    word => Err(Wrong::Expected("`next` or `any`", word).into()),
+                }
+            }
+        }
+    }
+}
+
+fn time_behind<'t>(words: &mut Words<'t>, name: &str, what: &'static str) -> Result<Nanos, Problem<'t>> {
+    match words.number_behind(name, what)? {
+        ns if ns > LONGEST => Err(Problem::Long),
+        ns => Ok(ns),
+    }
+}
+
+fn time<'t>(words: &mut Words<'t>) -> Result<Nanos, Problem<'t>> {
+    time_behind(words, "", "a time in ns")
+}
+
+/// The time behind a word, if that comes next.
+fn time_of<'t>(words: &mut Words<'t>, name: &str) -> Result<Option<Nanos>, Problem<'t>> {
+    words.next_if(name).then(|| time(words)).transpose()
+}
+
+/// The number that is next in its order.
+fn in_order<'t>(words: &mut Words<'t>, what: &'static str, number: usize) -> Result<(), Problem<'t>> {
+    let number = number as u32;
+    if words.number::<u32>("a number")? == number { Ok(()) } else { Err(Problem::Number(what, number)) }
+}
+
+fn keyword<'t>(words: &mut Words<'t>, keyword: &'static str) -> Result<(), Wrong<'t>> {
+    match words.word(keyword)? {
+        word if word == keyword => Ok(()),
+        word => Err(Wrong::Expected(keyword, word)),
+    }
+}
+
+fn at_least_1<'t>(word: &'t str, what: &'static str) -> Result<u32, Wrong<'t>> {
+    word.parse().ok().filter(|&number| number > 0).ok_or(Wrong::Expected(what, word))
 }
 
 impl fmt::Display for Workload<'_> {
@@ -484,187 +602,6 @@ impl fmt::Display for Op {
             Self::Repeat { rounds: Some(rounds), .. } => write!(f, "repeat {rounds}"),
             Self::End { .. } => f.write_str("end"),
             Self::Exit => f.write_str("exit"),
-        }
-    }
-}
-
-/// The words of a line.
-struct Words<'a> {
-    line: &'a str,
-    words: SplitAsciiWhitespace<'a>,
-}
-
-impl<'a> Words<'a> {
-    fn new(line: &'a str) -> Self {
-        Self { line, words: line.split_ascii_whitespace() }
-    }
-
-    fn next(&mut self) -> Option<&'a str> {
-        self.words.next()
-    }
-
-    /// All that is left of the line.
-    fn rest(&self) -> &'a str {
-        let left = self.words.clone().next().map(|word| word.as_ptr().addr() - self.line.as_ptr().addr());
-        left.and_then(|at| self.line.get(at..)).unwrap_or_default()
-    }
-
-    fn word(&mut self, what: &'static str) -> Result<&'a str, Problem<'a>> {
-        self.next().ok_or(Problem::Ends(what))
-    }
-
-    fn behind(&mut self, name: &str, what: &'static str) -> Result<&'a str, Problem<'a>> {
-        let word = self.word(what)?;
-        word.strip_prefix(name).ok_or(Problem::Expected(what, word))
-    }
-
-    fn number_behind<T: FromStr>(&mut self, name: &str, what: &'static str) -> Result<T, Problem<'a>> {
-        let digits = self.behind(name, what)?;
-        digits.parse().map_err(|_| Problem::Expected(what, digits))
-    }
-
-    fn number(&mut self, what: &'static str) -> Result<u32, Problem<'a>> {
-        self.number_behind("", what)
-    }
-
-    fn time_behind(&mut self, name: &str, what: &'static str) -> Result<Nanos, Problem<'a>> {
-        match self.number_behind(name, what)? {
-            ns if ns > LONGEST => Err(Problem::Long),
-            ns => Ok(ns),
-        }
-    }
-
-    fn time(&mut self) -> Result<Nanos, Problem<'a>> {
-        self.time_behind("", "a time in ns")
-    }
-
-    /// The number that is next in its order.
-    fn in_order(&mut self, what: &'static str, number: usize) -> Result<(), Problem<'a>> {
-        let number = number as u32;
-        match self.number("a number")? {
-            found if found == number => Ok(()),
-            _ => Err(Problem::Number(what, number)),
-        }
-    }
-
-    /// `value`, if this is all.
-    fn end<T>(mut self, value: T) -> Result<T, Problem<'a>> {
-        self.next().map_or(Ok(value), |word| Err(Problem::More(word)))
-    }
-
-    fn amount(&mut self) -> Result<Amount, Problem<'a>> {
-        let word = self.word("a time in ns, `uniform FIRST LAST` or `exponential MEAN`")?;
-        self.amount_from(word)
-    }
-
-    /// The first word of which is this.
-    fn amount_from(&mut self, word: &'a str) -> Result<Amount, Problem<'a>> {
-        match word {
-            "uniform" => match (self.time()?, self.time()?) {
-                (first, last) if first > last => Err(Problem::Backwards),
-                (first, last) => Ok(Amount::Uniform(first, last)),
-            },
-            "exponential" => self.time().map(Amount::Exponential),
-            _ => match word.parse() {
-                Err(_) => Err(Problem::Expected("a time in ns, `uniform FIRST LAST` or `exponential MEAN`", word)),
-                Ok(ns) if ns > LONGEST => Err(Problem::Long),
-                Ok(ns) => Ok(Amount::Constant(ns)),
-            },
-        }
-    }
-
-    fn target(&mut self) -> Result<Target, Problem<'a>> {
-        let what = "somebody: `v3`, `+1`, `-1`, `sender`, `v0-v7 next` or `v0-v7 any`";
-        let word = self.word(what)?;
-        let wrong = Problem::Expected(what, word);
-        let vcpu = |word: &str| word.strip_prefix('v').and_then(|number| number.parse().ok()).map(VcpuId);
-        match (word.as_bytes()[0], word.split_once('-')) {
-            _ if word == "sender" => Ok(Target::Sender),
-            (b'+' | b'-', _) => word.parse().map(Target::Relative).map_err(|_| wrong),
-            (_, None) => vcpu(word).map(Target::Vcpu).ok_or(wrong),
-            (_, Some((first, last))) => {
-                let (first, last) = (vcpu(first).ok_or(wrong)?, vcpu(last).ok_or(wrong)?);
-                if first > last {
-                    return Err(Problem::Backwards);
-                }
-                match self.word("`next` or `any`")? {
-                    "next" => Ok(Target::Range(first, last, Turn::Next)),
-                    "any" => Ok(Target::Range(first, last, Turn::Any)),
-                    word => Err(Problem::Expected("`next` or `any`", word)),
-                }
-            }
-        }
-    }
-
-    fn op(&mut self) -> Result<Op, Problem<'a>> {
-        let what = "an op: `run`, `sleep`, `release`, `send`, `receive`, `yield`, `barrier`, `lock`, `unlock`, `repeat`, `end` \
-                    or `exit`";
-        Ok(match self.word(what)? {
-            "run" => Op::Run(self.amount()?),
-            "sleep" => Op::Sleep(self.amount()?),
-            "release" => self.release()?,
-            "send" => Op::Send(self.target()?),
-            "receive" => Op::Receive,
-            "yield" if self.words.clone().next().is_some() => Op::YieldTo(self.target()?),
-            "yield" => Op::Yield,
-            "barrier" => Op::Barrier {
-                number: self.number("the number of a barrier")?,
-                parties: {
-                    self.keyword("of")?;
-                    self.parties()?
-                },
-                waiting: match self.word("`spin` or `block`")? {
-                    "spin" => Waiting::Spin,
-                    "block" => Waiting::Block,
-                    word => return Err(Problem::Expected("`spin` or `block`", word)),
-                },
-            },
-            "lock" => Op::Lock(self.number("the number of a lock")?),
-            "unlock" => Op::Unlock(self.number("the number of a lock")?),
-            "repeat" => Op::Repeat { rounds: self.rounds()?, level: 0 },
-            "end" => Op::End { back: 0, level: 0 },
-            "exit" => Op::Exit,
-            word => return Err(Problem::Expected(what, word)),
-        })
-    }
-
-    fn release(&mut self) -> Result<Op, Problem<'a>> {
-        let period = self.amount()?;
-        let (mut jitter, mut deadline) = (0, None);
-        if self.words.clone().next() == Some("jitter") {
-            self.next();
-            jitter = self.time()?;
-        }
-        if self.words.clone().next() == Some("deadline") {
-            self.next();
-            deadline = Some(self.time()?);
-        }
-        Ok(Op::Release { period, jitter, deadline })
-    }
-
-    fn keyword(&mut self, keyword: &'static str) -> Result<(), Problem<'a>> {
-        match self.word(keyword)? {
-            word if word == keyword => Ok(()),
-            word => Err(Problem::Expected(keyword, word)),
-        }
-    }
-
-    fn parties(&mut self) -> Result<u32, Problem<'a>> {
-        let what = "how many wait for each other, at least 1,";
-        match self.number(what)? {
-            0 => Err(Problem::Expected(what, "0")),
-            parties => Ok(parties),
-        }
-    }
-
-    /// At least 1.
-    fn rounds(&mut self) -> Result<Option<u32>, Problem<'a>> {
-        let what = "how many rounds, at least 1, or `forever`";
-        let word = self.word(what)?;
-        match (word, word.parse()) {
-            ("forever", _) => Ok(None),
-            (_, Ok(rounds)) if rounds > 0 => Ok(Some(rounds)),
-            _ => Err(Problem::Expected(what, word)),
         }
     }
 }
