@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use baton_policy::kit::Random;
 use baton_policy::{
     Answer, Ejection, Event, Harness, Limits, Machine, Nanos, PcpuId, Policy, Slabs, State, Stop, Timer, Topology,
     Unfit, VcpuId, Wake, Woken, log,
@@ -239,6 +240,7 @@ pub fn run<P: Policy>(
         locks: Named::new(),
         timers,
         policy_lock: PolicyLock::new(P::LOCK, pcpus, setup.costs.policy),
+        drift: Random::new(!seed),
         latency: Histogram::default(),
         claims: 0,
         kicks: 0,
@@ -287,6 +289,8 @@ struct Simulation<'a, 'l, P: Policy> {
     locks: Named<SpinLock>,
     timers: Timers,
     policy_lock: PolicyLock,
+    /// By how much slices end late.
+    drift: Random,
     latency: Histogram,
     claims: u64,
     kicks: u64,
@@ -411,7 +415,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 pcpu.phase = Phase::Guest;
                 pcpu.vcpu = run.vcpu;
                 pcpu.since = entered;
-                pcpu.slice_end = entered.saturating_add(run.slice);
+                pcpu.slice_end = entered.saturating_add(run.slice).saturating_add(self.drift.below(costs.late));
                 pcpu.ran = 0;
                 pcpu.outcome.switches += 1;
                 let end = match guest.doing {

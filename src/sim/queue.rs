@@ -88,7 +88,7 @@ mod tests {
             let mut queue = Queue::new();
             let mut model: Vec<(Nanos, (bool, usize))> = Vec::new();
             let mut now: Nanos = 0;
-            let mut pop = |queue: &mut Queue<_>, model: &mut Vec<_>| {
+            let pop = |queue: &mut Queue<_>, model: &mut Vec<_>| {
                 let least = model.iter().copied().min();
                 model.retain(|entry| Some(*entry) != least);
                 assert_eq!(queue.pop(), least);

@@ -67,8 +67,10 @@ enum On {
 enum Charge {
     /// What the hypervisor takes, and caches that are cold after a migration.
     Measured,
-    /// The same without caches, as QEMU has it.
+    /// The same without caches.
     NoCaches,
+    /// What the lab on QEMU takes: no caches, kicks and ends of slices that are late, dear messages.
+    Qemu,
     /// Nothing.
     Nothing,
 }
@@ -154,6 +156,7 @@ fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Res
     let costs = match options.costs {
         Charge::Measured => "",
         Charge::NoCaches => " --costs no-caches",
+        Charge::Qemu => " --costs qemu",
         Charge::Nothing => " --costs nothing",
     };
     println!("repeat it: cargo baton lab run -p {policy} -w {} --seed {seed}{costs}", shown(&path).display());
@@ -196,6 +199,7 @@ fn setup(options: &Options, built: &Built, horizon: Nanos) -> Setup {
     let costs = match options.costs {
         Charge::Measured => Costs::measured(),
         Charge::NoCaches => Costs::measured().without_caches(),
+        Charge::Qemu => Costs::of_qemu(),
         Charge::Nothing => Costs::ZERO,
     };
     let Built { pcpus, topology, .. } = *built;

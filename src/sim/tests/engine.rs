@@ -561,3 +561,19 @@ fn a_kick_that_comes_after_the_pick_it_was_for_stops_nobody() {
     let log = urgent_at("1050us", Costs { kick: 100_000, ..Costs::ZERO });
     assert!(log.contains(" stop v1 p0 200000 exit\n") && !log.contains(" kicked\n"), "{log}");
 }
+
+#[test]
+fn slices_end_late_by_less_than_is_charged() {
+    let mut built = build(PAIR, None, 1);
+    built.pcpus = 1;
+    let late = |late| {
+        let (_, log) = run_logged("rr", &built, &setup(&built, Costs { late, ..Costs::ZERO }, SECOND));
+        let slices = log.lines().filter(|line| line.contains(" stop ") && line.ends_with(" slice"));
+        let ran = slices.map(|line| line.split(' ').nth(5).unwrap().parse::<Nanos>().unwrap());
+        ran.map(|ran| ran - 10 * MILLISECOND).collect::<Vec<_>>()
+    };
+    assert!(late(0).iter().all(|&late| late == 0));
+    let by = late(1000);
+    assert!(by.len() > 90 && by.iter().all(|&late| late < 1000) && by.iter().any(|&late| late > 500), "{by:?}");
+    assert!(by.iter().collect::<std::collections::BTreeSet<_>>().len() > 50, "at random: {by:?}");
+}
