@@ -9,20 +9,18 @@
 //! two were close enough for chance, or for what is charged, to decide, and nobody should rely on either order.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use baton_check::{Figures, figures};
 use baton_policy::kit::Random;
 use baton_policy::policies;
 use baton_policy::{Limits, MILLISECOND, Nanos};
-use baton_sim::{BarrierOutcome, Built, Costs, Setup, Span, VcpuOutcome};
+use baton_sim::{BarrierOutcome, Built, Costs, Setup, Span, VcpuOutcome, sweep};
 use clap::Args;
 
+use super::check::unknown;
 use super::qemu::{self, Settings};
-use super::run::{Simulation, Size, check_policy, time};
+use super::run::{Simulation, Size, time};
 use super::{WATCH, workloads};
 use crate::images::Workspace;
 
@@ -171,7 +169,8 @@ pub fn run(options: &Options) -> Result<bool> {
             other.vcpus_mut().iter_mut().for_each(|vcpu| vcpu.start += random.below(STAGGER));
             built.push(other);
         }
-        let runs = run_all(&workspace, &names, &built, options)?;
+        let runs = sweep(&names, |policy| run_both(&workspace, policy, &built, options));
+        let runs: Vec<_> = runs.into_iter().collect::<Result<_>>()?;
         println!("{workload}: {pcpus} pCPUs, {} vCPUs, {} policies", built[0].workload().vcpus.len(), runs.len());
         if options.figures {
             print!("{}", figures_of(&runs));
@@ -186,37 +185,16 @@ pub fn run(options: &Options) -> Result<bool> {
 }
 
 fn known(name: &str) -> Result<&'static str> {
-    check_policy(name)?;
-    Ok(policies::ALL.iter().find(|entry| entry.name == name).map(|entry| entry.name).unwrap_or_default())
-}
-
-/// Each policy on both back ends, as many at a time as there are CPUs.
-fn run_all(workspace: &Workspace, names: &[&'static str], built: &[Built], options: &Options) -> Result<Vec<Both>> {
-    let todo = Mutex::new(names.iter().copied().enumerate().collect::<VecDeque<_>>());
-    let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                while let Some((index, policy)) = {
-                    let next = todo.lock().expect("a run panicked").pop_front();
-                    next
-                } {
-                    let both = run_both(workspace, policy, built, options).with_context(|| format!("policy {policy}"));
-                    done.lock().expect("a run panicked").push((index, both));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().expect("a run panicked");
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, both)| both).collect()
+    let entry = policies::ALL.iter().find(|entry| entry.name == name);
+    entry.map(|entry| entry.name).with_context(|| unknown(name))
 }
 
 fn run_both(workspace: &Workspace, policy: &'static str, built: &[Built], options: &Options) -> Result<Both> {
     let &Options { seed, duration, .. } = options;
     let &Built { pcpus, topology, .. } = &built[0];
     let workload = &built[0].workload();
-    let ran = qemu::run(workspace, &Settings { policy, workload, pcpus, topology, seed, duration })?;
+    let ran = qemu::run(workspace, &Settings { policy, workload, pcpus, topology, seed, duration });
+    let ran = ran.with_context(|| format!("policy {policy}"))?;
     let sum = |figure| ran.sum(0..workload.vcpus.len() as u32, figure);
     let qemu = values(&ran.log, ["jobs", "missed", "response", "barriers", "spun"].map(sum))?;
     let usual = Costs::measured().without_caches();

@@ -171,7 +171,7 @@ fn shown(path: &Path) -> PathBuf {
 }
 
 /// That there is a policy of that name.
-pub fn check_policy(name: &str) -> Result<()> {
+fn check_policy(name: &str) -> Result<()> {
     if !policies::ALL.iter().any(|entry| entry.name == name) {
         let names: Vec<&str> = policies::ALL.iter().map(|entry| entry.name).collect();
         bail!("there is no policy `{name}`; there are {}", names.join(", "));
