@@ -4,9 +4,10 @@
 //! a researcher relies on is their *order*: if `eevdf` waits less than `rr` in the simulator, then on the hypervisor too. So for
 //! each metric, each pair of policies is put into one [`Class`].
 //!
-//! A pair that is ordered otherwise has a reason, and the simulator is asked for it: it runs again with other seeds and vCPUs
-//! that do not all start at once, and with other costs, those of QEMU among them. If it then orders the pair as QEMU does, the
-//! two were close enough for chance, or for what is charged, to decide, and nobody should rely on either order.
+//! A pair that is ordered otherwise has a reason, and the two are asked for it: the simulator runs again with other seeds and
+//! vCPUs that do not all start at once, and with other costs, those of QEMU among them; and if that says nothing, QEMU runs
+//! again with other seeds and starts. If one of them then orders the pair as the other did, the two were close enough for
+//! chance, or for what is charged, to decide, and nobody should rely on either order.
 
 use std::cmp::Ordering;
 
@@ -15,7 +16,7 @@ use baton_check::{Figures, figures};
 use baton_policy::kit::Random;
 use baton_policy::policies;
 use baton_policy::{Limits, MILLISECOND, Nanos};
-use baton_sim::{BarrierOutcome, Built, Costs, Setup, Span, VcpuOutcome, sweep};
+use baton_sim::{Built, Costs, Setup, Span, VcpuOutcome, sweep};
 use clap::Args;
 
 use super::check::unknown;
@@ -46,8 +47,9 @@ pub struct Options {
     figures: bool,
 }
 
-/// How many other runs the simulator tries, each with a seed of its own.
+/// How many other runs the simulator tries, each with a seed of its own, and how many of them QEMU does.
 const OTHERS: u64 = 16;
+const OTHERS_ON_QEMU: usize = 3;
 /// How much later than it should a vCPU may start in those: if all are there at once, then all slices end at once.
 const STAGGER: Nanos = MILLISECOND;
 
@@ -91,11 +93,10 @@ type Values = [f64; METRICS.len()];
 /// What became of one policy.
 struct Both {
     policy: &'static str,
-    qemu: Values,
-    sim: Values,
-    /// With other seeds and starts.
-    others: Vec<Values>,
-    /// With other costs, and all seeds and starts.
+    /// What is compared, and then the runs with other seeds and starts; of QEMU's only if they are needed.
+    sim: Vec<Values>,
+    qemu: Vec<Values>,
+    /// In the simulator with other costs, and all seeds and starts.
     costs: Vec<Values>,
 }
 
@@ -106,11 +107,11 @@ enum Class {
     Agree,
     /// As good as equal on one of them.
     Near,
-    /// Otherwise; and so does the simulator with another seed, or if not all start at once.
+    /// Otherwise; but with another seed, or if not all start at once, one of them orders them as the other did.
     Chance,
     /// Otherwise; and so does the simulator if it charges something else.
     Costs,
-    /// Otherwise, and the simulator does not say why.
+    /// Otherwise, and nothing says why.
     Differ,
 }
 
@@ -126,13 +127,13 @@ impl Class {
     fn of(metric: usize, a: &Both, b: &Both) -> Self {
         let floor = METRICS[metric].floor;
         let order = |a: &Values, b: &Values| order(a[metric], b[metric], floor);
-        let (sim, qemu) = (order(&a.sim, &b.sim), order(&a.qemu, &b.qemu));
-        let as_qemu = |a: &[Values], b: &[Values]| a.iter().zip(b).any(|(a, b)| order(a, b) == qemu);
+        let (sim, qemu) = (order(&a.sim[0], &b.sim[0]), order(&a.qemu[0], &b.qemu[0]));
+        let any = |a: &[Values], b: &[Values], wanted| a.iter().zip(b).any(|(a, b)| order(a, b) == wanted);
         match () {
             () if sim == qemu => Self::Agree,
             () if sim.is_eq() || qemu.is_eq() => Self::Near,
-            () if as_qemu(&a.others, &b.others) => Self::Chance,
-            () if as_qemu(&a.costs, &b.costs) => Self::Costs,
+            () if any(&a.sim, &b.sim, qemu) || any(&a.qemu, &b.qemu, sim) => Self::Chance,
+            () if any(&a.costs, &b.costs, qemu) => Self::Costs,
             () => Self::Differ,
         }
     }
@@ -159,19 +160,10 @@ pub fn run(options: &Options) -> Result<bool> {
     let workspace = Workspace::open(false)?;
     let mut total = [0; Class::ALL.len()];
     for workload in &workloads {
-        let Size { pcpus, vcpus } = options.machine;
-        let file = workloads::read(workload)?;
-        let build = |seed| file.build(Some((pcpus, vcpus)), seed).with_context(|| format!("workload {workload}"));
-        let mut built = vec![build(options.seed)?];
-        for seed in options.seed + 1..=options.seed + OTHERS {
-            let mut other = build(seed)?;
-            let mut random = Random::new(seed);
-            other.vcpus_mut().iter_mut().for_each(|vcpu| vcpu.start += random.below(STAGGER));
-            built.push(other);
-        }
-        let runs = sweep(&names, |policy| run_both(&workspace, policy, &built, options));
-        let runs: Vec<_> = runs.into_iter().collect::<Result<_>>()?;
-        println!("{workload}: {pcpus} pCPUs, {} vCPUs, {} policies", built[0].workload().vcpus.len(), runs.len());
+        let lab = Lab::new(&workspace, workload, options)?;
+        let mut runs: Vec<_> = sweep(&names, |policy| lab.both(policy)).into_iter().collect::<Result<_>>()?;
+        lab.ask_again(&mut runs)?;
+        println!("{workload}: {} policies", runs.len());
         if options.figures {
             print!("{}", figures_of(&runs));
         }
@@ -189,48 +181,77 @@ fn known(name: &str) -> Result<&'static str> {
     entry.map(|entry| entry.name).with_context(|| unknown(name))
 }
 
-fn run_both(workspace: &Workspace, policy: &'static str, built: &[Built], options: &Options) -> Result<Both> {
-    let &Options { seed, duration, .. } = options;
-    let &Built { pcpus, topology, .. } = &built[0];
-    let workload = &built[0].workload();
-    let ran = qemu::run(workspace, &Settings { policy, workload, pcpus, topology, seed, duration });
-    let ran = ran.with_context(|| format!("policy {policy}"))?;
-    let sum = |figure| ran.sum(0..workload.vcpus.len() as u32, figure);
-    let qemu = values(&ran.log, ["jobs", "missed", "response", "barriers", "spun"].map(sum))?;
-    let usual = Costs::measured().without_caches();
-    let simulated = |built: &Built, costs| {
-        let watch = Some(WATCH);
-        let setup =
-            Setup { pcpus, topology, limits: Limits::default(), costs, seed: built.seed, horizon: duration, watch };
-        simulate(policy, built, &setup)
-    };
-    let sim = simulated(&built[0], usual)?;
-    let others = built[1..].iter().map(|other| simulated(other, usual)).collect::<Result<_>>()?;
-    let costs = [Costs::ZERO, Costs::of_qemu()];
-    let costs = built.iter().flat_map(|built| costs.map(|costs| (built, costs)));
-    let costs = costs.map(|(built, costs)| simulated(built, costs)).collect::<Result<_>>()?;
-    Ok(Both { policy, qemu, sim, others, costs })
+/// A workload that policies run.
+struct Lab<'a> {
+    workspace: &'a Workspace,
+    /// With the seed that is asked for, and then with others.
+    built: Vec<Built>,
+    duration: Nanos,
 }
 
-fn simulate(policy: &str, built: &Built, setup: &Setup) -> Result<Values> {
-    let mut log = String::new();
-    let run = Simulation { built, setup, out: Some(&mut log) };
-    let outcome = policies::by_name(policy, run).context("no such policy")??;
-    let parties = |barrier: &BarrierOutcome| {
-        built.workload().vcpus.iter().filter(|vcpu| vcpu.params.vm == barrier.vm).count() as u64
-    };
-    let barriers = outcome.barriers.iter().map(|barrier| barrier.rounds * parties(barrier)).sum();
-    let sum = |of: fn(&VcpuOutcome) -> u64| outcome.sum(of);
-    values(
-        &log,
-        [
-            sum(|vcpu| vcpu.tally.jobs),
-            sum(|vcpu| vcpu.tally.missed),
-            sum(|vcpu| vcpu.tally.response),
-            barriers,
-            sum(|vcpu| vcpu.spun),
-        ],
-    )
+impl<'a> Lab<'a> {
+    fn new(workspace: &'a Workspace, workload: &str, options: &Options) -> Result<Self> {
+        let &Options { machine: Size { pcpus, vcpus }, seed, duration, .. } = options;
+        let file = workloads::read(workload)?;
+        let build = |seed| file.build(Some((pcpus, vcpus)), seed).with_context(|| format!("workload {workload}"));
+        let mut built = vec![build(seed)?];
+        for seed in (1..=OTHERS).map(|more| seed.wrapping_add(more)) {
+            let mut other = build(seed)?;
+            let mut random = Random::new(seed);
+            other.vcpus_mut().iter_mut().for_each(|vcpu| vcpu.start += random.below(STAGGER));
+            built.push(other);
+        }
+        Ok(Self { workspace, built, duration })
+    }
+
+    fn both(&self, policy: &'static str) -> Result<Both> {
+        let usual = Costs::measured().without_caches();
+        let sim = self.built.iter().map(|built| self.simulate(policy, built, usual)).collect::<Result<_>>()?;
+        let costs = [Costs::ZERO, Costs::of_qemu()];
+        let costs = self.built.iter().flat_map(|built| costs.map(|costs| self.simulate(policy, built, costs)));
+        let costs = costs.collect::<Result<_>>()?;
+        Ok(Both { policy, sim, costs, qemu: vec![self.on_qemu(policy, &self.built[0])?] })
+    }
+
+    /// Has those run again on QEMU whose difference has no reason yet.
+    fn ask_again(&self, runs: &mut [Both]) -> Result<()> {
+        let differ = |a: &Both, b: &Both| (0..METRICS.len()).any(|metric| Class::of(metric, a, b) == Class::Differ);
+        let open: Vec<bool> = runs.iter().map(|a| runs.iter().any(|b| differ(a, b))).collect();
+        let open = runs.iter_mut().zip(open).filter(|(_, open)| *open);
+        let mut open: Vec<&mut Both> = open.map(|(both, _)| both).collect();
+        for built in &self.built[1..=OTHERS_ON_QEMU] {
+            let policies: Vec<_> = open.iter().map(|both| both.policy).collect();
+            for (both, values) in open.iter_mut().zip(sweep(&policies, |policy| self.on_qemu(policy, built))) {
+                both.qemu.push(values?);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_qemu(&self, policy: &str, built: &Built) -> Result<Values> {
+        let &Built { pcpus, topology, seed, .. } = built;
+        let (workload, duration) = (&built.workload(), self.duration);
+        let ran = qemu::run(self.workspace, &Settings { policy, workload, pcpus, topology, seed, duration });
+        let ran = ran.with_context(|| format!("policy {policy}"))?;
+        let sum = |figure| ran.sum(0..workload.vcpus.len() as u32, figure);
+        values(&ran.log, ["jobs", "missed", "response", "barriers", "spun"].map(sum))
+    }
+
+    fn simulate(&self, policy: &str, built: &Built, costs: Costs) -> Result<Values> {
+        let &Built { pcpus, topology, seed, .. } = built;
+        let (limits, horizon, watch) = (Limits::default(), self.duration, Some(WATCH));
+        let setup = &Setup { pcpus, topology, limits, costs, seed, horizon, watch };
+        let mut log = String::new();
+        let outcome = policies::by_name(policy, Simulation { built, setup, out: Some(&mut log) });
+        let outcome = outcome.with_context(|| unknown(policy))??;
+        let workload = built.workload();
+        let parties = |vm| workload.vcpus.iter().filter(|vcpu| vcpu.params.vm == vm).count() as u64;
+        let barriers = outcome.barriers.iter().map(|barrier| barrier.rounds * parties(barrier.vm)).sum();
+        let [jobs, missed, response, spun]: [fn(&VcpuOutcome) -> u64; 4] =
+            [|vcpu| vcpu.tally.jobs, |vcpu| vcpu.tally.missed, |vcpu| vcpu.tally.response, |vcpu| vcpu.spun];
+        let [jobs, missed, response, spun] = [jobs, missed, response, spun].map(|of| outcome.sum(of));
+        values(&log, [jobs, missed, response, barriers, spun])
+    }
 }
 
 /// What a log says, and what the vCPUs got done: jobs, how many of them too late, their response times, barriers, time spun.
@@ -260,7 +281,7 @@ fn compare(runs: &[Both]) -> ([usize; Class::ALL.len()], String) {
     Class::ALL.iter().for_each(|(_, name)| text += &format!("{name:>8}"));
     text += "\n";
     for (index, metric) in METRICS.iter().enumerate() {
-        if runs.iter().all(|both| both.sim[index] == 0.0 && both.qemu[index] == 0.0) {
+        if runs.iter().all(|both| both.sim[0][index] == 0.0 && both.qemu[0][index] == 0.0) {
             continue;
         }
         let mut counts = [0; Class::ALL.len()];
@@ -275,10 +296,10 @@ fn compare(runs: &[Both]) -> ([usize; Class::ALL.len()], String) {
                         "    {}, {}: {}, {} in the simulator, and {}, {} on QEMU\n",
                         a.policy,
                         b.policy,
-                        shown(a.sim[index]),
-                        shown(b.sim[index]),
-                        shown(a.qemu[index]),
-                        shown(b.qemu[index])
+                        shown(a.sim[0][index]),
+                        shown(b.sim[0][index]),
+                        shown(a.qemu[0][index]),
+                        shown(b.qemu[0][index])
                     );
                 }
             }
@@ -296,7 +317,7 @@ fn figures_of(runs: &[Both]) -> String {
     let mut text = format!("  {:<22}", "");
     METRICS.iter().for_each(|metric| text += &format!("{:>14}", metric.name));
     for both in runs {
-        for (values, on) in [(&both.sim, "sim"), (&both.qemu, "qemu")] {
+        for (values, on) in [(&both.sim[0], "sim"), (&both.qemu[0], "qemu")] {
             text += &format!("\n  {:<16} {on:<5}", both.policy);
             values
                 .iter()
@@ -324,13 +345,8 @@ mod tests {
 
     fn both(sim: f64, qemu: f64, others: f64, costs: f64) -> Both {
         let values = |value| [value; METRICS.len()];
-        Both {
-            policy: "any",
-            qemu: values(qemu),
-            sim: values(sim),
-            others: vec![values(sim), values(others)],
-            costs: vec![values(sim), values(costs)],
-        }
+        let sim = vec![values(sim), values(others)];
+        Both { policy: "any", sim, qemu: vec![values(qemu)], costs: vec![values(costs)] }
     }
 
     #[test]
@@ -356,6 +372,17 @@ mod tests {
         assert_eq!(class([1.0, 2.0, 1.0, 2.0], [2.0, 1.0, 2.0, 1.0]), Class::Costs);
         assert_eq!(class([1.0, 2.0, 1.0, 1.0], [2.0, 1.0, 2.0, 2.0]), Class::Differ);
         assert_eq!(class([1.0, 2.0, 1.0, 1.0], [2.0, 1.0, 1.0, 2.0]), Class::Differ, "equal elsewhere is no reason");
+    }
+
+    #[test]
+    fn what_qemu_says_with_another_seed_is_a_reason() {
+        let (mut a, mut b) = (both(1e6, 2e6, 1e6, 1e6), both(2e6, 1e6, 2e6, 2e6));
+        assert_eq!(Class::of(2, &a, &b), Class::Differ);
+        a.qemu.push([3e6; METRICS.len()]);
+        b.qemu.push([3e6; METRICS.len()]);
+        assert_eq!(Class::of(2, &a, &b), Class::Differ, "as good as equal");
+        b.qemu[1] = [4e6; METRICS.len()];
+        assert_eq!(Class::of(2, &a, &b), Class::Chance);
     }
 
     #[test]
