@@ -131,6 +131,8 @@ struct Desk<'l> {
     /// When the last event was.
     now: Nanos,
     ejected: Option<(Nanos, Ejection)>,
+    /// What the policy said when it was ejected.
+    dump: String,
 }
 
 #[derive(Clone, Copy)]
@@ -160,6 +162,10 @@ impl Machine for Desk<'_> {
         if let Some(log) = &mut self.log {
             self.log_failed |= log.answer(answer).is_err();
         }
+    }
+
+    fn ejecting(&mut self, dump: &mut dyn FnMut(&mut dyn fmt::Write) -> fmt::Result) {
+        _ = dump(&mut self.dump); // a string takes everything
     }
 }
 
@@ -214,7 +220,15 @@ pub fn run<P: Policy>(
     let timers = Timers { vcpus: vec![Nanos::MAX; vcpus], refills: vec![Nanos::MAX; vcpus], ..Timers::new(pcpus) };
     let simulation = Simulation {
         harness: Harness::new(policy, slabs, topology, limits, seed),
-        desk: Desk { orders: Vec::new(), log, log_failed: false, events: 0, now: 0, ejected: None },
+        desk: Desk {
+            orders: Vec::new(),
+            log,
+            log_failed: false,
+            events: 0,
+            now: 0,
+            ejected: None,
+            dump: String::new(),
+        },
         queue: Queue::new(),
         guests: (0..vcpus).map(|_| Guest::new()).collect(),
         pcpus: (0..pcpus).map(idle).collect(),
@@ -860,6 +874,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
         if self.desk.log_failed {
             return Err(Fault::Log);
         }
+        _ = self.harness.dump(&mut self.desk.dump);
         let barriers = self.barriers.all.iter();
         let barriers =
             barriers.map(|&Barrier { vm, number, rounds, .. }| BarrierOutcome { vm, number, rounds }).collect();
@@ -876,6 +891,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             lost: self.lost,
             refused: self.refused,
             ejected: self.desk.ejected,
+            dump: self.desk.dump,
             barriers,
         })
     }

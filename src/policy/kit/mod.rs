@@ -12,6 +12,7 @@ mod heap;
 mod mask;
 mod random;
 mod share;
+mod show;
 mod slab;
 mod tree;
 
@@ -19,6 +20,7 @@ pub use fifo::Fifo;
 pub use heap::Heap;
 pub use mask::Mask;
 pub use random::Random;
-pub use share::{later, real_time, virtual_time};
+pub use share::{ahead, later, real_time, virtual_time};
+pub use show::show;
 pub use slab::{Misuse, Node, Nodes, Slab};
 pub use tree::Tree;

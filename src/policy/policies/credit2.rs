@@ -1,6 +1,8 @@
 //! Credit2.
 
-use crate::kit::{Fifo, Heap, Mask, Tree, later, real_time, virtual_time};
+use core::fmt;
+
+use crate::kit::{Fifo, Heap, Mask, Tree, ahead, later, real_time, show, virtual_time};
 use crate::{
     Context, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, WEIGHT, Wake,
 };
@@ -245,5 +247,15 @@ impl Policy for Credit2 {
         while let Some(vcpu) = waiting.pop_front(&mut cx.nodes) {
             self.place(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for (pcpu, queue) in cx.pcpus.iter().filter(|(_, queue)| !queue.waiting.is_empty() || !queue.running.is_empty())
+        {
+            let credit = |vcpu| [ahead(queue.clock, cx.vcpus[vcpu].burnt)];
+            show(out, format_args!("{pcpu}, by credit"), queue.waiting.iter(&cx.nodes), credit)?;
+            show(out, format_args!("{pcpu} runs"), queue.running.iter(&cx.nodes), credit)?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |vcpu| [ahead(cx.vcpus[vcpu].credit as u64, 0)])
     }
 }

@@ -1,8 +1,9 @@
 //! Round robin, from a queue for each pCPU.
 
+use core::fmt;
 use core::marker::PhantomData;
 
-use crate::kit::{Fifo, Mask};
+use crate::kit::{Fifo, Mask, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -146,5 +147,12 @@ impl<R: Placement> Policy for PerPcpu<R> {
         while let Some(vcpu) = waiting.pop_front(&mut cx.nodes) {
             self.place(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for pcpu in self.loaded.iter() {
+            show(out, pcpu, cx.pcpus[pcpu].iter(&cx.nodes), |_| [])?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |_| [])
     }
 }

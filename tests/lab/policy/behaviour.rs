@@ -46,6 +46,84 @@ impl Visitor for Yields {
     }
 }
 
+/// v0 runs for 3 ms, v1 and v2 wait, and p0 is the only pCPU.
+struct Dumps;
+
+impl Visitor for Dumps {
+    type Output = String;
+
+    fn visit<P: Policy + Default + 'static>(self, _: &'static str, policy: P) -> String {
+        let mut memory = memory();
+        let mut rig = Rig::new(policy, &mut memory);
+        rig.feed(Event::PcpuOff(P1)).unwrap();
+        rig.feed(Event::Retune(V2, reserved(2 * MILLISECOND, 9 * MILLISECOND, true))).unwrap();
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.now = 3 * MILLISECOND;
+        rig.wake(V1);
+        rig.wake(V2);
+        let mut dump = String::new();
+        rig.harness.dump(&mut dump).unwrap();
+        dump
+    }
+}
+
+#[test]
+fn a_dump_has_queues_in_order_with_what_they_are_ordered_by() {
+    let expected = [
+        ("fifo", "waiting: v1, v2\n"),
+        ("rr", "waiting: v1, v2\n"),
+        ("rr-percpu", "p0: v1, v2\nmay run nowhere: nobody\n"),
+        ("null", "p0 of 3: v1, v2\nmay run nowhere: nobody\n"),
+        ("stride", "waiting, by pass, ahead of everybody's: v1 10000000, v2 10000000\n"),
+        ("lottery", "tickets of 2048: v1 1024, v2 1024\n"),
+        (
+            "eevdf",
+            "waiting, from when on they are eligible, and deadlines: v1 0 3999999, v2 0 4000000\n\
+             running, the same: v0 -2999990 1000009\n",
+        ),
+        (
+            "credit2",
+            "p0, by credit: v1 10000000, v2 10000000\n\
+             p0 runs: nobody\n\
+             may run nowhere: nobody\n",
+        ),
+        (
+            "bvt",
+            "waiting, by effective and actual time, with what they may borrow: v2 -50000000 0 2000000, v1 0 0 0\n\
+             running, the same: nobody\n",
+        ),
+        (
+            "edf",
+            "waiting, by rank, with what is left: v2 12000002 2000000, v1 1152921504609846977 0\n\
+             running, the same: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "edf-partitioned",
+            "p0 of 3, 22 % reserved, by rank, with what is left: v2 12000002 2000000, v1 1152921504609846977 0\n\
+             may run nowhere: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "rm",
+            "waiting, by rank, with what is left: v2 9000000 2000000, v1 1152921504606846976 0\n\
+             running, the same: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "gang",
+            "slot until 10000010, by pCPU: v0 0\n\
+             ready, by VM; next is m1 from v0 on: v0 0, v1 0, v2 0\n",
+        ),
+        ("gang-balanced", "p0: v1, v2\nmay run nowhere: nobody\n"),
+        ("handoff", "waiting: v1, v2\n"),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(by_name(name, Dumps).unwrap(), expected, "{name}");
+    }
+}
+
 #[test]
 fn who_yields_lets_others_run() {
     for name in ["fifo", "rr", "rr-percpu", "null", "stride", "eevdf", "credit2", "bvt", "gang-balanced", "handoff"] {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use baton_policy::kit::Fifo;
-use baton_policy::policies::{Edf, Eevdf, Rr};
+use baton_policy::policies::{Edf, Eevdf, Rr, Stride};
 use baton_policy::{
     Affinity, Context, Ejection, Event, Harness, Limits, MAX_PCPUS, Nanos, Params, PcpuId, Policy, Promise, Refused,
     Reservation, Room, Run, SECOND, State, Stop, Timer, Topology, Unfit, VcpuId, Wake, Woken,
@@ -215,6 +215,25 @@ fn a_policy_that_mixes_up_its_queues_is_ejected_at_once() {
     let (why, answers) = ejected(Mistake::StopTwice, stop, false);
     assert_eq!(why, Ejection::QueuedTwice(V0));
     assert_eq!(answers[0], "ejected queued-twice v0");
+}
+
+#[test]
+fn a_policy_that_is_ejected_says_what_its_state_is_and_no_more_after_that() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Stride::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.now += 2 * Limits::default().starvation;
+    assert_eq!(rig.answers(Event::Watch)[0], "ejected idle v0");
+    assert_eq!(rig.wires.dump, "waiting, by pass, ahead of everybody's: v0 10000000, v1 10000000\n");
+    // What was its tree is a queue now, and would have no end.
+    let mut dump = String::new();
+    rig.harness.dump(&mut dump).unwrap();
+    assert_eq!(dump, "ejected: it left a pCPU idle beside a vCPU that might have run there (v0)\n");
+    rig.wake(V2);
+    rig.feed(Event::Watch).unwrap();
+    assert_eq!(rig.wires.dump.lines().count(), 1);
 }
 
 #[test]
