@@ -147,9 +147,9 @@ impl Credit2 {
         }
     }
 
-    /// Somebody who waits in another queue and may run here.
+    /// Somebody who waits in another queue and may run here, from the clusters behind this one first.
     fn steal(&self, cx: &Context<'_, Self>, thief: PcpuId) -> Option<VcpuId> {
-        let mut victims = self.loaded.iter();
+        let mut victims = self.loaded.iter_from(thief);
         victims.find_map(|home| cx.pcpus[home].waiting.iter(&cx.nodes).find(|&vcpu| cx.may_run(vcpu, thief)))
     }
 }
@@ -250,12 +250,16 @@ impl Policy for Credit2 {
     }
 
     fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
-        for (pcpu, queue) in cx.pcpus.iter().filter(|(_, queue)| !queue.waiting.is_empty() || !queue.running.is_empty())
-        {
-            let credit = |vcpu| [ahead(queue.clock, cx.vcpus[vcpu].burnt)];
-            show(out, format_args!("{pcpu}, by credit"), queue.waiting.iter(&cx.nodes), credit)?;
-            show(out, format_args!("{pcpu} runs"), queue.running.iter(&cx.nodes), credit)?;
+        let credit = |vcpu: VcpuId| {
+            let clock = cx.vcpus[vcpu].home.map_or(0, |home| cx.pcpus[home].clock);
+            [ahead(clock, cx.vcpus[vcpu].burnt)]
+        };
+        for home in self.loaded.iter() {
+            show(out, format_args!("{home}, by credit"), cx.pcpus[home].waiting.iter(&cx.nodes), credit)?;
         }
-        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |vcpu| [ahead(cx.vcpus[vcpu].credit as u64, 0)])
+        for (home, queue) in cx.pcpus.iter().filter(|(_, queue)| !queue.running.is_empty()) {
+            show(out, format_args!("{home} runs"), queue.running.iter(&cx.nodes), credit)?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |_| [])
     }
 }

@@ -71,19 +71,16 @@ impl<R: Placement> PerPcpu<R> {
         }
     }
 
-    /// It waits for a pCPU that idles, or else where it is best.
+    /// It waits for a pCPU that comes for nobody else, or else where it is best.
     fn place(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId) {
-        let home = cx.kick_idle_for(vcpu).or_else(|| R::place(cx, vcpu));
+        let comes = cx.kick_idle_for(vcpu).filter(|&pcpu| cx.pcpus[pcpu].is_empty());
+        let home = comes.or_else(|| R::place(cx, vcpu));
         self.push(cx, vcpu, home);
     }
 
-    /// Somebody who waits elsewhere and may run here, from the nearest pCPUs first.
+    /// Somebody who waits elsewhere and may run here, from the pCPUs of the same cluster first.
     fn steal(&self, cx: &Context<'_, Self>, thief: PcpuId) -> Option<VcpuId> {
-        let near = cx.cluster(thief);
-        let behind =
-            core::iter::successors(self.loaded.first_from(near), |at| self.loaded.first_from(PcpuId(at.0 + 1)));
-        let before = self.loaded.iter().take_while(|&pcpu| pcpu < near);
-        let mut victims = behind.chain(before);
+        let mut victims = self.loaded.iter_from(cx.cluster(thief));
         victims.find_map(|victim| cx.pcpus[victim].iter(&cx.nodes).find(|&vcpu| cx.may_run(vcpu, thief)))
     }
 }

@@ -82,12 +82,7 @@ fn a_dump_has_queues_in_order_with_what_they_are_ordered_by() {
             "waiting, from when on they are eligible, and deadlines: v1 0 3999999, v2 0 4000000\n\
              running, the same: v0 -2999990 1000009\n",
         ),
-        (
-            "credit2",
-            "p0, by credit: v1 10000000, v2 10000000\n\
-             p0 runs: nobody\n\
-             may run nowhere: nobody\n",
-        ),
+        ("credit2", "p0, by credit: v1 10000000, v2 10000000\nmay run nowhere: nobody\n"),
         (
             "bvt",
             "waiting, by effective and actual time, with what they may borrow: v2 -50000000 0 2000000, v1 0 0 0\n\

@@ -125,8 +125,13 @@ pub struct Lab<'a, P: Policy> {
 impl<'a, P: Policy> Lab<'a, P> {
     /// A machine whose pCPUs are all on.
     pub fn new(policy: P, memory: &'a mut Memory<P>, seed: u64) -> Self {
+        Self::with(policy, memory, Topology::FLAT, seed)
+    }
+
+    /// One whose pCPUs are grouped.
+    pub fn with(policy: P, memory: &'a mut Memory<P>, topology: Topology, seed: u64) -> Self {
         let (pcpus, vcpus) = (memory.pcpus.len(), memory.vcpus.len());
-        let harness = Harness::new(policy, memory.slabs(), Topology::FLAT, Limits::default(), seed);
+        let harness = Harness::new(policy, memory.slabs(), topology, Limits::default(), seed);
         let mut lab = Self {
             harness,
             wires: Wires::default(),

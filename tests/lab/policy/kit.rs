@@ -194,6 +194,7 @@ proptest! {
             for start in [PcpuId(0), first, last, pcpu_of(a), pcpu_of(b), PcpuId(4095), PcpuId(4096), PcpuId(u32::MAX)] {
                 prop_assert_eq!(mask.first_from(start), model.range(start..).next().copied());
                 let behind = model.range(first.max(start)..).next().filter(|&&pcpu| pcpu <= last);
+                prop_assert!(mask.iter_from(start).eq(model.range(start..).chain(model.range(..start)).copied()));
                 let expected = behind.or_else(|| model.range(first..).next().filter(|&&pcpu| pcpu <= last));
                 prop_assert_eq!(mask.first_in(Affinity { first, last }, start), expected.copied());
             }
