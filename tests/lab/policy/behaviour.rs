@@ -3,7 +3,7 @@
 use baton_policy::policies::*;
 use baton_policy::{
     Affinity, Event, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, SECOND, State, Stop, Timer,
-    VcpuId, VmId, Wake,
+    Topology, VcpuId, VmId, Wake,
 };
 
 use crate::driver::{Lab, Memory, P0, P1, Rig, V0, V1, V2, memory};
@@ -657,4 +657,137 @@ fn a_pinned_vcpu_that_exits_leaves_its_place_to_the_next() {
     rig.stop(V1, P1, Stop::Block);
     rig.pick(P1);
     assert_eq!(runs(&rig, P1), Some(VcpuId(3)), "v0 and v2 are on p0, and nobody else but v1 is on p1");
+}
+
+#[test]
+fn a_vcpu_of_a_gang_whose_place_has_moved_is_fetched_there_when_it_stops() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::Retune(V2, Params { vm: VmId(1), ..on(P0) })).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.wake(V2);
+    rig.now += 10 * MILLISECOND;
+    // v2 can run nowhere but on p0, and so v0, which fits beside it, has p1 in the next slot.
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy))[1..], ["kick p0"]);
+    assert_eq!(rig.stop(V0, P0, Stop::Kicked), ["kick p1"]);
+    rig.pick(P0);
+    rig.pick(P1);
+    assert_eq!((runs(&rig, P0), runs(&rig, P1)), (Some(V2), Some(V0)));
+}
+
+#[test]
+fn nobody_joins_a_slot_without_the_rest_of_its_gang() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::Retune(V0, Params { vm: VmId(1), ..on(P0) })).unwrap();
+    rig.feed(Event::Retune(V1, Params { vm: VmId(1), ..Params::default() })).unwrap();
+    rig.wake(V2);
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V2));
+    assert_eq!(rig.wake(V0), [""; 0], "p0 is v2's for this slot");
+    assert_eq!(rig.wake(V1), [""; 0], "p1 is free, but v1 would be there without v0");
+}
+
+#[test]
+fn one_that_may_run_nowhere_does_not_keep_the_turn_for_its_gang() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V1, on(P1))).unwrap();
+    rig.feed(Event::Retune(V2, Params { vm: VmId(1), ..Params::default() })).unwrap();
+    [V0, V1, V2].into_iter().for_each(|vcpu| _ = rig.wake(vcpu));
+    rig.pick(P0);
+    let mut slots = Vec::new();
+    for _ in 0..4 {
+        let vcpu = runs(&rig, P0).unwrap();
+        slots.push(vcpu);
+        rig.now += 10 * MILLISECOND;
+        rig.answers(Event::Timer(Timer::Policy));
+        rig.stop(vcpu, P0, Stop::Slice);
+        rig.pick(P0);
+    }
+    assert!(slots.windows(2).all(|pair| pair[0] != pair[1]), "{slots:?}");
+}
+
+#[test]
+fn credit_is_given_out_when_the_next_one_has_none_left_and_not_later() {
+    let mut memory = Memory::new(1, 1);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    lab.add(0, Params::default());
+    lab.hog(0, 0);
+    lab.run_until(100 * MILLISECOND);
+    // Five slices are all that it has.
+    assert!(lab.spans.iter().all(|span| span.to - span.from == 2 * MILLISECOND), "{:?}", lab.spans);
+}
+
+#[test]
+fn who_burns_more_than_is_given_out_at_a_time_gets_as_much_more() {
+    let mut memory = Memory::new(1, 2);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    for vcpu in 0..2 {
+        lab.add(vcpu, Params { weight: 16, ..Params::default() });
+    }
+    lab.hog(0, 0);
+    lab.hog(1, SECOND);
+    lab.run_until(2 * SECOND);
+    assert!(lab.ran(1).abs_diff(SECOND / 2) <= 5 * MILLISECOND, "what v0 burnt alone is forgotten: {}", lab.ran(1));
+}
+
+#[test]
+fn credit_that_others_were_given_for_long_is_not_saved_up() {
+    let mut memory = Memory::new(2, 3);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    // v1 burns fast, and v0, in the same queue but on another pCPU, is given as much as it.
+    lab.add(0, on(P0));
+    lab.add(1, Params { weight: 64, ..on(P1) });
+    lab.add(2, on(P0));
+    lab.hog(0, 0);
+    lab.hog(1, 0);
+    lab.hog(2, SECOND);
+    lab.run_until(2 * SECOND);
+    assert!(lab.ran(2).abs_diff(SECOND / 2) <= 25 * MILLISECOND, "{}", lab.ran(2));
+}
+
+#[test]
+fn a_pinned_vcpu_that_moves_leaves_its_place_to_the_next() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Null::default(), &mut memory);
+    // v0 and v2 belong to p0, and v1 to p1; then all do to p1.
+    for vcpu in [V0, V2] {
+        rig.wake(vcpu);
+        rig.feed(Event::Retune(vcpu, on(P1))).unwrap();
+    }
+    rig.pick(P0);
+    rig.feed(Event::Add(VcpuId(3), Params::default())).unwrap();
+    assert_eq!(rig.wake(VcpuId(3)), ["kick p0"], "nobody else belongs there");
+    let mut dump = String::new();
+    rig.harness.dump(&mut dump).unwrap();
+    assert_eq!(dump, "p0 of 1: v3\np1 of 3: v0, v2\nmay run nowhere: nobody\n");
+}
+
+#[test]
+fn no_queue_that_is_empty_is_searched() {
+    fn run<P: Policy + Default>(topology: Topology) {
+        let mut memory = Memory::new(4, 8);
+        let mut lab = Lab::with(P::default(), &mut memory, topology, 0);
+        for vcpu in 0..8 {
+            lab.add(vcpu, Params::default());
+            lab.job(vcpu, 0, 20 * MILLISECOND);
+        }
+        lab.run_until(MILLISECOND);
+        let dump = |lab: &mut Lab<P>| {
+            let mut dump = String::new();
+            lab.harness.dump(&mut dump).unwrap();
+            dump
+        };
+        assert!(dump(&mut lab).starts_with("p0"));
+        lab.turn_off(PcpuId(3));
+        lab.turn_off(PcpuId(2));
+        assert!(!dump(&mut lab).contains("\np2"), "{}", dump(&mut lab));
+        lab.run_until(SECOND);
+        assert_eq!(dump(&mut lab), "may run nowhere: nobody\n");
+    }
+    run::<RrPercpu>(Topology::FLAT);
+    run::<Credit2>(Topology { cluster: 2, node: 4 });
 }
