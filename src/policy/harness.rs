@@ -473,8 +473,6 @@ impl<'a, P: Policy> Harness<'a, P> {
         match (timer, vcpu) {
             (Timer::Refill(vcpu), Some((_, State::Throttled))) => self.make_runnable(vcpu, Wake::Refilled, machine),
             (Timer::Refill(_), _) | (_, Some((_, State::Absent))) => {}
-            // Timers that were armed are the policy's own, and round robin has none.
-            _ if self.ejected.is_some() => {}
             _ => _ = self.call(Call::Timer(timer), machine),
         }
         Ok(())

@@ -34,14 +34,7 @@ impl Placement for Anywhere {
         let mut draw = || PcpuId(cx.random().below(pcpus) as u32);
         let (a, b) = (draw(), draw());
         let (a, b) = (cx.online_for(vcpu, a)?, cx.online_for(vcpu, b)?);
-        Some(if cx.load(b) < cx.load(a) { b } else { a })
-    }
-}
-
-impl<R: Placement> Context<'_, PerPcpu<R>> {
-    /// How many want that pCPU.
-    fn load(&self, pcpu: PcpuId) -> usize {
-        self.pcpus[pcpu].len() + usize::from(self.running(pcpu).is_some())
+        Some(if cx.pcpus[b].len() < cx.pcpus[a].len() { b } else { a })
     }
 }
 

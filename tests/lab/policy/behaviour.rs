@@ -1,5 +1,6 @@
 //! What each policy is for.
 
+use baton_policy::kit::ahead;
 use baton_policy::policies::*;
 use baton_policy::{
     Affinity, Event, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, SECOND, State, Stop, Timer,
@@ -178,6 +179,25 @@ fn a_wake_stops_whoever_can_wait_longest_and_nobody_else() {
     ] {
         assert_eq!(waits, none());
     }
+}
+
+#[test]
+fn nobody_is_stopped_beside_a_pcpu_that_idles() {
+    fn run<P: Policy + Default>(urgent: Params) {
+        let mut memory = memory();
+        let mut rig = Rig::new(P::default(), &mut memory);
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.feed(Event::Remove(V2)).unwrap();
+        rig.feed(Event::Add(V2, urgent)).unwrap();
+        rig.now += 3 * MILLISECOND;
+        assert_eq!(rig.wake(V2), ["kick p1"]);
+    }
+    run::<Edf>(reserved(MILLISECOND, SECOND, false));
+    run::<Rm>(reserved(MILLISECOND, SECOND, false));
+    run::<Bvt>(reserved(MILLISECOND, SECOND, false));
+    run::<Credit2>(Params::default());
+    run::<Eevdf>(Params { slice: Some(100 * MICROSECOND), ..Params::default() });
 }
 
 #[test]
@@ -418,6 +438,21 @@ fn nobody_is_stopped_for_more_credit_as_soon_as_it_has_begun() {
     assert_eq!(rig.wake(V1), [""; 0], "v0 has less credit by now, but began less than 1 ms ago");
     rig.now += 200 * MICROSECOND;
     assert_eq!(rig.wake(V2), ["kick p0"]);
+}
+
+#[test]
+fn whose_slice_is_over_stops_nobody_for_its_credit() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Credit2::default(), &mut memory);
+    rig.feed(Event::Retune(V0, Params { weight: 4096, ..Params::default() })).unwrap();
+    for (vcpu, pcpu) in [(V0, P0), (V1, P1)] {
+        rig.wake(vcpu);
+        rig.pick(pcpu);
+    }
+    rig.now += 3 * MILLISECOND;
+    let stop = Event::Stop { vcpu: V0, pcpu: P0, ran: 3 * MILLISECOND, why: Stop::Slice };
+    assert_eq!(rig.answers(stop), [""; 0], "though v1 has burnt four times as much");
+    assert_eq!(rig.wake(V2), ["kick p1"], "and is stopped for one that wakes");
 }
 
 #[test]
@@ -790,4 +825,88 @@ fn no_queue_that_is_empty_is_searched() {
     }
     run::<RrPercpu>(Topology::FLAT);
     run::<Credit2>(Topology { cluster: 2, node: 4 });
+}
+
+/// v0 may run on p0 alone until it runs, and then anywhere; v1 waits behind it, and p1 idles.
+struct Freed;
+
+impl Visitor for Freed {
+    type Output = ();
+
+    fn visit<P: Policy + Default + 'static>(self, name: &'static str, policy: P) {
+        let mut memory = memory();
+        let mut rig = Rig::new(policy, &mut memory);
+        for vcpu in [V0, V1] {
+            rig.feed(Event::Retune(vcpu, on(P0))).unwrap();
+        }
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.wake(V1);
+        rig.feed(Event::Retune(V0, Params::default())).unwrap();
+        rig.now += 20 * MILLISECOND;
+        let stop = Event::Stop { vcpu: V0, pcpu: P0, ran: 20 * MILLISECOND, why: Stop::Slice };
+        let kicked = [rig.answers(stop), rig.pick(P0)].concat().contains(&"kick p1".to_owned());
+        assert!(kicked || runs(&rig, P0) == Some(V0), "{name}: p1 idles, and v0 waits");
+    }
+}
+
+#[test]
+fn who_may_run_elsewhere_by_now_is_fetched_when_it_stops() {
+    for entry in ALL.iter().filter(|entry| !["null", "edf-partitioned", "gang"].contains(&entry.name)) {
+        by_name(entry.name, Freed).unwrap();
+    }
+}
+
+#[test]
+fn who_is_ahead_of_its_share_stops_nobody_however_short_its_request() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Eevdf::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V1, Params { slice: Some(100 * MICROSECOND), ..Params::default() })).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V1));
+    rig.now += 3 * MILLISECOND;
+    rig.feed(Event::Stop { vcpu: V1, pcpu: P0, ran: 3 * MILLISECOND, why: Stop::Block }).unwrap();
+    rig.pick(P0);
+    assert_eq!(rig.wake(V1), [""; 0], "it would be done before v0, but it is not eligible");
+    let (eligible, _) = rig.harness.vcpu(V1).request();
+    let after = ahead(eligible, rig.harness.policy().virtual_now(rig.now));
+    assert!((1..=100 * MICROSECOND as i64).contains(&after), "of what it is ahead, one request is kept: {after}");
+}
+
+#[test]
+fn who_borrows_stops_at_a_yield_and_without_its_reservation_and_begins_again_after_its_rest() {
+    let borrows = |rig: &mut Rig<Bvt>| {
+        let mut dump = String::new();
+        rig.harness.dump(&mut dump).unwrap();
+        let entry = dump.lines().next().unwrap().split(", ").find(|entry| entry.contains("v2 ")).unwrap().to_owned();
+        !entry.ends_with(" 0")
+    };
+    let mut memory = memory();
+    let mut rig = Rig::new(Bvt::default(), &mut memory);
+    let reserved = reserved(2 * MILLISECOND, 9 * MILLISECOND, true);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V2, reserved)).unwrap();
+    rig.wake(V2);
+    assert!(borrows(&mut rig));
+    rig.feed(Event::Retune(V2, Params::default())).unwrap();
+    assert!(!borrows(&mut rig), "it has no reservation");
+    rig.feed(Event::Retune(V2, reserved)).unwrap();
+    rig.pick(P0);
+    rig.stop(V2, P0, Stop::Block);
+    rig.wake(V2);
+    assert!(borrows(&mut rig));
+    rig.pick(P0);
+    rig.stop(V2, P0, Stop::Yield);
+    assert!(!borrows(&mut rig), "it lets others run");
+    let rested = rig.now + 7 * MILLISECOND;
+    for (at, expected) in [(rested - 2 * MICROSECOND, false), (rested, true)] {
+        rig.pick(P0);
+        rig.stop(V2, P0, Stop::Block);
+        rig.now = at - 1;
+        rig.wake(V2);
+        assert_eq!(borrows(&mut rig), expected, "it rests for what is left of the period without its budget");
+    }
 }

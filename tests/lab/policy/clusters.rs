@@ -70,8 +70,8 @@ fn a_cluster_that_has_nobody_left_takes_from_another() {
     }
 }
 
-#[test]
-fn credit_is_the_same_in_another_cluster() {
+/// v1 moves to another cluster, because it has to or because it is taken there.
+fn moves_with_its_credit(by_retune: bool) {
     let mut memory = Memory::new(2, 4);
     let mut lab = Lab::with(Credit2::default(), &mut memory, Topology { cluster: 1, node: 2 }, 0);
     // p0 gives much credit out, for v0 burns it fast; p1 hardly any, for v2 is alone and heavy.
@@ -81,14 +81,34 @@ fn credit_is_the_same_in_another_cluster() {
     lab.add(3, on(1, 1));
     (0..2).for_each(|vcpu| lab.hog(vcpu, 0));
     lab.job(2, 0, 5 * SECOND);
+    lab.run_until(4 * SECOND);
+    lab.harness.retune(lab.now, V1, on(0, 1), &mut lab.wires).unwrap();
     lab.run_until(5 * SECOND);
-    // v1 moves to p1, and finds v3 there, which is as heavy.
-    lab.harness.retune(lab.now, V1, on(1, 1), &mut lab.wires).unwrap();
-    lab.hog(3, 5 * SECOND);
-    let before = lab.ran(1);
+    if by_retune {
+        lab.harness.retune(lab.now, V1, on(1, 1), &mut lab.wires).unwrap();
+    }
+    let mut credits = Vec::new();
+    for at in (0..200).map(|ms| 5 * SECOND + ms * MILLISECOND) {
+        lab.run_until(at);
+        let mut dump = String::new();
+        lab.harness.dump(&mut dump).unwrap();
+        let credit = dump.lines().find_map(|line| line.strip_prefix("p1 runs: v1 ")?.parse::<i64>().ok());
+        credits.extend(credit);
+    }
+    assert!(!credits.is_empty() && credits.iter().all(|credit| credit.unsigned_abs() <= 10_500_000), "{credits:?}");
+    // v1 is on p1, and then v3 is there, too, and as heavy.
+    lab.hog(3, 6 * SECOND);
     lab.run_until(6 * SECOND);
+    let before = lab.ran(1);
+    lab.run_until(7 * SECOND);
     let ran = [lab.ran(1) - before, lab.ran(3)];
     assert!(ran.iter().all(|ran| ran.abs_diff(SECOND / 2) <= 15 * MILLISECOND), "{ran:?}");
+}
+
+#[test]
+fn credit_is_the_same_in_another_cluster() {
+    moves_with_its_credit(true);
+    moves_with_its_credit(false);
 }
 
 #[test]
@@ -176,6 +196,33 @@ fn siblings_are_apart_in_and_across_clusters() {
     assert!(siblings_together(4, 2, 2, 8) > 0, "there is no other way");
 }
 
+/// So many siblings of v0 are pinned to each pCPU, which a stranger has where there is none: who waits where, when v0 comes,
+/// which may run anywhere.
+fn place_beside(siblings: &[u32]) -> String {
+    let mut memory = Memory::new(siblings.len(), 32);
+    let mut lab = Lab::with(GangBalanced::default(), &mut memory, PAIRS, 0);
+    let members = (0..).zip(siblings).flat_map(|(pcpu, &count)| {
+        let vm = VmId(u32::from(count == 0));
+        vec![Params { vm, ..on(pcpu, pcpu) }; count.max(1) as usize]
+    });
+    for (vcpu, params) in (1..).zip(members) {
+        lab.add(vcpu, params);
+        lab.hog(vcpu, 0);
+    }
+    lab.add(0, Params::default());
+    lab.hog(0, 1);
+    lab.run_until(1);
+    let mut dump = String::new();
+    lab.harness.dump(&mut dump).unwrap();
+    dump.lines().find(|line| line.ends_with("v0")).unwrap_or(&dump).to_owned()
+}
+
+#[test]
+fn the_pcpu_with_the_fewest_siblings_is_found_wherever_it_is() {
+    assert_eq!(place_beside(&[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]), "p11: v0");
+    assert_eq!(place_beside(&[3, 2, 1, 2]), "p2: v0");
+}
+
 #[test]
 fn nobody_waits_behind_a_sibling_where_it_ran_last() {
     let mut memory = memory();
@@ -212,4 +259,56 @@ fn no_pcpu_idles_to_keep_siblings_apart() {
     lab.run_until(SECOND);
     let ends: Vec<Nanos> = lab.done.iter().map(|done| done.at).collect();
     assert_eq!(ends.iter().max(), Some(&(200 * MILLISECOND)), "all are siblings, and all pCPUs are busy: {ends:?}");
+}
+
+/// Hogs that are pinned, one for each pCPU, and then `new` that are not: by how many the longest queue is longer than the
+/// shortest.
+fn unevenness<P: Policy + Default>(topology: Topology, new: u32, seed: u64) -> usize {
+    let mut memory = Memory::new(8, 8 + new as usize);
+    let mut lab = Lab::with(P::default(), &mut memory, topology, seed);
+    for pcpu in 0..8 {
+        lab.add(pcpu, on(pcpu, pcpu));
+        lab.hog(pcpu, 0);
+    }
+    lab.run_until(1);
+    (8..8 + new).for_each(|vcpu| {
+        lab.add(vcpu, Params::default());
+        lab.hog(vcpu, 1);
+    });
+    lab.run_until(2);
+    let mut dump = String::new();
+    lab.harness.dump(&mut dump).unwrap();
+    let waiting = dump.lines().filter(|line| line.starts_with('p') && !line.contains("runs"));
+    let lengths: Vec<_> = waiting.map(|line| line.matches('v').count()).collect();
+    assert_eq!(lengths.iter().sum::<usize>(), new as usize, "{dump}");
+    lengths.iter().max().unwrap() - lengths.iter().min().unwrap()
+}
+
+#[test]
+fn who_is_new_waits_in_the_shorter_of_two_queues() {
+    // Chance alone brings 7 and more.
+    let mean = |unevenness: fn(u64) -> usize| (0..20).map(unevenness).sum::<usize>() as f64 / 20.0;
+    let of_pcpus = mean(|seed| unevenness::<RrPercpu>(Topology::FLAT, 64, seed));
+    let of_clusters = mean(|seed| unevenness::<Credit2>(PAIRS, 64, seed));
+    assert!(of_pcpus <= 3.5 && of_clusters <= 3.5, "{of_pcpus} and {of_clusters}");
+}
+
+#[test]
+fn who_loses_its_pcpu_stays_in_its_cluster() {
+    let mut memory = Memory::new(6, 7);
+    let mut lab = Lab::with(Credit2::default(), &mut memory, PAIRS, 0);
+    for pcpu in 0..6 {
+        lab.add(pcpu, on(pcpu, pcpu));
+        lab.hog(pcpu, 0);
+    }
+    lab.add(6, on(3, 3));
+    lab.job(6, 0, MILLISECOND);
+    lab.run_until(20 * MILLISECOND);
+    lab.harness.retune(lab.now, VcpuId(6), Params::default(), &mut lab.wires).unwrap();
+    lab.turn_off(PcpuId(3));
+    lab.hog(6, 30 * MILLISECOND);
+    lab.run_until(40 * MILLISECOND);
+    let since = spans_of(&lab, 6).filter(|span| span.from >= 30 * MILLISECOND);
+    let pcpus: BTreeSet<_> = since.map(|span| span.pcpu).collect();
+    assert_eq!(pcpus, BTreeSet::from([PcpuId(2)]), "and not p4, which is behind p3");
 }
