@@ -36,7 +36,7 @@ use baton_policy::{MAX_PCPUS, Promise};
 pub use figures::{Figures, figures};
 pub use live::Live;
 pub use model::Checker;
-pub use replay::{Difference, Replayed, replay};
+pub use replay::{Difference, Replayed, replay, replay_to};
 pub use report::{Kind, Report, Violation};
 pub use shrink::shrink;
 pub use thresholds::Thresholds;

@@ -50,14 +50,33 @@ impl fmt::Display for Difference {
 ///
 /// If it is no log, cannot be read to its end, or has an event that cannot have happened.
 pub fn replay<P: Policy>(log: &str, policy: P) -> Result<Replayed, Unreadable> {
+    replay_to(log, policy, None).map(|(replayed, _)| replayed)
+}
+
+/// The same, but it stops behind the event of that number at the latest. With what the policy [says](Policy::dump) of its
+/// state where it stopped, or before its ejection, if that came first.
+///
+/// # Errors
+///
+/// Also if there is no event of that number.
+pub fn replay_to<P: Policy>(log: &str, policy: P, last: Option<u64>) -> Result<(Replayed, String), Unreadable> {
     let (header, lines) = open(log)?;
     let mut memory = Memory::<P>::new(&header);
     let mut harness = Harness::new(policy, memory.slabs(), header.topology, header.limits, header.seed);
     let mut lines = lines.peekable();
-    let mut events = 0;
+    let (mut events, mut end) = (0, 1);
     let mut comparison = Comparison::default();
-    while let Some(line) = lines.next() {
-        let (number, Line::Event { now, event, .. }) = line? else { continue };
+    let replayed = loop {
+        let (number, line) = match (lines.next(), last) {
+            (Some(line), _) => line?,
+            (None, None) => break Replayed::Identical(events),
+            (None, Some(last)) => {
+                let sentence = format!("there is no event {last}: the log has {events}, the first of which is event 0");
+                return Err(Unreadable { line: end, sentence });
+            }
+        };
+        end = number;
+        let Line::Event { now, event, .. } = line else { continue };
         comparison.begin();
         while let Some(Ok((_, Line::Answer(answer)))) = lines.peek() {
             comparison.expected.push(*answer);
@@ -70,11 +89,15 @@ pub fn replay<P: Policy>(log: &str, policy: P) -> Result<Replayed, Unreadable> {
         }
         harness.feed(now, &event, &mut comparison).map_err(|unfit| unreadable(&unfit))?;
         if !comparison.is_identical() {
-            return Ok(Replayed::Differs(comparison.difference(number, event.to_string())));
+            break Replayed::Differs(comparison.difference(number, event.to_string()));
         }
         events += 1;
-    }
-    Ok(Replayed::Identical(events))
+        if last.is_some_and(|last| last < events) {
+            break Replayed::Identical(events);
+        }
+    };
+    _ = harness.dump(&mut comparison.dump); // a string takes everything
+    Ok((replayed, comparison.dump))
 }
 
 /// Policies calculate with times, and need not be ready for those that only damage brings.
@@ -129,6 +152,8 @@ struct Comparison<'a> {
     same: usize,
     /// All from the first that is not.
     others: Vec<String>,
+    /// What the policy said of its state.
+    dump: String,
 }
 
 impl Comparison<'_> {
@@ -155,5 +180,9 @@ impl Machine for Comparison<'_> {
         } else {
             self.others.push(answer.to_string());
         }
+    }
+
+    fn ejecting(&mut self, dump: &mut dyn FnMut(&mut dyn fmt::Write) -> fmt::Result) {
+        _ = dump(&mut self.dump);
     }
 }

@@ -1,5 +1,7 @@
 //! What happens, what is answered, and who is told.
 
+use core::fmt;
+
 use crate::{Nanos, Params, PcpuId, Run, Stop, Timer, VcpuId, Wake};
 
 /// Something that a policy hears of.
@@ -63,6 +65,11 @@ pub trait Machine {
 
     /// Does what is [ordered](Answer::is_order), and writes down what it likes: an answer can be kept for ever.
     fn answer(&mut self, answer: &Answer<'static>);
+
+    /// The policy is about to be ejected: `dump` writes what [it says](crate::Policy::dump), for the last time.
+    fn ejecting(&mut self, dump: &mut dyn FnMut(&mut dyn fmt::Write) -> fmt::Result) {
+        let _ = dump;
+    }
 }
 
 /// Why a policy was put aside.

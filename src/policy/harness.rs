@@ -237,6 +237,10 @@ impl<'a, P: Policy> Harness<'a, P> {
     ///
     /// Those of `out`.
     pub fn dump(&mut self, out: &mut dyn fmt::Write) -> fmt::Result {
+        // Its queues are round robin's.
+        if let Some(why) = self.ejected() {
+            return writeln!(out, "ejected: it {} ({})", why.reason(), why.vcpu());
+        }
         let Self { policy, vcpus, pcpus, nodes, vcpu_facts, pcpu_facts, world, .. } = self;
         let mut nobody = Nobody;
         let cx = Context {
@@ -469,8 +473,6 @@ impl<'a, P: Policy> Harness<'a, P> {
         match (timer, vcpu) {
             (Timer::Refill(vcpu), Some((_, State::Throttled))) => self.make_runnable(vcpu, Wake::Refilled, machine),
             (Timer::Refill(_), _) | (_, Some((_, State::Absent))) => {}
-            // Timers that were armed are the policy's own, and round robin has none.
-            _ if self.ejected.is_some() => {}
             _ => _ = self.call(Call::Timer(timer), machine),
         }
         Ok(())
@@ -615,6 +617,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         if self.ejected.is_some() {
             return false;
         }
+        machine.ejecting(&mut |out| self.dump(out));
         machine.answer(&Answer::Ejected(why));
         self.ejected = Some((why, Rr::default()));
         self.nodes.fill(Node::default());

@@ -127,7 +127,7 @@ pub trait Policy: Sized {
         let _ = (cx, pcpu);
     }
 
-    /// Says what state it is in, for somebody who looks for a mistake.
+    /// Says what state it is in, for somebody who looks for a mistake: a [line](kit::show) for each queue, say.
     fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
         let _ = (cx, out);
         Ok(())

@@ -146,6 +146,8 @@ struct Desk<'l> {
     /// When the last event was.
     now: Nanos,
     ejected: Option<(Nanos, Ejection)>,
+    /// What the policy said when it was ejected.
+    dump: String,
 }
 
 #[derive(Clone, Copy)]
@@ -175,6 +177,10 @@ impl Machine for Desk<'_> {
         if let Some(log) = &mut self.log {
             self.log_failed |= log.answer(answer).is_err();
         }
+    }
+
+    fn ejecting(&mut self, dump: &mut dyn FnMut(&mut dyn fmt::Write) -> fmt::Result) {
+        _ = dump(&mut self.dump); // a string takes everything
     }
 }
 
@@ -229,7 +235,15 @@ pub fn run<P: Policy>(
     let timers = Timers { vcpus: vec![Nanos::MAX; vcpus], refills: vec![Nanos::MAX; vcpus], ..Timers::new(pcpus) };
     let simulation = Simulation {
         harness: Harness::new(policy, slabs, topology, limits, seed),
-        desk: Desk { orders: Vec::new(), log, log_failed: false, events: 0, now: 0, ejected: None },
+        desk: Desk {
+            orders: Vec::new(),
+            log,
+            log_failed: false,
+            events: 0,
+            now: 0,
+            ejected: None,
+            dump: String::new(),
+        },
         queue: Queue::new(),
         guests: slots(vcpus),
         rests: workload.vcpus.iter().map(|vcpu| Rest::new(workload, vcpu)).collect(),
@@ -893,6 +907,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
         if self.desk.log_failed {
             return Err(Fault::Log);
         }
+        _ = self.harness.dump(&mut self.desk.dump);
         let barriers = self.barriers.all.iter();
         let barriers =
             barriers.map(|&Barrier { vm, number, rounds, .. }| BarrierOutcome { vm, number, rounds }).collect();
@@ -909,6 +924,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             lost: self.lost,
             refused: self.refused,
             ejected: self.desk.ejected,
+            dump: self.desk.dump,
             barriers,
         })
     }

@@ -29,6 +29,8 @@ pub struct Outcome {
     /// Admissions that the policy refused.
     pub refused: u64,
     pub ejected: Option<(Nanos, Ejection)>,
+    /// What the policy said of its state when it was ejected, or else at the end.
+    pub dump: String,
     pub barriers: Vec<BarrierOutcome>,
 }
 

@@ -17,6 +17,7 @@ use clap::{Args, ValueEnum};
 use super::WATCH;
 use super::check::promise_of;
 use super::qemu::{self, Settings};
+use super::replay::{again, state};
 use super::shrink::{Case, smallest};
 use super::workloads;
 use crate::images::Workspace;
@@ -119,7 +120,15 @@ pub fn run(options: &Options) -> Result<bool> {
             show_smallest(options, &built, violation)?;
         }
     }
-    Ok(outcome.ejected.is_none() && report.is_none_or(|report| report.is_clean()))
+    let wrong = state_if_wrong(policy, &outcome, report.as_ref());
+    print!("{}", wrong.as_deref().unwrap_or_default());
+    Ok(wrong.is_none())
+}
+
+/// The state of a policy that was ejected or broke a rule.
+fn state_if_wrong(policy: &str, outcome: &Outcome, report: Option<&Report>) -> Option<String> {
+    let is_well = outcome.ejected.is_none() && report.is_none_or(Report::is_clean);
+    (!is_well).then(|| state(policy, &outcome.dump))
 }
 
 /// Writes the smallest workload that shows the same, and says how to run it.
@@ -264,7 +273,11 @@ fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
     }
     let report = baton_check::check(&ran.log, promise_of(policy)?, Thresholds::default())?;
     println!("{report}");
-    Ok(ran.ejected.is_none() && report.is_clean())
+    let is_well = ran.ejected.is_none() && report.is_clean();
+    if !is_well && let Some(Ok((_, dump))) = again(policy, &ran.log, None) {
+        print!("{}", state(policy, &dump));
+    }
+    Ok(is_well)
 }
 
 /// A run of a policy whose type is known when it is visited.
@@ -312,7 +325,35 @@ impl fmt::Write for LogFile<'_> {
 
 #[cfg(test)]
 mod tests {
+    use baton_policy::{Ejection, VcpuId};
+
     use super::*;
+
+    #[test]
+    fn a_policy_shows_its_state_when_it_was_ejected_or_broke_a_rule() {
+        let hogs =
+            "about = \"a test\"\n[machine]\npcpus = 1\n[[group]]\nname = \"hogs\"\ncount = 3\nprogram = [\"run 1s\"]\n";
+        let built = File::parse(hogs).unwrap().build(None, 1).unwrap();
+        let setup = Setup {
+            pcpus: built.pcpus,
+            topology: built.topology,
+            limits: Limits::default(),
+            costs: Costs::ZERO,
+            seed: 1,
+            horizon: MILLISECOND,
+            watch: None,
+        };
+        let mut log = String::new();
+        let mut outcome = simulate_by_name("rr", &built, &setup, Some(&mut log)).unwrap();
+        let check = |log: &str| baton_check::check(log, promise_of("rr").unwrap(), Thresholds::default()).unwrap();
+        let (clean, broken) = (check(&log), check(&log.replacen("> run v0", "> run v7", 1)));
+        assert_eq!(state_if_wrong("rr", &outcome, None), None);
+        assert_eq!(state_if_wrong("rr", &outcome, Some(&clean)), None);
+        let state = Some("the state of `rr`:\n  waiting: v1, v2\n".to_owned());
+        assert_eq!(state_if_wrong("rr", &outcome, Some(&broken)), state);
+        outcome.ejected = Some((0, Ejection::Starved(VcpuId(1))));
+        assert_eq!(state_if_wrong("rr", &outcome, Some(&clean)), state);
+    }
 
     #[test]
     fn a_size_is_two_numbers() {

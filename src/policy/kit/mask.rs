@@ -86,12 +86,13 @@ impl Mask {
 
     /// All of them, in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = PcpuId> + '_ {
-        let mut next = self.first_from(PcpuId(0));
-        core::iter::from_fn(move || {
-            let pcpu = next?;
-            next = self.first_from(PcpuId(pcpu.0 + 1));
-            Some(pcpu)
-        })
+        core::iter::successors(self.first_from(PcpuId(0)), |pcpu| self.first_from(PcpuId(pcpu.0 + 1)))
+    }
+
+    /// All of them, `start` and those behind it first, and then those before it.
+    pub fn iter_from(&self, start: PcpuId) -> impl Iterator<Item = PcpuId> + '_ {
+        let behind = core::iter::successors(self.first_from(start), |pcpu| self.first_from(PcpuId(pcpu.0 + 1)));
+        behind.chain(self.iter().take_while(move |&pcpu| pcpu < start))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Time divided by a weight.
 
-use crate::Nanos;
+use crate::{Nanos, WEIGHT};
 
 /// Longer than anybody runs at a time; what is beyond it is not charged. 73 minutes, so that nothing below overflows.
 const LONGEST: Nanos = 1 << 42;
@@ -26,4 +26,10 @@ pub const fn real_time(span: u64, weight: u64) -> Nanos {
 #[inline]
 pub const fn later(a: u64, b: u64) -> u64 {
     if (a.wrapping_sub(b) as i64) < 0 { b } else { a }
+}
+
+/// How far `a` is ahead of `b` on a virtual clock, in ns of the usual weight.
+#[inline]
+pub const fn ahead(a: u64, b: u64) -> i64 {
+    a.wrapping_sub(b) as i64 / virtual_time(1, WEIGHT as u64) as i64
 }

@@ -1,6 +1,8 @@
 //! Borrowed virtual time.
 
-use crate::kit::{Heap, Tree, later, real_time, virtual_time};
+use core::fmt;
+
+use crate::kit::{Heap, Tree, ahead, later, real_time, show, virtual_time};
 use crate::{Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
 /// Shares by weight; and whoever has a reservation borrows against its own future share, so that it runs at once, for at most
@@ -163,5 +165,19 @@ impl Policy for Bvt {
             self.queue(cx, vcpu);
             self.find_pcpu(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let times = |vcpu: VcpuId| {
+            let Borrower { effective, actual, warped, .. } = cx.vcpus[vcpu];
+            [ahead(effective, self.time), ahead(actual, self.time), warped as i64]
+        };
+        show(
+            out,
+            "waiting, by effective and actual time, with what they may borrow",
+            self.waiting.iter(&cx.nodes),
+            times,
+        )?;
+        show(out, "running, the same", self.running.iter(&cx.nodes), times)
     }
 }

@@ -1,6 +1,8 @@
 //! Credit2.
 
-use crate::kit::{Fifo, Heap, Mask, Tree, later, real_time, virtual_time};
+use core::fmt;
+
+use crate::kit::{Fifo, Heap, Mask, Tree, ahead, later, real_time, show, virtual_time};
 use crate::{
     Context, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, WEIGHT, Wake,
 };
@@ -145,9 +147,9 @@ impl Credit2 {
         }
     }
 
-    /// Somebody who waits in another queue and may run here.
+    /// Somebody who waits in another queue and may run here, from the clusters behind this one first.
     fn steal(&self, cx: &Context<'_, Self>, thief: PcpuId) -> Option<VcpuId> {
-        let mut victims = self.loaded.iter();
+        let mut victims = self.loaded.iter_from(thief);
         victims.find_map(|home| cx.pcpus[home].waiting.iter(&cx.nodes).find(|&vcpu| cx.may_run(vcpu, thief)))
     }
 }
@@ -245,5 +247,19 @@ impl Policy for Credit2 {
         while let Some(vcpu) = waiting.pop_front(&mut cx.nodes) {
             self.place(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let credit = |vcpu: VcpuId| {
+            let clock = cx.vcpus[vcpu].home.map_or(0, |home| cx.pcpus[home].clock);
+            [ahead(clock, cx.vcpus[vcpu].burnt)]
+        };
+        for home in self.loaded.iter() {
+            show(out, format_args!("{home}, by credit"), cx.pcpus[home].waiting.iter(&cx.nodes), credit)?;
+        }
+        for (home, queue) in cx.pcpus.iter().filter(|(_, queue)| !queue.running.is_empty()) {
+            show(out, format_args!("{home} runs"), queue.running.iter(&cx.nodes), credit)?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |_| [])
     }
 }

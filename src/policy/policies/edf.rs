@@ -1,8 +1,9 @@
 //! Earliest deadline first, over all pCPUs.
 
+use core::fmt;
 use core::marker::PhantomData;
 
-use crate::kit::{Heap, Tree};
+use crate::kit::{Heap, Tree, show};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -197,5 +198,13 @@ impl<U: Urgency> Policy for Realtime<U> {
 
     fn pcpu_off(&mut self, _: &mut Context<'_, Self>, _: PcpuId) {
         self.online -= 1;
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let claim = |vcpu: VcpuId| [cx.vcpus[vcpu].rank, cx.vcpus[vcpu].account.left].map(|ns| ns as i64);
+        show(out, "waiting, by rank, with what is left", self.waiting.iter(&cx.nodes), claim)?;
+        show(out, "running, the same", self.running.iter(&cx.nodes), claim)?;
+        let throttled = cx.admitted().filter(|&vcpu| cx.state(vcpu) == State::Throttled);
+        show(out, "throttled, and until when", throttled, |vcpu| [cx.vcpus[vcpu].account.end as i64])
     }
 }

@@ -1,6 +1,8 @@
 //! Earliest deadline first, on each pCPU by itself.
 
-use crate::kit::{Fifo, Tree};
+use core::fmt;
+
+use crate::kit::{Fifo, Tree, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -187,5 +189,17 @@ impl Policy for EdfPartitioned {
             cx.pcpus[pcpu].waiting.remove(&mut cx.nodes, vcpu);
             self.queue(cx, vcpu, Ok(()));
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let claim = |vcpu: VcpuId| [cx.vcpus[vcpu].rank, cx.vcpus[vcpu].account.left].map(|ns| ns as i64);
+        for (pcpu, share) in cx.pcpus.iter().filter(|(_, share)| share.vcpus != 0) {
+            let reserved = share.reserved * 100 / WHOLE;
+            let what = format_args!("{pcpu} of {}, {reserved} % reserved, by rank, with what is left", share.vcpus);
+            show(out, what, share.waiting.iter(&cx.nodes), claim)?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), claim)?;
+        let throttled = cx.admitted().filter(|&vcpu| cx.state(vcpu) == State::Throttled);
+        show(out, "throttled, and until when", throttled, |vcpu| [cx.vcpus[vcpu].account.end as i64])
     }
 }

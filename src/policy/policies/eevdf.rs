@@ -1,6 +1,8 @@
 //! Earliest eligible virtual deadline first.
 
-use crate::kit::{Heap, Tree, later, virtual_time};
+use core::fmt;
+
+use crate::kit::{Heap, Tree, ahead, later, show, virtual_time};
 use crate::{Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
 /// Shares by weight to within one request, and a latency that each chooses by the length of its requests: of those who have
@@ -257,5 +259,12 @@ impl Policy for Eevdf {
             }
             State::Absent | State::Blocked | State::Throttled => {}
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let now = self.average.at(cx.now());
+        let request = |vcpu| [cx.vcpus[vcpu].eligible, cx.vcpus[vcpu].deadline].map(|time| ahead(time, now));
+        show(out, "waiting, from when on they are eligible, and deadlines", self.waiting.iter(&cx.nodes), request)?;
+        show(out, "running, the same", self.running.iter(&cx.nodes), request)
     }
 }

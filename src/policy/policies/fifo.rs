@@ -1,6 +1,8 @@
 //! First come, first served.
 
-use crate::kit::Fifo as Queue;
+use core::fmt;
+
+use crate::kit::{Fifo as Queue, show};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, Stop, VcpuId, Wake};
 
 /// Everybody in the order of their wakes, from one queue for all pCPUs, until they block.
@@ -53,5 +55,9 @@ impl Policy for Fifo {
         if cx.nodes.is_queued(vcpu) {
             cx.kick_idle_for(vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        show(out, "waiting", self.queue.iter(&cx.nodes), |_| [])
     }
 }

@@ -1,6 +1,8 @@
 //! Gang scheduling.
 
-use crate::kit::{Mask, Tree};
+use core::fmt;
+
+use crate::kit::{Mask, Tree, show};
 use crate::{
     Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, Timer, VcpuId, Wake,
 };
@@ -283,5 +285,14 @@ impl Policy for Gang {
             self.active -= 1;
             self.renew(cx);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let placed = cx.pcpus.iter().filter_map(|(_, place)| *place);
+        let place = |vcpu: VcpuId| [cx.vcpus[vcpu].map_or(-1, |pcpu| pcpu.0.into())];
+        show(out, format_args!("slot until {}, by pCPU", self.until), placed, place)?;
+        let (of, from) = self.turn;
+        let what = format_args!("ready, by VM; next is m{of} from {from} on");
+        show(out, what, self.ready.iter(&cx.nodes), |vcpu| [vm(cx, vcpu) as i64])
     }
 }

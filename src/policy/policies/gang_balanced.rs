@@ -16,24 +16,20 @@ pub type GangBalanced = PerPcpu<Apart>;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Apart;
 
-/// How many pCPUs are looked at.
-const CANDIDATES: usize = 8;
-
 impl Placement for Apart {
+    /// Where it ran last, or the next pCPU without a sibling: it looks at no more of them than the VM has vCPUs, if that is not
+    /// larger than the machine.
     fn place(cx: &mut Context<'_, PerPcpu<Self>>, vcpu: VcpuId) -> Option<PcpuId> {
         let vm = cx.params(vcpu).vm;
-        let start = cx.last(vcpu).unwrap_or(PcpuId(vcpu.0 % cx.pcpus.len() as u32));
-        let mut next = start;
-        let candidates = core::array::from_fn::<_, CANDIDATES, _>(|_| {
-            let pcpu = cx.online_for(vcpu, next)?;
-            next = PcpuId(pcpu.0 + 1);
-            Some(pcpu)
-        });
-        let siblings = |pcpu: PcpuId| {
+        let siblings = |&pcpu: &PcpuId| {
             let running = cx.running(pcpu).map(|(running, _)| running);
             let here = cx.pcpus[pcpu].iter(&cx.nodes).chain(running);
             here.filter(|&other| cx.params(other).vm == vm).count()
         };
-        candidates.into_iter().flatten().min_by_key(|&pcpu| siblings(pcpu))
+        let start = cx.last(vcpu).unwrap_or(PcpuId(vcpu.0 % cx.pcpus.len() as u32));
+        let first = cx.online_for(vcpu, start)?;
+        let after = |pcpu: &PcpuId| cx.online_for(vcpu, PcpuId(pcpu.0 + 1)).filter(|&next| next != first);
+        let all = || core::iter::successors(Some(first), after);
+        all().find(|pcpu| siblings(pcpu) == 0).or_else(|| all().min_by_key(siblings))
     }
 }

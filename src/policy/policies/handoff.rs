@@ -1,6 +1,8 @@
 //! Direct handoff.
 
-use crate::kit::Fifo;
+use core::fmt;
+
+use crate::kit::{Fifo, show};
 use crate::{Context, MICROSECOND, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, Timer, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -160,5 +162,13 @@ impl Policy for Handoff {
     fn pcpu_off(&mut self, cx: &mut Context<'_, Self>, pcpu: PcpuId) {
         cx.pcpus[pcpu].sender = None;
         self.release(cx, pcpu);
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for (pcpu, baton) in cx.pcpus.iter().filter(|(_, baton)| !baton.receivers.is_empty()) {
+            let what = format_args!("{pcpu}, when its sender blocks, until {}", baton.until);
+            show(out, what, baton.receivers.iter(&cx.nodes), |_| [])?;
+        }
+        show(out, "waiting", self.queue.iter(&cx.nodes), |_| [])
     }
 }

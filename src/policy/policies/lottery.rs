@@ -1,6 +1,8 @@
 //! Lottery scheduling.
 
-use crate::kit::Fifo;
+use core::fmt;
+
+use crate::kit::{Fifo, show};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -134,5 +136,10 @@ impl Policy for Lottery {
         if cx.vcpus[vcpu].drawn_from != 0 {
             self.wait(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let waiting = cx.admitted().filter(|&vcpu| cx.vcpus[vcpu].drawn_from != 0);
+        show(out, format_args!("tickets of {}", self.total), waiting, |vcpu| [cx.vcpus[vcpu].drawn_from as i64])
     }
 }

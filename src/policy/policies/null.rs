@@ -1,6 +1,8 @@
 //! No scheduling.
 
-use crate::kit::Fifo;
+use core::fmt;
+
+use crate::kit::{Fifo, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -115,5 +117,12 @@ impl Policy for Null {
         while let Some(vcpu) = waiting.pop_front(&mut cx.nodes) {
             self.queue(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for (pcpu, home) in cx.pcpus.iter().filter(|(_, home)| home.vcpus != 0) {
+            show(out, format_args!("{pcpu} of {}", home.vcpus), home.waiting.iter(&cx.nodes), |_| [])?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |_| [])
     }
 }

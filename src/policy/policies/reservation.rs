@@ -16,7 +16,8 @@ pub struct Account {
     pub deadline: Nanos,
     /// When the budget is refilled.
     pub end: Nanos,
-    left: Nanos,
+    /// Of the budget.
+    pub left: Nanos,
     /// What it ran beyond its budget, because nobody stopped it in time: off the next one.
     overrun: Nanos,
 }

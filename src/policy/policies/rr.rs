@@ -1,6 +1,8 @@
 //! Round robin.
 
-use crate::kit::Fifo;
+use core::fmt;
+
+use crate::kit::{Fifo, show};
 use crate::{Context, MILLISECOND, Nanos, Params, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
 
 /// How long one runs who asks for nothing else.
@@ -51,5 +53,9 @@ impl Policy for Rr {
         if cx.nodes.is_queued(vcpu) {
             cx.kick_idle_for(vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        show(out, "waiting", self.queue.iter(&cx.nodes), |_| [])
     }
 }

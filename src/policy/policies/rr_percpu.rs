@@ -1,8 +1,9 @@
 //! Round robin, from a queue for each pCPU.
 
+use core::fmt;
 use core::marker::PhantomData;
 
-use crate::kit::{Fifo, Mask};
+use crate::kit::{Fifo, Mask, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -33,14 +34,7 @@ impl Placement for Anywhere {
         let mut draw = || PcpuId(cx.random().below(pcpus) as u32);
         let (a, b) = (draw(), draw());
         let (a, b) = (cx.online_for(vcpu, a)?, cx.online_for(vcpu, b)?);
-        Some(if cx.load(b) < cx.load(a) { b } else { a })
-    }
-}
-
-impl<R: Placement> Context<'_, PerPcpu<R>> {
-    /// How many want that pCPU.
-    fn load(&self, pcpu: PcpuId) -> usize {
-        self.pcpus[pcpu].len() + usize::from(self.running(pcpu).is_some())
+        Some(if cx.pcpus[b].len() < cx.pcpus[a].len() { b } else { a })
     }
 }
 
@@ -70,19 +64,16 @@ impl<R: Placement> PerPcpu<R> {
         }
     }
 
-    /// It waits for a pCPU that idles, or else where it is best.
+    /// It waits for a pCPU that comes for nobody else, or else where it is best.
     fn place(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId) {
-        let home = cx.kick_idle_for(vcpu).or_else(|| R::place(cx, vcpu));
+        let comes = cx.kick_idle_for(vcpu).filter(|&pcpu| cx.pcpus[pcpu].is_empty());
+        let home = comes.or_else(|| R::place(cx, vcpu));
         self.push(cx, vcpu, home);
     }
 
-    /// Somebody who waits elsewhere and may run here, from the nearest pCPUs first.
+    /// Somebody who waits elsewhere and may run here, from the pCPUs of the same cluster first.
     fn steal(&self, cx: &Context<'_, Self>, thief: PcpuId) -> Option<VcpuId> {
-        let near = cx.cluster(thief);
-        let behind =
-            core::iter::successors(self.loaded.first_from(near), |at| self.loaded.first_from(PcpuId(at.0 + 1)));
-        let before = self.loaded.iter().take_while(|&pcpu| pcpu < near);
-        let mut victims = behind.chain(before);
+        let mut victims = self.loaded.iter_from(cx.cluster(thief));
         victims.find_map(|victim| cx.pcpus[victim].iter(&cx.nodes).find(|&vcpu| cx.may_run(vcpu, thief)))
     }
 }
@@ -146,5 +137,12 @@ impl<R: Placement> Policy for PerPcpu<R> {
         while let Some(vcpu) = waiting.pop_front(&mut cx.nodes) {
             self.place(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for pcpu in self.loaded.iter() {
+            show(out, pcpu, cx.pcpus[pcpu].iter(&cx.nodes), |_| [])?;
+        }
+        show(out, "may run nowhere", self.homeless.iter(&cx.nodes), |_| [])
     }
 }

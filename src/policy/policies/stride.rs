@@ -1,6 +1,8 @@
 //! Stride scheduling.
 
-use crate::kit::{Tree, later, virtual_time};
+use core::fmt;
+
+use crate::kit::{Tree, ahead, later, show, virtual_time};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
 use super::QUANTUM;
@@ -118,5 +120,10 @@ impl Policy for Stride {
         if state == State::Runnable {
             self.queue(cx, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let pass = |vcpu| [ahead(cx.vcpus[vcpu].pass, self.pass)];
+        show(out, "waiting, by pass, ahead of everybody's", self.waiting.iter(&cx.nodes), pass)
     }
 }

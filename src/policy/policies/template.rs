@@ -1,6 +1,8 @@
 //! What it is called.
 
-use crate::kit::Fifo;
+use core::fmt;
+
+use crate::kit::{Fifo, show};
 use crate::{Context, MILLISECOND, Nanos, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
 
 /// What it does, in a sentence or two.
@@ -41,6 +43,10 @@ impl Policy for Template {
         if was_runnable {
             self.queue.remove(&mut cx.nodes, vcpu);
         }
+    }
+
+    fn dump(&self, cx: &Context<'_, Self>, out: &mut dyn fmt::Write) -> fmt::Result {
+        show(out, "waiting", self.queue.iter(&cx.nodes), |_| [])
     }
 }
 

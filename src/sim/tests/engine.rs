@@ -413,6 +413,10 @@ fn a_policy_that_stops_time_is_ejected() {
                 self.0.push_back(&mut cx.nodes, vcpu);
             }
         }
+
+        fn dump(&self, _: &Context<'_, Self>, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
+            writeln!(out, "none of its pCPUs rests")
+        }
     }
     let mut built = build(PAIR, None, 1);
     built.pcpus = 2;
@@ -420,6 +424,15 @@ fn a_policy_that_stops_time_is_ejected() {
     let outcome = run("restless", Restless::default(), &built.workload(), &setup, None).unwrap();
     assert!(matches!(outcome.ejected, Some((0, baton_policy::Ejection::Livelock(_)))), "{:?}", outcome.ejected);
     assert_eq!(outcome.sum(|vcpu| vcpu.ran), 2 * SECOND);
+    assert!(outcome.dump.starts_with("none of its pCPUs rests\nejected: it picked without end"), "{}", outcome.dump);
+}
+
+#[test]
+fn a_policy_says_at_the_end_what_state_it_is_in() {
+    let mut built = build(PAIR, None, 1);
+    built.pcpus = 1;
+    let outcome = run_named("rr", &built, &setup(&built, Costs::ZERO, SECOND)).unwrap();
+    assert_eq!(outcome.dump, "waiting: v1\n");
 }
 
 // Random workloads.

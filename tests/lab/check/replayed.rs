@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-use baton_check::{Difference, Live, Replayed, Thresholds, Unreadable, check, replay};
+use baton_check::{Difference, Live, Replayed, Thresholds, Unreadable, check, replay, replay_to};
 use baton_policy::policies::{self, Rr, Visitor};
 use baton_policy::{MILLISECOND, Policy};
 use proptest::prelude::*;
 
 use crate::broken::{Fair, PROMISE};
-use crate::machine::{Script, run};
+use crate::machine::{Life, Script, run};
 use crate::sound::script;
 
 struct Again(Script);
@@ -53,6 +53,59 @@ fn the_first_difference_is_shown() {
             matches!(replay(&altered, Fair::default()), Ok(Replayed::Differs(Difference { line: at, .. })) if at == line)
         );
     }
+}
+
+#[test]
+fn a_replay_stops_at_any_event_and_says_what_state_the_policy_is_in() {
+    let mut script = Script::new(1, &[Life::Hog; 3]);
+    script.end = 25 * MILLISECOND;
+    let log = run("rr", Rr::default(), &script).log;
+    let dump = |last| match replay_to(&log, Rr::default(), last) {
+        Ok((Replayed::Identical(events), dump)) => (events, dump),
+        other => panic!("{other:?}"),
+    };
+    let events = log.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit())).count() as u64;
+    let number = |of: &str| {
+        let line = log.lines().find(|line| line.contains(of)).unwrap();
+        line.split_once(' ').unwrap().0.parse::<u64>().unwrap()
+    };
+    assert_eq!(dump(Some(0)), (1, "waiting: nobody\n".into()));
+    assert_eq!(dump(Some(number("wake v1"))).1, "waiting: v0, v1\n");
+    assert_eq!(dump(Some(number("stop v0"))).1, "waiting: v1, v2, v0\n");
+    assert_eq!(dump(Some(number("stop v0") - 1)).1, "waiting: v1, v2\n");
+    assert_eq!(dump(Some(events - 1)), dump(None));
+    assert_eq!(dump(None).0, events);
+    // Also if the log has no end; and what is beyond is a sentence.
+    let cut = log.split_once("\nend").unwrap().0;
+    assert_eq!(replay_to(cut, Rr::default(), Some(events - 1)), replay_to(&log, Rr::default(), None));
+    for beyond in [events, u64::MAX] {
+        let Unreadable { line, sentence } = replay_to(&log, Rr::default(), Some(beyond)).unwrap_err();
+        let expected = format!("there is no event {beyond}: the log has {events}, the first of which is event 0");
+        assert_eq!((line, sentence), (log.lines().count(), expected));
+    }
+}
+
+#[test]
+fn a_replay_says_what_state_the_policy_is_in_when_it_answers_in_another_way() {
+    let mut script = Script::new(1, &[Life::Hog; 3]);
+    script.end = 25 * MILLISECOND;
+    let altered = run("rr", Rr::default(), &script).log.replacen("> run v1", "> run v2", 1);
+    for last in [None, Some(1000)] {
+        let (replayed, dump) = replay_to(&altered, Rr::default(), last).unwrap();
+        assert!(matches!(replayed, Replayed::Differs(_)), "{replayed:?}");
+        assert_eq!(dump, "waiting: v2, v0\n");
+    }
+}
+
+#[test]
+fn a_replay_says_what_state_a_policy_was_in_when_it_was_ejected() {
+    let log = run("rr", Rr::default(), &Script::new(1, &[Life::Hog; 3])).log;
+    let before = log.lines().take_while(|line| !line.contains("wake v1")).collect::<Vec<_>>().join("\n");
+    let events = before.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit())).count();
+    let watched = format!("{before}\n{events} 9000000000 watch\n> ejected idle v0\n");
+    let (replayed, dump) = replay_to(&watched, Rr::default(), Some(events as u64)).unwrap();
+    assert_eq!(replayed, Replayed::Identical(events as u64 + 1), "{watched}");
+    assert_eq!(dump, "waiting: v0\nejected: it left a pCPU idle beside a vCPU that might have run there (v0)\n");
 }
 
 /// It does not matter in which pieces a log is written.

@@ -161,6 +161,16 @@ impl<'a, P: Policy> Chaos<'a, P> {
             _ => {}
         }
         assert_eq!(self.harness.ejected(), None);
+        self.dump_names_all_who_wait();
+    }
+
+    fn dump_names_all_who_wait(&mut self) {
+        let mut dump = String::new();
+        self.harness.dump(&mut dump).unwrap();
+        let words: BTreeSet<_> = dump.split(|letter: char| !letter.is_alphanumeric()).collect();
+        for vcpu in self.all_in(State::Runnable) {
+            assert!(words.contains(&*vcpu.to_string()), "{vcpu} waits, and is not in this:\n{dump}");
+        }
     }
 
     fn stop(&mut self, pcpu: PcpuId, why: Stop) {

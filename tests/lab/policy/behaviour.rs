@@ -1,9 +1,10 @@
 //! What each policy is for.
 
+use baton_policy::kit::ahead;
 use baton_policy::policies::*;
 use baton_policy::{
     Affinity, Event, MICROSECOND, MILLISECOND, Nanos, Params, PcpuId, Policy, Reservation, SECOND, State, Stop, Timer,
-    VcpuId, VmId, Wake,
+    Topology, VcpuId, VmId, Wake,
 };
 
 use crate::driver::{Lab, Memory, P0, P1, Rig, V0, V1, V2, memory};
@@ -43,6 +44,79 @@ impl Visitor for Yields {
             rig.feed(yields).unwrap();
             rig.pick(P0);
         }
+    }
+}
+
+/// v0 runs for 3 ms, v1 and v2 wait, and p0 is the only pCPU.
+struct Dumps;
+
+impl Visitor for Dumps {
+    type Output = String;
+
+    fn visit<P: Policy + Default + 'static>(self, _: &'static str, policy: P) -> String {
+        let mut memory = memory();
+        let mut rig = Rig::new(policy, &mut memory);
+        rig.feed(Event::PcpuOff(P1)).unwrap();
+        rig.feed(Event::Retune(V2, reserved(2 * MILLISECOND, 9 * MILLISECOND, true))).unwrap();
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.now = 3 * MILLISECOND;
+        rig.wake(V1);
+        rig.wake(V2);
+        let mut dump = String::new();
+        rig.harness.dump(&mut dump).unwrap();
+        dump
+    }
+}
+
+#[test]
+fn a_dump_has_queues_in_order_with_what_they_are_ordered_by() {
+    let expected = [
+        ("fifo", "waiting: v1, v2\n"),
+        ("rr", "waiting: v1, v2\n"),
+        ("rr-percpu", "p0: v1, v2\nmay run nowhere: nobody\n"),
+        ("null", "p0 of 3: v1, v2\nmay run nowhere: nobody\n"),
+        ("stride", "waiting, by pass, ahead of everybody's: v1 10000000, v2 10000000\n"),
+        ("lottery", "tickets of 2048: v1 1024, v2 1024\n"),
+        (
+            "eevdf",
+            "waiting, from when on they are eligible, and deadlines: v1 0 3999999, v2 0 4000000\n\
+             running, the same: v0 -2999990 1000009\n",
+        ),
+        ("credit2", "p0, by credit: v1 10000000, v2 10000000\nmay run nowhere: nobody\n"),
+        (
+            "bvt",
+            "waiting, by effective and actual time, with what they may borrow: v2 -50000000 0 2000000, v1 0 0 0\n\
+             running, the same: nobody\n",
+        ),
+        (
+            "edf",
+            "waiting, by rank, with what is left: v2 12000002 2000000, v1 1152921504609846977 0\n\
+             running, the same: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "edf-partitioned",
+            "p0 of 3, 22 % reserved, by rank, with what is left: v2 12000002 2000000, v1 1152921504609846977 0\n\
+             may run nowhere: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "rm",
+            "waiting, by rank, with what is left: v2 9000000 2000000, v1 1152921504606846976 0\n\
+             running, the same: nobody\n\
+             throttled, and until when: nobody\n",
+        ),
+        (
+            "gang",
+            "slot until 10000010, by pCPU: v0 0\n\
+             ready, by VM; next is m1 from v0 on: v0 0, v1 0, v2 0\n",
+        ),
+        ("gang-balanced", "p0: v1, v2\nmay run nowhere: nobody\n"),
+        ("handoff", "waiting: v1, v2\n"),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(by_name(name, Dumps).unwrap(), expected, "{name}");
     }
 }
 
@@ -105,6 +179,25 @@ fn a_wake_stops_whoever_can_wait_longest_and_nobody_else() {
     ] {
         assert_eq!(waits, none());
     }
+}
+
+#[test]
+fn nobody_is_stopped_beside_a_pcpu_that_idles() {
+    fn run<P: Policy + Default>(urgent: Params) {
+        let mut memory = memory();
+        let mut rig = Rig::new(P::default(), &mut memory);
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.feed(Event::Remove(V2)).unwrap();
+        rig.feed(Event::Add(V2, urgent)).unwrap();
+        rig.now += 3 * MILLISECOND;
+        assert_eq!(rig.wake(V2), ["kick p1"]);
+    }
+    run::<Edf>(reserved(MILLISECOND, SECOND, false));
+    run::<Rm>(reserved(MILLISECOND, SECOND, false));
+    run::<Bvt>(reserved(MILLISECOND, SECOND, false));
+    run::<Credit2>(Params::default());
+    run::<Eevdf>(Params { slice: Some(100 * MICROSECOND), ..Params::default() });
 }
 
 #[test]
@@ -348,6 +441,21 @@ fn nobody_is_stopped_for_more_credit_as_soon_as_it_has_begun() {
 }
 
 #[test]
+fn whose_slice_is_over_stops_nobody_for_its_credit() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Credit2::default(), &mut memory);
+    rig.feed(Event::Retune(V0, Params { weight: 4096, ..Params::default() })).unwrap();
+    for (vcpu, pcpu) in [(V0, P0), (V1, P1)] {
+        rig.wake(vcpu);
+        rig.pick(pcpu);
+    }
+    rig.now += 3 * MILLISECOND;
+    let stop = Event::Stop { vcpu: V0, pcpu: P0, ran: 3 * MILLISECOND, why: Stop::Slice };
+    assert_eq!(rig.answers(stop), [""; 0], "though v1 has burnt four times as much");
+    assert_eq!(rig.wake(V2), ["kick p1"], "and is stopped for one that wakes");
+}
+
+#[test]
 fn a_message_is_handed_over_with_the_rest_of_the_slice() {
     let mut memory = memory();
     let mut rig = Rig::new(Handoff::default(), &mut memory);
@@ -584,4 +692,221 @@ fn a_pinned_vcpu_that_exits_leaves_its_place_to_the_next() {
     rig.stop(V1, P1, Stop::Block);
     rig.pick(P1);
     assert_eq!(runs(&rig, P1), Some(VcpuId(3)), "v0 and v2 are on p0, and nobody else but v1 is on p1");
+}
+
+#[test]
+fn a_vcpu_of_a_gang_whose_place_has_moved_is_fetched_there_when_it_stops() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::Retune(V2, Params { vm: VmId(1), ..on(P0) })).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.wake(V2);
+    rig.now += 10 * MILLISECOND;
+    // v2 can run nowhere but on p0, and so v0, which fits beside it, has p1 in the next slot.
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy))[1..], ["kick p0"]);
+    assert_eq!(rig.stop(V0, P0, Stop::Kicked), ["kick p1"]);
+    rig.pick(P0);
+    rig.pick(P1);
+    assert_eq!((runs(&rig, P0), runs(&rig, P1)), (Some(V2), Some(V0)));
+}
+
+#[test]
+fn nobody_joins_a_slot_without_the_rest_of_its_gang() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::Retune(V0, Params { vm: VmId(1), ..on(P0) })).unwrap();
+    rig.feed(Event::Retune(V1, Params { vm: VmId(1), ..Params::default() })).unwrap();
+    rig.wake(V2);
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V2));
+    assert_eq!(rig.wake(V0), [""; 0], "p0 is v2's for this slot");
+    assert_eq!(rig.wake(V1), [""; 0], "p1 is free, but v1 would be there without v0");
+}
+
+#[test]
+fn one_that_may_run_nowhere_does_not_keep_the_turn_for_its_gang() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Gang::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V1, on(P1))).unwrap();
+    rig.feed(Event::Retune(V2, Params { vm: VmId(1), ..Params::default() })).unwrap();
+    [V0, V1, V2].into_iter().for_each(|vcpu| _ = rig.wake(vcpu));
+    rig.pick(P0);
+    let mut slots = Vec::new();
+    for _ in 0..4 {
+        let vcpu = runs(&rig, P0).unwrap();
+        slots.push(vcpu);
+        rig.now += 10 * MILLISECOND;
+        rig.answers(Event::Timer(Timer::Policy));
+        rig.stop(vcpu, P0, Stop::Slice);
+        rig.pick(P0);
+    }
+    assert!(slots.windows(2).all(|pair| pair[0] != pair[1]), "{slots:?}");
+}
+
+#[test]
+fn credit_is_given_out_when_the_next_one_has_none_left_and_not_later() {
+    let mut memory = Memory::new(1, 1);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    lab.add(0, Params::default());
+    lab.hog(0, 0);
+    lab.run_until(100 * MILLISECOND);
+    // Five slices are all that it has.
+    assert!(lab.spans.iter().all(|span| span.to - span.from == 2 * MILLISECOND), "{:?}", lab.spans);
+}
+
+#[test]
+fn who_burns_more_than_is_given_out_at_a_time_gets_as_much_more() {
+    let mut memory = Memory::new(1, 2);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    for vcpu in 0..2 {
+        lab.add(vcpu, Params { weight: 16, ..Params::default() });
+    }
+    lab.hog(0, 0);
+    lab.hog(1, SECOND);
+    lab.run_until(2 * SECOND);
+    assert!(lab.ran(1).abs_diff(SECOND / 2) <= 5 * MILLISECOND, "what v0 burnt alone is forgotten: {}", lab.ran(1));
+}
+
+#[test]
+fn credit_that_others_were_given_for_long_is_not_saved_up() {
+    let mut memory = Memory::new(2, 3);
+    let mut lab = Lab::new(Credit2::default(), &mut memory, 0);
+    // v1 burns fast, and v0, in the same queue but on another pCPU, is given as much as it.
+    lab.add(0, on(P0));
+    lab.add(1, Params { weight: 64, ..on(P1) });
+    lab.add(2, on(P0));
+    lab.hog(0, 0);
+    lab.hog(1, 0);
+    lab.hog(2, SECOND);
+    lab.run_until(2 * SECOND);
+    assert!(lab.ran(2).abs_diff(SECOND / 2) <= 25 * MILLISECOND, "{}", lab.ran(2));
+}
+
+#[test]
+fn a_pinned_vcpu_that_moves_leaves_its_place_to_the_next() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Null::default(), &mut memory);
+    // v0 and v2 belong to p0, and v1 to p1; then all do to p1.
+    for vcpu in [V0, V2] {
+        rig.wake(vcpu);
+        rig.feed(Event::Retune(vcpu, on(P1))).unwrap();
+    }
+    rig.pick(P0);
+    rig.feed(Event::Add(VcpuId(3), Params::default())).unwrap();
+    assert_eq!(rig.wake(VcpuId(3)), ["kick p0"], "nobody else belongs there");
+    let mut dump = String::new();
+    rig.harness.dump(&mut dump).unwrap();
+    assert_eq!(dump, "p0 of 1: v3\np1 of 3: v0, v2\nmay run nowhere: nobody\n");
+}
+
+#[test]
+fn no_queue_that_is_empty_is_searched() {
+    fn run<P: Policy + Default>(topology: Topology) {
+        let mut memory = Memory::new(4, 8);
+        let mut lab = Lab::with(P::default(), &mut memory, topology, 0);
+        for vcpu in 0..8 {
+            lab.add(vcpu, Params::default());
+            lab.job(vcpu, 0, 20 * MILLISECOND);
+        }
+        lab.run_until(MILLISECOND);
+        let dump = |lab: &mut Lab<P>| {
+            let mut dump = String::new();
+            lab.harness.dump(&mut dump).unwrap();
+            dump
+        };
+        assert!(dump(&mut lab).starts_with("p0"));
+        lab.turn_off(PcpuId(3));
+        lab.turn_off(PcpuId(2));
+        assert!(!dump(&mut lab).contains("\np2"), "{}", dump(&mut lab));
+        lab.run_until(SECOND);
+        assert_eq!(dump(&mut lab), "may run nowhere: nobody\n");
+    }
+    run::<RrPercpu>(Topology::FLAT);
+    run::<Credit2>(Topology { cluster: 2, node: 4 });
+}
+
+/// v0 may run on p0 alone until it runs, and then anywhere; v1 waits behind it, and p1 idles.
+struct Freed;
+
+impl Visitor for Freed {
+    type Output = ();
+
+    fn visit<P: Policy + Default + 'static>(self, name: &'static str, policy: P) {
+        let mut memory = memory();
+        let mut rig = Rig::new(policy, &mut memory);
+        for vcpu in [V0, V1] {
+            rig.feed(Event::Retune(vcpu, on(P0))).unwrap();
+        }
+        rig.wake(V0);
+        rig.pick(P0);
+        rig.wake(V1);
+        rig.feed(Event::Retune(V0, Params::default())).unwrap();
+        rig.now += 20 * MILLISECOND;
+        let stop = Event::Stop { vcpu: V0, pcpu: P0, ran: 20 * MILLISECOND, why: Stop::Slice };
+        let kicked = [rig.answers(stop), rig.pick(P0)].concat().contains(&"kick p1".to_owned());
+        assert!(kicked || runs(&rig, P0) == Some(V0), "{name}: p1 idles, and v0 waits");
+    }
+}
+
+#[test]
+fn who_may_run_elsewhere_by_now_is_fetched_when_it_stops() {
+    for entry in ALL.iter().filter(|entry| !["null", "edf-partitioned", "gang"].contains(&entry.name)) {
+        by_name(entry.name, Freed).unwrap();
+    }
+}
+
+#[test]
+fn who_is_ahead_of_its_share_stops_nobody_however_short_its_request() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Eevdf::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V1, Params { slice: Some(100 * MICROSECOND), ..Params::default() })).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.pick(P0);
+    assert_eq!(runs(&rig, P0), Some(V1));
+    rig.now += 3 * MILLISECOND;
+    rig.feed(Event::Stop { vcpu: V1, pcpu: P0, ran: 3 * MILLISECOND, why: Stop::Block }).unwrap();
+    rig.pick(P0);
+    assert_eq!(rig.wake(V1), [""; 0], "it would be done before v0, but it is not eligible");
+    let (eligible, _) = rig.harness.vcpu(V1).request();
+    let after = ahead(eligible, rig.harness.policy().virtual_now(rig.now));
+    assert!((1..=100 * MICROSECOND as i64).contains(&after), "of what it is ahead, one request is kept: {after}");
+}
+
+#[test]
+fn who_borrows_stops_at_a_yield_and_without_its_reservation_and_begins_again_after_its_rest() {
+    let borrows = |rig: &mut Rig<Bvt>| {
+        let mut dump = String::new();
+        rig.harness.dump(&mut dump).unwrap();
+        let entry = dump.lines().next().unwrap().split(", ").find(|entry| entry.contains("v2 ")).unwrap().to_owned();
+        !entry.ends_with(" 0")
+    };
+    let mut memory = memory();
+    let mut rig = Rig::new(Bvt::default(), &mut memory);
+    let reserved = reserved(2 * MILLISECOND, 9 * MILLISECOND, true);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.feed(Event::Retune(V2, reserved)).unwrap();
+    rig.wake(V2);
+    assert!(borrows(&mut rig));
+    rig.feed(Event::Retune(V2, Params::default())).unwrap();
+    assert!(!borrows(&mut rig), "it has no reservation");
+    rig.feed(Event::Retune(V2, reserved)).unwrap();
+    rig.pick(P0);
+    rig.stop(V2, P0, Stop::Block);
+    rig.wake(V2);
+    assert!(borrows(&mut rig));
+    rig.pick(P0);
+    rig.stop(V2, P0, Stop::Yield);
+    assert!(!borrows(&mut rig), "it lets others run");
+    let rested = rig.now + 7 * MILLISECOND;
+    for (at, expected) in [(rested - 2 * MICROSECOND, false), (rested, true)] {
+        rig.pick(P0);
+        rig.stop(V2, P0, Stop::Block);
+        rig.now = at - 1;
+        rig.wake(V2);
+        assert_eq!(borrows(&mut rig), expected, "it rests for what is left of the period without its budget");
+    }
 }

@@ -2,6 +2,7 @@
 //! happens in this order: stops, jobs that arrive, timers, picks.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
 
 use baton_policy::kit::Node;
 use baton_policy::{
@@ -45,6 +46,8 @@ pub struct Wires {
     pub timers: HashMap<Timer, Nanos>,
     /// Events, each with its time and with its answers as they are in a log, if they are wanted.
     pub log: Option<Vec<(Nanos, Event, Vec<String>)>>,
+    /// What the policy said when it was ejected.
+    pub dump: String,
 }
 
 impl Wires {
@@ -72,6 +75,10 @@ impl Machine for Wires {
         if let Some((.., answers)) = self.log.as_mut().and_then(|log| log.last_mut()) {
             answers.push(answer.to_string());
         }
+    }
+
+    fn ejecting(&mut self, dump: &mut dyn FnMut(&mut dyn fmt::Write) -> fmt::Result) {
+        dump(&mut self.dump).unwrap();
     }
 }
 
@@ -118,8 +125,13 @@ pub struct Lab<'a, P: Policy> {
 impl<'a, P: Policy> Lab<'a, P> {
     /// A machine whose pCPUs are all on.
     pub fn new(policy: P, memory: &'a mut Memory<P>, seed: u64) -> Self {
+        Self::with(policy, memory, Topology::FLAT, seed)
+    }
+
+    /// One whose pCPUs are grouped.
+    pub fn with(policy: P, memory: &'a mut Memory<P>, topology: Topology, seed: u64) -> Self {
         let (pcpus, vcpus) = (memory.pcpus.len(), memory.vcpus.len());
-        let harness = Harness::new(policy, memory.slabs(), Topology::FLAT, Limits::default(), seed);
+        let harness = Harness::new(policy, memory.slabs(), topology, Limits::default(), seed);
         let mut lab = Self {
             harness,
             wires: Wires::default(),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use baton_policy::kit::Fifo;
-use baton_policy::policies::{Edf, Eevdf, Rr};
+use baton_policy::policies::{Edf, Eevdf, Rr, Stride};
 use baton_policy::{
     Affinity, Context, Ejection, Event, Harness, Limits, MAX_PCPUS, Nanos, Params, PcpuId, Policy, Promise, Refused,
     Reservation, Room, Run, SECOND, State, Stop, Timer, Topology, Unfit, VcpuId, Wake, Woken,
@@ -215,6 +215,25 @@ fn a_policy_that_mixes_up_its_queues_is_ejected_at_once() {
     let (why, answers) = ejected(Mistake::StopTwice, stop, false);
     assert_eq!(why, Ejection::QueuedTwice(V0));
     assert_eq!(answers[0], "ejected queued-twice v0");
+}
+
+#[test]
+fn a_policy_that_is_ejected_says_what_its_state_is_and_no_more_after_that() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Stride::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.now += 2 * Limits::default().starvation;
+    assert_eq!(rig.answers(Event::Watch)[0], "ejected idle v0");
+    assert_eq!(rig.wires.dump, "waiting, by pass, ahead of everybody's: v0 10000000, v1 10000000\n");
+    // What was its tree is a queue now, and would have no end.
+    let mut dump = String::new();
+    rig.harness.dump(&mut dump).unwrap();
+    assert_eq!(dump, "ejected: it left a pCPU idle beside a vCPU that might have run there (v0)\n");
+    rig.wake(V2);
+    rig.feed(Event::Watch).unwrap();
+    assert_eq!(rig.wires.dump.lines().count(), 1);
 }
 
 #[test]
@@ -449,6 +468,59 @@ fn a_slot_that_is_used_again_has_nothing_of_the_one_before() {
     }
 }
 
+#[test]
+fn a_slot_that_is_used_again_has_no_lag_of_the_one_before() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Eevdf::default(), &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.pick(P0);
+    assert_eq!(rig.harness.running(P0).map(|(vcpu, _)| vcpu), Some(V1));
+    rig.now += SECOND;
+    rig.feed(Event::Stop { vcpu: V1, pcpu: P0, ran: SECOND, why: Stop::Exit }).unwrap();
+    rig.feed(Event::Add(V1, Params::default())).unwrap();
+    rig.wake(V1);
+    assert_eq!(rig.harness.vcpu(V1).request().0, rig.harness.policy().virtual_now(rig.now));
+}
+
+#[test]
+fn a_pcpu_idles_only_since_somebody_stopped_there() {
+    let mut memory = memory();
+    let policy = Wrong::default();
+    let switch = Rc::clone(&policy.mistake);
+    let mut rig = Rig::new(policy, &mut memory);
+    rig.feed(Event::PcpuOff(P1)).unwrap();
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.pick(P0);
+    rig.now += 2 * Limits::default().idle;
+    switch.set(Mistake::Idle);
+    rig.stop(V0, P0, Stop::Block);
+    rig.pick(P0);
+    assert_eq!(rig.answers(Event::Watch), [""; 0], "v1 has waited for long, but p0 has not idled for long");
+    rig.now += Limits::default().idle;
+    assert_eq!(rig.answers(Event::Watch)[0], "ejected idle v1");
+}
+
+#[test]
+fn picks_in_vain_count_only_in_a_row() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Rr::default(), &mut memory);
+    let vain = |rig: &mut Rig<Rr>, why: Stop| {
+        rig.feed(Event::Stop { vcpu: V0, pcpu: P0, ran: 0, why }).unwrap();
+        rig.pick(P0);
+    };
+    rig.wake(V0);
+    rig.pick(P0);
+    (1..Limits::default().futile).for_each(|_| vain(&mut rig, Stop::Slice));
+    vain(&mut rig, Stop::Block);
+    rig.wake(V0);
+    rig.pick(P0);
+    vain(&mut rig, Stop::Slice);
+    assert_eq!(rig.answers(Event::Watch), [""; 0], "p0 had nobody in between");
+}
+
 /// Puts the one that it finds on its timer, or in its pick, back into the queue, and has a pCPU kicked for it.
 #[derive(Default)]
 struct Late {
@@ -469,6 +541,7 @@ impl Policy for Late {
     }
 
     fn pick(&mut self, cx: &mut Context<'_, Self>, pcpu: PcpuId) -> Option<Run> {
+        cx.kick(pcpu); // it picks already, and nothing comes of that
         let vcpu = self.queue.pop_front(&mut cx.nodes);
         if let Some(vcpu) = self.kept.take() {
             self.queue.push_back(&mut cx.nodes, vcpu);
@@ -504,6 +577,8 @@ fn a_policy_that_is_ejected_hears_of_its_timers_no_more() {
     let mut memory = memory();
     let mut rig = Rig::new(Late::default(), &mut memory);
     assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note timer 1"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Vcpu(V0))), ["note timer 1"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Vcpu(VcpuId(3)))), [""; 0], "nobody is there");
     rig.wake(V0);
     rig.now += 2 * Limits::default().starvation;
     assert_eq!(rig.answers(Event::Watch), ["ejected idle v0", "kick p0"]);

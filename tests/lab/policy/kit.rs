@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use baton_policy::kit::{Fifo, Heap, Mask, Misuse, Node, Nodes, Random, Tree, later, real_time, virtual_time};
-use baton_policy::{Affinity, MAX_PCPUS, PcpuId, VcpuId};
+use baton_policy::kit::{
+    Fifo, Heap, Mask, Misuse, Node, Nodes, Random, Tree, ahead, later, real_time, show, virtual_time,
+};
+use baton_policy::{Affinity, MAX_PCPUS, PcpuId, VcpuId, WEIGHT};
 use proptest::prelude::*;
 
 const VCPUS: u32 = 24;
@@ -192,6 +194,7 @@ proptest! {
             for start in [PcpuId(0), first, last, pcpu_of(a), pcpu_of(b), PcpuId(4095), PcpuId(4096), PcpuId(u32::MAX)] {
                 prop_assert_eq!(mask.first_from(start), model.range(start..).next().copied());
                 let behind = model.range(first.max(start)..).next().filter(|&&pcpu| pcpu <= last);
+                prop_assert!(mask.iter_from(start).eq(model.range(start..).chain(model.range(..start)).copied()));
                 let expected = behind.or_else(|| model.range(first..).next().filter(|&&pcpu| pcpu <= last));
                 prop_assert_eq!(mask.first_in(Affinity { first, last }, start), expected.copied());
             }
@@ -228,4 +231,24 @@ fn time_that_nobody_runs_is_not_charged() {
     assert_eq!(virtual_time(u64::MAX, 1), 1 << 62);
     assert_eq!(virtual_time(1 << 42, 0), 1 << 62, "nobody has a weight of 0, and nobody divides by it");
     assert_eq!(real_time(u64::MAX, u64::MAX), 1 << 42);
+}
+
+#[test]
+fn ahead_is_in_nanoseconds_of_the_usual_weight() {
+    for clock in [0, 1 << 40, u64::MAX - 5] {
+        let later = clock.wrapping_add(virtual_time(700, WEIGHT.into()));
+        assert_eq!((ahead(later, clock), ahead(clock, later)), (700, -700));
+    }
+}
+
+#[test]
+fn a_line_of_a_dump_names_its_vcpus_and_has_an_end() {
+    let line = |count: u32| {
+        let mut line = String::new();
+        show(&mut line, "queue", (0..count).map(VcpuId), |vcpu| [i64::from(vcpu.0), -1]).unwrap();
+        line
+    };
+    assert_eq!([line(0), line(2)], ["queue: nobody\n", "queue: v0 0 -1, v1 1 -1\n"]);
+    assert!(line(64).ends_with(", v63 63 -1\n"));
+    assert!(line(u32::MAX).ends_with(", v63 63 -1, and more\n"));
 }

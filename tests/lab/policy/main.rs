@@ -2,6 +2,7 @@
 
 mod any;
 mod behaviour;
+mod clusters;
 mod driver;
 mod figures;
 mod harness;
