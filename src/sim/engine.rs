@@ -873,9 +873,10 @@ impl<P: Policy> Simulation<'_, '_, P> {
         self.desk.orders = orders;
     }
 
-    /// Stops whoever runs, and takes stock.
+    /// Has the policy say how it is, stops whoever runs, and takes stock.
     fn end(mut self, name: &str) -> Result<Outcome, Fault> {
         let horizon = self.setup.horizon;
+        _ = self.harness.dump(&mut self.desk.dump); // a string takes everything
         for id in (0..self.setup.pcpus).map(PcpuId) {
             let pcpu = &mut self.pcpus[id.index()];
             let stop = match pcpu.phase {
@@ -907,7 +908,6 @@ impl<P: Policy> Simulation<'_, '_, P> {
         if self.desk.log_failed {
             return Err(Fault::Log);
         }
-        _ = self.harness.dump(&mut self.desk.dump);
         let barriers = self.barriers.all.iter();
         let barriers =
             barriers.map(|&Barrier { vm, number, rounds, .. }| BarrierOutcome { vm, number, rounds }).collect();

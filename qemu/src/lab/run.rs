@@ -325,7 +325,7 @@ impl fmt::Write for LogFile<'_> {
 
 #[cfg(test)]
 mod tests {
-    use baton_policy::{Ejection, VcpuId};
+    use baton_policy::{Ejection, MILLISECOND, VcpuId};
 
     use super::*;
 
