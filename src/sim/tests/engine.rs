@@ -561,3 +561,19 @@ fn a_kick_that_comes_after_the_pick_it_was_for_stops_nobody() {
     let log = urgent_at("1050us", Costs { kick: 100_000, ..Costs::ZERO });
     assert!(log.contains(" stop v1 p0 200000 exit\n") && !log.contains(" kicked\n"), "{log}");
 }
+
+#[test]
+fn a_flood_of_messages_is_an_error_and_no_end_of_memory() {
+    let flood = "
+[[group]]
+name = \"spring\"
+program = [\"repeat forever\", \"repeat 65536\", \"send sea\", \"end\", \"run 1us\", \"end\"]
+[[group]]
+name = \"sea\"
+kind = \"hog\"
+";
+    let built = build(flood, Some((2, 2)), 1);
+    let fault = run_named("rr", &built, &setup(&built, Costs::ZERO, 100 * MICROSECOND)).unwrap_err();
+    assert_eq!(fault, Fault::Flood(64 * MICROSECOND));
+    assert!(fault.to_string().contains("64000 ns 4194304 messages are under way: more are sent than taken"), "{fault}");
+}
