@@ -194,7 +194,6 @@ impl Waste {
     /// What has gone on until now was another policy's doing.
     pub fn restart(&mut self) {
         self.idle.values_mut().for_each(|idle| *idle = Idle { since: self.now, neglect: self.neglect });
-        self.places.iter_mut().for_each(|place| place.since = self.now);
     }
 
     fn beside_pcpu(&mut self, pcpu: u32, since: Nanos) -> Vec<Overlap> {
@@ -246,5 +245,147 @@ impl Waste {
             }
         }
         self.idle.len() - free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use baton_policy::PcpuId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PCPUS: u32 = 4;
+    const VCPUS: usize = 5;
+    const THRESHOLD: Nanos = 5;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Pass(Nanos),
+        /// If it idles, it does not from here on, and the other way round; and the same of a vCPU that waits.
+        Pcpu(u32),
+        Vcpu(usize, u32, u32),
+        /// It is asked once more, and idles still.
+        Again(u32),
+        Due(bool),
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..9_u64).prop_map(Step::Pass),
+            4 => (0..PCPUS).prop_map(Step::Pcpu),
+            3 => (0..VCPUS, 0..PCPUS + 1, 0..PCPUS + 2).prop_map(|(vcpu, first, more)| Step::Vcpu(vcpu, first, first + more)),
+            3 => (0..VCPUS).prop_map(|vcpu| Step::Vcpu(vcpu, 0, u32::MAX)),
+            1 => (0..PCPUS).prop_map(Step::Again),
+            1 => any::<bool>().prop_map(Step::Due),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    /// The same, of each pair by itself.
+    #[derive(Default)]
+    struct Model {
+        now: Nanos,
+        idle: [Option<Idle>; PCPUS as usize],
+        waits: [Option<(Affinity, Nanos)>; VCPUS],
+        due: usize,
+        neglect: Nanos,
+        total: u128,
+        longest: Nanos,
+    }
+
+    impl Model {
+        /// How long the pCPU has idled beside that one who waits, if it might run there.
+        fn span(&self, pcpu: u32, vcpu: usize) -> Option<Nanos> {
+            let (idle, (affinity, since)) = (self.idle[pcpu as usize]?, self.waits[vcpu]?);
+            affinity.contains(PcpuId(pcpu)).then_some(self.now - since.max(idle.since))
+        }
+
+        /// By trying everything: how many of those from `vcpu` on can have a pCPU of their own.
+        fn matching(&self, vcpu: usize, free: [bool; PCPUS as usize]) -> usize {
+            let Some(next) = (vcpu..VCPUS).find(|&vcpu| self.waits[vcpu].is_some()) else { return 0 };
+            let with = (0..PCPUS).filter(|&pcpu| free[pcpu as usize] && self.span(pcpu, next).is_some()).map(|pcpu| {
+                let mut free = free;
+                free[pcpu as usize] = false;
+                1 + self.matching(next + 1, free)
+            });
+            with.chain([self.matching(next + 1, free)]).max().unwrap_or(0)
+        }
+
+        fn pass(&mut self, span: Nanos) {
+            let everywhere = |affinity: &Affinity| affinity.first.0 == 0 && affinity.last.0 >= PCPUS - 1;
+            let waiting = self.waits.iter().flatten().filter(|(affinity, _)| everywhere(affinity)).count();
+            self.total += self.matching(0, [true; PCPUS as usize]) as u128 * u128::from(span);
+            self.neglect += if waiting > self.due { span } else { 0 };
+            self.now += span;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_is_the_same_as_that_of_all_pairs(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut waste, mut model) = (Waste::new(PCPUS, THRESHOLD), Model::default());
+            for step in steps {
+                match step {
+                    Step::Pass(span) => {
+                        model.pass(span);
+                        waste.advance(model.now);
+                    }
+                    Step::Pcpu(pcpu) => {
+                        let pairs = (0..VCPUS).filter_map(|vcpu| Some((vcpu, model.span(pcpu, vcpu)?)));
+                        let pairs: Vec<_> = pairs.collect();
+                        model.longest = pairs.iter().fold(model.longest, |longest, (_, span)| longest.max(*span));
+                        let long: Vec<_> = pairs.into_iter().filter(|(_, span)| *span > THRESHOLD).collect();
+                        let idle = model.idle[pcpu as usize].take();
+                        let neglect = idle.map(|idle| (model.now - idle.since, model.neglect - idle.neglect));
+                        let neglect = neglect.filter(|(idle, neglect)| *neglect > THRESHOLD && *neglect >= idle / 4);
+                        prop_assert_eq!(waste.neglect(pcpu).map(|found| (found.idle, found.neglect)), neglect);
+                        let mut found: Vec<_> = waste.end_idle(pcpu).iter().map(|found| (found.vcpu, found.span)).collect();
+                        found.sort_unstable();
+                        prop_assert_eq!(found, long);
+                        if idle.is_none() {
+                            model.idle[pcpu as usize] = Some(Idle { since: model.now, neglect: model.neglect });
+                            waste.begin_idle(pcpu);
+                        }
+                    }
+                    Step::Vcpu(vcpu, first, last) => {
+                        let longest = (0..PCPUS).filter_map(|pcpu| model.span(pcpu, vcpu)).max();
+                        model.longest = model.longest.max(longest.unwrap_or(0));
+                        let found = waste.end_wait(vcpu);
+                        prop_assert_eq!(found.map(|found| found.span), longest.filter(|span| *span > THRESHOLD));
+                        if let Some(Overlap { pcpu, span, .. }) = found {
+                            prop_assert_eq!(model.span(pcpu, vcpu), Some(span));
+                        }
+                        if model.waits[vcpu].take().is_none() {
+                            let affinity = Affinity { first: PcpuId(first), last: PcpuId(last) };
+                            model.waits[vcpu] = Some((affinity, model.now));
+                            waste.begin_wait(vcpu, affinity);
+                        }
+                    }
+                    Step::Again(pcpu) if model.idle[pcpu as usize].is_some() => waste.begin_idle(pcpu),
+                    Step::Again(_) => {}
+                    Step::Due(due) => {
+                        model.due = if due { model.due + 1 } else { model.due.saturating_sub(1) };
+                        waste.set_due(due);
+                    }
+                    Step::Restart => {
+                        let (since, neglect) = (model.now, model.neglect);
+                        model.idle.iter_mut().flatten().for_each(|idle| *idle = Idle { since, neglect });
+                        model.waits.iter_mut().flatten().for_each(|(_, from)| *from = since);
+                        waste.restart();
+                    }
+                }
+                prop_assert_eq!((waste.total, waste.longest.map_or(0, |longest| longest.span)), (model.total, model.longest));
+            }
+            let pairs = (0..PCPUS).flat_map(|pcpu| (0..VCPUS).map(move |vcpu| (pcpu, vcpu)));
+            let pairs = pairs.filter_map(|(pcpu, vcpu)| Some((pcpu, vcpu, model.span(pcpu, vcpu)?)));
+            let long: Vec<_> = pairs.filter(|(.., span)| *span > THRESHOLD).collect();
+            let mut found: Vec<_> = waste.finish().iter().map(|found| (found.pcpu, found.vcpu, found.span)).collect();
+            found.sort_unstable();
+            prop_assert_eq!(found, long);
+        }
     }
 }

@@ -331,6 +331,12 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 return Err(Fault::Stuck(now));
             }
             self.happen(now, happening)?;
+            let Self { queue, pcpus, timers, .. } = &mut self;
+            queue.sweep(|time, happening| match *happening {
+                Happening::Guest(pcpu, epoch) => pcpus[pcpu.index()].epoch == epoch,
+                Happening::Timer(timer) => timers.slot(timer).is_some_and(|armed| *armed == time),
+                _ => true,
+            });
         }
         self.end(name)
     }

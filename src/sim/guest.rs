@@ -145,7 +145,7 @@ pub struct Messages {
 
 impl Messages {
     /// How many there can be.
-    pub const MAX: usize = 1 << 24;
+    pub const MAX: usize = 1 << 22;
 
     pub fn new() -> Self {
         Self { slots: Vec::new(), free: NONE }

@@ -590,3 +590,19 @@ fn slices_end_late_by_less_than_is_charged() {
     assert!(by.len() > 90 && by.iter().all(|&late| late < 1000) && by.iter().any(|&late| late > 500), "{by:?}");
     assert!(by.iter().collect::<std::collections::BTreeSet<_>>().len() > 50, "at random: {by:?}");
 }
+
+#[test]
+fn a_flood_of_messages_is_an_error_and_no_end_of_memory() {
+    let flood = "
+[[group]]
+name = \"spring\"
+program = [\"repeat forever\", \"repeat 65536\", \"send sea\", \"end\", \"run 1us\", \"end\"]
+[[group]]
+name = \"sea\"
+kind = \"hog\"
+";
+    let built = build(flood, Some((2, 2)), 1);
+    let fault = run_named("rr", &built, &setup(&built, Costs::ZERO, 100 * MICROSECOND)).unwrap_err();
+    assert_eq!(fault, Fault::Flood(64 * MICROSECOND));
+    assert!(fault.to_string().contains("64000 ns 4194304 messages are under way: more are sent than taken"), "{fault}");
+}

@@ -38,6 +38,11 @@ fn a_time_has_a_unit() {
     }
 }
 
+/// So many groups, each with a program of its own.
+fn programs(count: u32) -> String {
+    (1..=count).map(|n| format!("[[group]]\nname = \"a{n}\"\nprogram = [\"run {n}ms\"]\n")).collect()
+}
+
 #[test]
 fn a_mistake_is_said_with_its_place_and_what_is_right() {
     let about = "about = \"a test\"\n";
@@ -111,10 +116,38 @@ fn a_mistake_is_said_with_its_place_and_what_is_right() {
             "[[group]]\nname = \"a\"\nkind = \"hog\"\ncount = 4294967295\n",
             "there are 4294967295 vCPUs, and there can be",
         ),
+        (
+            "[[group]]\nname = \"1a\"\nkind = \"hog\"\n",
+            "a name begins with a letter, and has letters, digits, `-` and `_`",
+        ),
+        (
+            "[[group]]\nname = \"a b\"\nkind = \"hog\"\n",
+            "a name begins with a letter, and has letters, digits, `-` and `_`",
+        ),
+        ("[[group]]\nname = \"a\"\nkind = \"hog\"\nper_vm = 0\n", "`per_vm` is 1 at least"),
+        ("[[group]]\nname = \"a\"\nkind = \"hog\"\nweight = 1\nnice = 1\n", "it has either a `weight` or a `nice`"),
+        (
+            "[[group]]\nname = \"a\"\nprogram = [\"exit\"]\nwork = \"1ms\"\n",
+            "there is no `work` of a group that has a program",
+        ),
+        (
+            "[[group]]\nname = \"a\"\nkind = \"hog\"\nslice = \"100000001s\"\n",
+            "`100000001s` is too long: no time is longer than three years",
+        ),
+        (
+            "[[group]]\nname = \"a\"\nkind = \"periodic\"\njitter = \"uniform 1ms 2ms\"\n",
+            "`jitter` is one time, like `5ms`, and not `uniform 1ms 2ms`",
+        ),
+        ("[[group]]\nname = \"a\"\nkind = \"barrier\"\nsize = 0\n", "`size` is 1 at least"),
+        ("[[group]]\nname = \"a\"\nkind = \"queue\"\nservice = \"0ms\"\n", "`service` takes some time"),
+        (&programs(65), "there are 64 different programs at most"),
     ] {
         let found = error(&format!("{about}{rest}"));
         assert!(found.contains(says) && !found.contains('\n'), "{rest}\n{found}");
     }
+    let hogs = File::parse(&format!("{about}[[group]]\nname = \"a\"\nkind = \"hog\"\n")).unwrap();
+    let many = hogs.build(Some((4, u32::MAX)), 1).err().unwrap().to_string();
+    assert!(many.starts_with("4294967295 vCPUs are asked for, and there can be "), "{many}");
     let missing = File::read(Path::new("/nonexistent/a.toml")).unwrap_err();
     assert_eq!(missing.to_string(), "could not read the workload /nonexistent/a.toml");
 }
@@ -211,6 +244,12 @@ fn what_is_not_supported_of_rt_app_is_said() {
         ),
         (r#""run": 5, "phases": {}"#, "it has phases, and does something beside them"),
         ("", "it does nothing"),
+        (r#""run": 100000000000001"#, "`run`: 100000000000001 µs is too long: no time is longer than three years"),
+        (r#""run": 5, "instance": 0"#, "`instance` is 1 at least"),
+        (
+            r#""run": 5, "policy": "SCHED_DEADLINE", "dl-runtime": 2, "dl-period": 1"#,
+            "`dl-runtime` is not 0, and fits into `dl-deadline` and `dl-period`",
+        ),
         (r#""yield": """#, "time has to pass in this loop"),
     ] {
         let found = format!("{:#}", rt_app(&format!(r#"{{"tasks": {{"a": {{{task}}}}}}}"#)).unwrap_err());

@@ -133,6 +133,14 @@ fn a_mistake_is_named_with_its_line() {
         ("send +1\n", "send -1\n", "one that is not there: there are 3 vCPUs"),
         ("send v0-v2 any", "send v2-v0 any", "the first of a range is not more than the last"),
         ("sleep 10\n", "run 10\n", "a device has no CPU, and its program `run 10`"),
+        ("send v0-v2 any\nend", "repeat 3\nyield\nend\nend", "line 21: time has to pass in this loop"),
+        ("send v0-v2 next", "send v0-v9 next", "one that is not there: there are 3 vCPUs"),
+        ("start=5 ", "start=100000000000000001 ", "no time is longer than 100000000000000000 ns"),
+        (
+            "program 2\n",
+            &(2..65).map(|n| format!("program {n}\n")).collect::<String>(),
+            "there are 64 programs at most",
+        ),
         ("vcpu 1 ", "vcpu 2 ", "vcpu number 1 was to come"),
         ("program=2", "program=3", "there is `3` where `program=NUMBER`, the number of a program above, should be"),
         ("weight=512", "weight=0", "a weight and a slice are not 0"),
@@ -147,6 +155,12 @@ fn a_mistake_is_named_with_its_line() {
             assert!(error.contains(says), "{to}: {error}");
         });
     }
+}
+
+#[test]
+fn one_op_is_all_there_is_to_read() {
+    assert_eq!(Op::parse("run 5 6").unwrap_err().to_string(), "`6` is more than belongs here");
+    assert_eq!(Amount::parse("uniform 1 2 3").unwrap_err().to_string(), "`3` is more than belongs here");
 }
 
 #[test]
