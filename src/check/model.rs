@@ -63,6 +63,8 @@ struct Vcpu {
     since: Nanos,
     /// A wake came while it ran.
     latched: bool,
+    /// While it is throttled: until then.
+    throttled_until: Nanos,
     /// A pCPU idled while it waited, which is why it waits: it is not starved on top of that.
     excused: bool,
     bucket: Bucket,
@@ -77,6 +79,7 @@ impl Default for Vcpu {
             params: Params::default(),
             since: 0,
             latched: false,
+            throttled_until: 0,
             excused: false,
             bucket: Bucket::default(),
             timer: Alarm::default(),
@@ -163,14 +166,13 @@ impl Alarm {
         self.due = Nanos::MAX;
     }
 
-    /// It expires; `exact` if an expiry from before it was moved does not count.
-    fn expire(&mut self, now: Nanos, exact: bool, latency: Nanos) -> Result<(), Fault> {
+    /// It expires.
+    fn expire(&mut self, now: Nanos, latency: Nanos) -> Result<(), Fault> {
         let Self { due, earliest } = *self;
         self.earliest = Nanos::MAX;
         if now < due {
             self.earliest = due;
             return match earliest {
-                _ if exact && due != Nanos::MAX => Err(Fault::Early(due)),
                 Nanos::MAX => Err(Fault::Unarmed),
                 earliest if now < earliest => Err(Fault::Early(earliest)),
                 _ => Ok(()),
@@ -348,7 +350,7 @@ impl Checker {
         match *answer {
             Answer::Kick(pcpu) => self.on_kick(pcpu),
             Answer::Arm(timer, at) => self.on_arm(timer, at),
-            Answer::Throttle(vcpu, _) => self.on_throttle(vcpu),
+            Answer::Throttle(vcpu, until) => self.on_throttle(vcpu, until),
             Answer::Note(..) => {}
             Answer::Refused(_) => self.on_refused(),
             Answer::Latched(vcpu) => match std::mem::replace(&mut self.owed, Owed::Nothing) {
@@ -659,12 +661,15 @@ impl Checker {
         self.on_due(pcpu);
     }
 
-    fn on_throttle(&mut self, vcpu: VcpuId) {
+    fn on_throttle(&mut self, vcpu: VcpuId, until: Nanos) {
         if !self.knows_vcpu(vcpu) {
             return;
         }
         match self.vcpus[vcpu.index()].state {
-            State::Runnable | State::Unknown => self.enter(vcpu, State::Throttled),
+            State::Runnable | State::Unknown => {
+                self.enter(vcpu, State::Throttled);
+                self.vcpus[vcpu.index()].throttled_until = until;
+            }
             state => {
                 self.violate(Kind::Missing, &[vcpu], &[], format_args!("{vcpu} is throttled, and it is {state}"));
             }
@@ -680,16 +685,14 @@ impl Checker {
 
     fn on_timer(&mut self, timer: Timer) {
         let (now, latency) = (self.now, self.thresholds.latency);
-        let throttled = match timer {
-            Timer::Refill(vcpu) if self.knows_vcpu(vcpu) => {
-                Some(vcpu).filter(|_| self.vcpus[vcpu.index()].state == State::Throttled)
-            }
-            _ => None,
-        };
         let Some(alarm) = self.alarm(timer) else { return };
-        let expired = alarm.expire(now, throttled.is_some(), latency);
+        let expired = alarm.expire(now, latency);
         self.check_alarm(timer, expired);
-        if let Some(vcpu) = throttled {
+        // One that crosses with the next throttle does not end that.
+        if let Timer::Refill(vcpu) = timer
+            && let Vcpu { state: State::Throttled, throttled_until, .. } = self.vcpus[vcpu.index()]
+            && throttled_until <= now
+        {
             self.enter(vcpu, State::Runnable);
         }
     }

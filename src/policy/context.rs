@@ -29,6 +29,8 @@ pub struct VcpuFacts {
     pub(crate) last: Option<PcpuId>,
     /// When it came into its state.
     pub(crate) since: Nanos,
+    /// While it is throttled: until then.
+    pub(crate) throttled_until: Nanos,
 }
 
 /// What it knows of a pCPU.
@@ -213,7 +215,7 @@ impl<P: Policy> Context<'_, P> {
     pub fn throttle(&mut self, vcpu: VcpuId, until: Nanos) {
         let facts = &mut self.vcpu_facts[vcpu.index()];
         if facts.state == State::Runnable {
-            (facts.state, facts.since) = (State::Throttled, self.world.now);
+            (facts.state, facts.since, facts.throttled_until) = (State::Throttled, self.world.now, until);
             self.machine.answer(&Answer::Throttle(vcpu, until));
             self.machine.answer(&Answer::Arm(Timer::Refill(vcpu), until));
         }

@@ -467,7 +467,12 @@ impl<'a, P: Policy> Harness<'a, P> {
         };
         self.begin(now, Event::Timer(timer), machine);
         match (timer, vcpu) {
-            (Timer::Refill(vcpu), Some((_, State::Throttled))) => self.make_runnable(vcpu, Wake::Refilled, machine),
+            // One that comes too early is of a throttle that is over.
+            (Timer::Refill(vcpu), Some((_, State::Throttled)))
+                if self.vcpu_facts[vcpu.index()].throttled_until <= now =>
+            {
+                self.make_runnable(vcpu, Wake::Refilled, machine);
+            }
             (Timer::Refill(_), _) | (_, Some((_, State::Absent))) => {}
             // Timers that were armed are the policy's own, and round robin has none.
             _ if self.ejected.is_some() => {}

@@ -343,6 +343,30 @@ fn a_throttled_vcpu_comes_back_when_it_may() {
 }
 
 #[test]
+fn a_stale_refill_does_not_end_a_newer_throttle() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Wrong::default(), &mut memory);
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.stop(V0, P0, Stop::Yield);
+    let stale = rig.now + SECOND;
+    rig.now = stale - 10;
+    rig.feed(Event::Remove(V0)).unwrap();
+    rig.feed(Event::Add(V0, Params::default())).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    let until = rig.now + 1 + SECOND;
+    assert_eq!(rig.stop(V0, P0, Stop::Yield)[0], format!("throttle v0 {until}"));
+    rig.now = stale;
+    assert_eq!(rig.answers(Event::Timer(Timer::Refill(V0))), [""; 0]);
+    assert_eq!(rig.state(V0), State::Throttled);
+    rig.now = until - 2;
+    assert_eq!(rig.answers(Event::Timer(Timer::Refill(V0))), [""; 0], "1 ns too early");
+    rig.feed(Event::Timer(Timer::Refill(V0))).unwrap();
+    assert_eq!(rig.state(V0), State::Runnable);
+}
+
+#[test]
 fn a_vcpu_that_runs_where_it_may_no_longer_has_its_pcpu_kicked_once() {
     let mut memory = memory();
     let mut rig = Rig::new(Rr::default(), &mut memory);
