@@ -1,6 +1,6 @@
 //! What a policy sees of the world, and what it can do.
 
-use crate::event::{Answer, Machine};
+use crate::event::{Answer, Machine, Text};
 use crate::kit::{Mask, Nodes, Random, Slab};
 use crate::{Nanos, Params, PcpuId, Policy, Timer, VcpuId, Wake};
 
@@ -221,9 +221,9 @@ impl<P: Policy> Context<'_, P> {
         }
     }
 
-    /// Puts something into the log. The text is one word.
+    /// Puts something into the log: a [line](Text), and a number.
     pub fn note(&mut self, what: &'static str, value: i64) {
-        self.machine.answer(&Answer::Note(what, value));
+        self.machine.answer(&Answer::Note(Text::new(what), value));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What happens, what is answered, and who is told.
 
+use core::fmt;
+
 use crate::{Nanos, Params, PcpuId, Run, Stop, Timer, VcpuId, Wake};
 
 /// Something that a policy hears of.
@@ -34,9 +36,9 @@ pub enum Answer<'a> {
     /// This one does not count as runnable until that time.
     Throttle(VcpuId, Nanos),
     /// Something that the policy wants to have in the log.
-    Note(&'a str, i64),
+    Note(Text<'a>, i64),
     /// The vCPU is not admitted, because of that.
-    Refused(&'a str),
+    Refused(Text<'a>),
     /// A wake came while the vCPU ran, and is kept.
     Latched(VcpuId),
     /// A wake that was kept takes effect.
@@ -51,6 +53,25 @@ impl Answer<'_> {
     /// Whether the back end has to do something. The others are for the log.
     pub fn is_order(&self) -> bool {
         matches!(self, Self::Kick(_) | Self::Arm(..))
+    }
+}
+
+/// What a policy says in its own words. A log has room for one line of them, and so does this: whatever a policy says, its
+/// log can be read, and says the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Text<'a>(&'a str);
+
+impl<'a> Text<'a> {
+    /// The first line, without the space around it.
+    pub fn new(text: &'a str) -> Self {
+        let line = text.trim().split(char::is_control).next().unwrap_or_default();
+        Self(line.trim_end())
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 

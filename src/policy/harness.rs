@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::context::{Context, PcpuFacts, State, Topology, VcpuFacts, World, kick_idle_for};
-use crate::event::{Answer, Ejection, Event, Machine};
+use crate::event::{Answer, Ejection, Event, Machine, Text};
 use crate::kit::{Mask, Misuse, Node, Nodes, Random, Slab};
 use crate::policies::Rr;
 use crate::{MAX_PCPUS, Nanos, Params, PcpuId, Policy, Refused, Run, SECOND, Stop, Timer, VcpuId, Wake};
@@ -317,7 +317,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         let reply = self.call(Call::Add(vcpu), machine);
         let Reply::Admitted(Err(refused)) = reply else { return Ok(Ok(())) };
         self.vcpu_facts[vcpu.index()].state = State::Absent;
-        machine.answer(&Answer::Refused(refused.0));
+        machine.answer(&Answer::Refused(Text::new(refused.0)));
         Ok(Err(refused))
     }
 

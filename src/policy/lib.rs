@@ -32,7 +32,7 @@ pub mod policies;
 mod types;
 
 pub use context::{Context, PcpuFacts, State, Topology, VcpuFacts};
-pub use event::{Answer, Ejection, Event, Machine};
+pub use event::{Answer, Ejection, Event, Machine, Text};
 pub use harness::{Harness, Limits, Room, Slabs, Unfit, Woken};
 pub use types::*;
 

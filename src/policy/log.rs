@@ -16,11 +16,11 @@
 //! events there were: a log that was cut off has none.
 
 use core::fmt;
-use core::str::{FromStr, SplitAsciiWhitespace};
+use core::str::FromStr;
 
 use crate::{
-    Affinity, Answer, Ejection, Event, Limits, Nanos, Params, PcpuId, Reservation, Run, Stop, Timer, Topology, VcpuId,
-    VmId, Wake,
+    Affinity, Answer, Ejection, Event, Limits, Nanos, Params, PcpuId, Reservation, Run, Stop, Text, Timer, Topology,
+    VcpuId, VmId, Wake,
 };
 
 /// The first line: all that a replay has to know.
@@ -373,7 +373,7 @@ impl fmt::Display for Answer<'_> {
             Self::Arm(timer, Nanos::MAX) => write!(f, "arm {timer} never"),
             Self::Arm(timer, at) => write!(f, "arm {timer} {at}"),
             Self::Throttle(vcpu, until) => write!(f, "throttle {vcpu} {until}"),
-            Self::Note(what, value) => write!(f, "note {what} {value}"),
+            Self::Note(what, value) => write!(f, "note {value} {what}"),
             Self::Refused(why) => write!(f, "refused {why}"),
             Self::Latched(vcpu) => write!(f, "latched {vcpu}"),
             Self::Delivered(vcpu) => write!(f, "delivered {vcpu}"),
@@ -405,19 +405,26 @@ impl Ejection {
     }
 }
 
-/// The words of a line.
-struct Words<'a> {
-    line: &'a str,
-    words: SplitAsciiWhitespace<'a>,
-}
+/// The words of a line that are still to be read.
+#[derive(Clone)]
+struct Words<'a>(&'a str);
 
 impl<'a> Words<'a> {
     fn new(line: &'a str) -> Self {
-        Self { line, words: line.split_ascii_whitespace() }
+        Self(line)
     }
 
     fn maybe(&mut self) -> Option<&'a str> {
-        self.words.next()
+        let rest = self.0.trim_ascii_start();
+        let end = rest.bytes().position(|byte| byte.is_ascii_whitespace()).unwrap_or(rest.len());
+        let (word, rest) = rest.split_at(end);
+        self.0 = rest;
+        (!word.is_empty()).then_some(word)
+    }
+
+    /// What will be next.
+    fn peek(&self) -> Option<&'a str> {
+        self.clone().maybe()
     }
 
     fn word(&mut self, what: &'static str) -> Result<&'a str, Problem<'a>> {
@@ -441,6 +448,11 @@ impl<'a> Words<'a> {
     /// `value`, if this is all.
     fn end<T>(mut self, value: T) -> Result<T, Problem<'a>> {
         self.maybe().map_or(Ok(value), |word| Err(Problem::More(word)))
+    }
+
+    /// All that is left.
+    fn rest(&mut self) -> Text<'a> {
+        Text::new(core::mem::take(&mut self.0))
     }
 
     fn vcpu(&mut self) -> Result<VcpuId, Problem<'a>> {
@@ -500,12 +512,10 @@ impl<'a> Words<'a> {
         let affinity = range.split_once('-').and_then(|(first, last)| Some((bound(first)?, bound(last)?)));
         let (first, last) = affinity.ok_or(Problem::Expected(what, range))?;
         let mut params = Params { vm, weight, affinity: Affinity { first, last }, slice: None, reservation: None };
-        let mut next = self.words.clone();
-        if next.next().is_some_and(|word| word.starts_with("slice=")) {
+        if self.peek().is_some_and(|word| word.starts_with("slice=")) {
             params.slice = Some(self.number_behind("slice=", "`slice=NS`")?);
-            next = self.words.clone();
         }
-        if next.next().is_some() {
+        if self.peek().is_some() {
             params.reservation = Some(Reservation {
                 budget: self.number_behind("budget=", "`budget=NS`")?,
                 period: self.number_behind("period=", "`period=NS`")?,
@@ -537,7 +547,7 @@ impl<'a> Words<'a> {
         Ok(match self.word(what)? {
             "slice" => Stop::Slice,
             "kicked" => Stop::Kicked,
-            "yield" if self.words.clone().next().is_some() => Stop::YieldTo(self.vcpu()?),
+            "yield" if self.peek().is_some() => Stop::YieldTo(self.vcpu()?),
             "yield" => Stop::Yield,
             "block" => Stop::Block,
             "exit" => Stop::Exit,
@@ -555,12 +565,11 @@ impl<'a> Words<'a> {
             "kick" => Answer::Kick(self.pcpu()?),
             "arm" => Answer::Arm(self.timer()?, unless(self, "never", "a time in ns, or `never`")?),
             "throttle" => Answer::Throttle(self.vcpu()?, self.number("a time in ns")?),
-            "note" => Answer::Note(self.word("what is noted")?, self.number("a number")?),
-            "refused" => {
-                let (_, why) = self.line.split_once("refused").unwrap_or_default();
-                self.words = "".split_ascii_whitespace();
-                Answer::Refused(why.trim_ascii())
+            "note" => {
+                let value = self.number("a number")?;
+                Answer::Note(self.rest(), value)
             }
+            "refused" => Answer::Refused(self.rest()),
             "latched" => Answer::Latched(self.vcpu()?),
             "delivered" => Answer::Delivered(self.vcpu()?),
             "run" => Answer::Run(Run {

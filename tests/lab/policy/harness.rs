@@ -527,7 +527,7 @@ fn a_pcpu_that_is_being_asked_about_does_not_come_for_anybody_else() {
 fn a_policy_that_is_ejected_hears_of_its_timers_no_more() {
     let mut memory = memory();
     let mut rig = Rig::new(Late::default(), &mut memory);
-    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note timer 1"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note 1 timer"]);
     rig.wake(V0);
     rig.now += 2 * Limits::default().starvation;
     assert_eq!(rig.answers(Event::Watch), ["ejected idle v0", "kick p0"]);
