@@ -6,8 +6,8 @@ use std::fmt::{self, Write};
 use baton_policy::log::{Damage, Header, Line};
 use baton_policy::policies::Rr;
 use baton_policy::{
-    Answer, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run, Stop,
-    Timer, VcpuId, Wake,
+    Answer, CRUMB, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run,
+    Stop, Timer, VcpuId, Wake,
 };
 
 use crate::fair::Fair;
@@ -99,6 +99,8 @@ struct Pcpu {
     picks_soon: bool,
     /// Runs in a row that got nobody anywhere.
     futile: u32,
+    /// The same as the watchdog counts them, and whose the last one was.
+    crumbs: (u32, Option<VcpuId>),
     timer: Alarm,
 }
 
@@ -364,7 +366,9 @@ impl Checker {
             Answer::Run(run) => self.on_run(run),
             Answer::Idle => {
                 if let Some(pcpu) = self.asked() {
-                    self.pcpus[pcpu.index()].idle = Some(self.now);
+                    let facts = &mut self.pcpus[pcpu.index()];
+                    facts.idle.get_or_insert(self.now);
+                    (facts.futile, facts.crumbs) = (0, (0, None));
                     self.waste.begin_idle(pcpu.0);
                 }
             }
@@ -416,7 +420,7 @@ impl Checker {
         self.end_idle(pcpu);
         let now = self.now;
         let facts = &mut self.pcpus[pcpu.index()];
-        (facts.on, facts.due, facts.futile) = (on, on.then_some(now), 0);
+        (facts.on, facts.due, facts.futile, facts.crumbs) = (on, on.then_some(now), 0, (0, None));
         self.online = if on { self.online + 1 } else { self.online.saturating_sub(1) };
         self.on_due(pcpu);
     }
@@ -638,9 +642,13 @@ impl Checker {
                 self.violate(Kind::Budget, &[vcpu], &[pcpu], sentence);
             }
         }
+        let Params { slice: wanted, reservation, .. } = self.vcpus[vcpu.index()].params;
+        let most = wanted.unwrap_or(Nanos::MAX).min(reservation.map_or(Nanos::MAX, |reservation| reservation.budget));
+        let is_cut_short = ran < most && matches!(why, Stop::Slice | Stop::Kicked);
         let facts = &mut self.pcpus[pcpu.index()];
-        let futile = ran <= crumb && !matches!(why, Stop::Block | Stop::Exit);
-        facts.futile = if futile { facts.futile.saturating_add(1) } else { 0 };
+        facts.futile = if is_cut_short && ran <= crumb { facts.futile.saturating_add(1) } else { 0 };
+        let crumbs = if is_cut_short && ran <= CRUMB { facts.crumbs.0.saturating_add(1) } else { 0 };
+        facts.crumbs = (crumbs, Some(vcpu));
         if facts.futile > most_futile {
             facts.futile = 0;
             let sentence =
@@ -758,7 +766,7 @@ impl Checker {
         let facts = self.vcpus.get(why.vcpu().index());
         let state = facts.map_or(State::Absent, |facts| facts.state);
         let waited = facts.map_or(0, |facts| self.now - facts.since);
-        let Limits { starvation, idle, .. } = self.limits;
+        let Limits { starvation, idle, futile } = self.limits;
         match (why, state) {
             (_, State::Unknown) => true,
             (Ejection::Unknown(_), state) => state == State::Absent,
@@ -768,7 +776,16 @@ impl Checker {
                 state == State::Runnable && facts.is_some_and(|facts| !facts.params.affinity.contains(pcpu))
             }
             (Ejection::Starved(_), state) => state == State::Runnable && waited > starvation,
-            (Ejection::Idle(_), state) => state == State::Runnable && waited > idle,
+            // Beside this one, or beside one or another.
+            (Ejection::Idle(_), State::Runnable) => (0..self.pcpus.len() as u32).any(|pcpu| {
+                let allowed = facts.is_some_and(|facts| facts.params.affinity.contains(PcpuId(pcpu)));
+                let is_long = |(since, neglect): (Nanos, Nanos)| waited.min(self.now - since) > idle || neglect > idle;
+                allowed && self.waste.idles(pcpu).is_some_and(is_long)
+            }),
+            (Ejection::Idle(_), _) => false,
+            (Ejection::Livelock(vcpu), _) => {
+                self.pcpus.iter().any(|pcpu| pcpu.crumbs.0 > futile && pcpu.crumbs.1 == Some(vcpu))
+            }
             _ => true,
         }
     }

@@ -103,9 +103,9 @@ pub enum Ejection {
     NotQueued(VcpuId),
     /// The watchdog found one that was runnable for longer than it may take.
     Starved(VcpuId),
-    /// The watchdog found a pCPU that idled for too long beside this one, which might have run there.
+    /// The watchdog found a pCPU that idled for too long beside this one, and others before it, who might have run there.
     Idle(VcpuId),
-    /// The watchdog found that this one, and others, were picked all the time and never ran.
+    /// The watchdog found that this one, and others, were picked all the time and stopped before they got anywhere.
     Livelock(VcpuId),
 }
 

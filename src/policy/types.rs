@@ -9,6 +9,9 @@ pub const MICROSECOND: Nanos = 1_000;
 pub const MILLISECOND: Nanos = 1_000_000;
 pub const SECOND: Nanos = 1_000_000_000;
 
+/// A run that is no longer gets nobody anywhere, unless that is all that the vCPU asked for.
+pub const CRUMB: Nanos = MICROSECOND;
+
 /// How many pCPUs there can be.
 pub const MAX_PCPUS: usize = 4096;
 
