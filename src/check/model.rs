@@ -219,6 +219,9 @@ pub struct Checker {
     weight: u64,
     online: u32,
     longest_slice: Nanos,
+    /// The longest slice that was given to anybody who asks for none, and that was given or asked for by anybody.
+    usual_slice: Option<Nanos>,
+    longest_request: Nanos,
     waste: Waste,
     fair: Option<Fair>,
     /// The last lines, as they are in the log.
@@ -245,6 +248,8 @@ impl Checker {
             weight: 0,
             online: 0,
             longest_slice: 0,
+            usual_slice: None,
+            longest_request: 0,
             waste: Waste::new(header.pcpus, thresholds.idle),
             fair: (header.pcpus == 1).then(Fair::default),
             recent: VecDeque::with_capacity(RECENT),
@@ -302,11 +307,14 @@ impl Checker {
             self.on_overlap(overlap);
         }
         for vcpu in (0..self.vcpus.len()).map(VcpuId::from) {
-            let facts = &self.vcpus[vcpu.index()];
-            match facts.state {
+            match self.vcpus[vcpu.index()].state {
                 State::Runnable => {
                     self.on_waited(vcpu);
-                    self.check_lag(vcpu);
+                    let behind = self.fair.as_ref().map_or(0.0, |fair| fair.behind(vcpu.index()));
+                    // How much it would have been given at a time is known if it has asked for that, or is like others.
+                    if self.vcpus[vcpu.index()].params.slice.is_some() || self.usual_slice.is_some() {
+                        self.check_behind(vcpu, behind);
+                    }
                 }
                 State::Throttled => self.on_throttle_end(vcpu),
                 _ => {}
@@ -442,6 +450,7 @@ impl Checker {
         let now = self.now;
         let facts = &mut self.vcpus[vcpu.index()];
         (facts.params, facts.latched) = (params, false);
+        self.longest_request = self.longest_request.max(params.slice.unwrap_or(0));
         facts.bucket = Bucket { level: 0.0, at: now };
         self.enter(vcpu, State::Blocked);
     }
@@ -484,9 +493,15 @@ impl Checker {
         let before = std::mem::replace(&mut facts.params, params);
         facts.bucket = Bucket { level: 0.0, at: now };
         self.weight = self.weight.saturating_sub(u64::from(before.weight)) + u64::from(params.weight);
+        let request = self.request_of(&params);
         if let Some(fair) = &mut self.fair {
-            fair.reweigh(now, vcpu.index(), params.weight);
+            fair.reweigh(now, vcpu.index(), params.weight, request);
+            // Nobody says how long the request is that it begins in the middle of a run.
+            if matches!(state, State::Running(_)) && before.slice.is_some() && params.slice.is_none() {
+                fair.excuse(vcpu.index());
+            }
         }
+        self.longest_request = self.longest_request.max(params.slice.unwrap_or(0));
         match state {
             State::Runnable if before.affinity != params.affinity => {
                 if let Some(overlap) = self.waste.end_wait(vcpu.index()) {
@@ -548,8 +563,8 @@ impl Checker {
             return;
         }
         self.end_idle(pcpu);
-        let Vcpu { state, params, .. } = &self.vcpus[vcpu.index()];
-        let (state, allowed) = (*state, params.affinity.contains(pcpu));
+        let Vcpu { state, params, .. } = self.vcpus[vcpu.index()];
+        let allowed = params.affinity.contains(pcpu);
         let kind = match state {
             State::Absent => Some(Kind::NotAdmitted),
             State::Blocked | State::Throttled => Some(Kind::NotRunnable),
@@ -566,12 +581,19 @@ impl Checker {
         }
         if slice != Nanos::MAX {
             self.longest_slice = self.longest_slice.max(slice);
+            self.longest_request = self.longest_request.max(slice);
+            if params.slice.is_none() {
+                self.usual_slice = self.usual_slice.max(Some(slice));
+            }
         }
-        self.check_lag(vcpu);
+        self.measure_lag(vcpu);
         self.enter(vcpu, State::Running(pcpu));
         self.pcpus[pcpu.index()].running = Some(Running { vcpu, since: self.now, slice });
-        if let Some(fair) = &mut self.fair {
-            fair.begin_run(self.now);
+        // What has no end takes nobody anywhere yet.
+        let slice = if slice == Nanos::MAX { 0 } else { slice };
+        if let Some(picked) = self.fair.as_mut().and_then(|fair| fair.pick(self.now, vcpu.index(), slice)) {
+            self.check_ahead(vcpu, picked.ahead);
+            self.check_behind(vcpu, picked.behind);
         }
     }
 
@@ -598,7 +620,7 @@ impl Checker {
             fair.end_run(vcpu.index(), ran);
         }
         self.longest_slice = self.longest_slice.max(ran);
-        self.check_lag(vcpu);
+        self.measure_lag(vcpu);
         if let (Stop::Yield | Stop::YieldTo(_), Some(fair)) = (why, &mut self.fair) {
             fair.excuse(vcpu.index());
         }
@@ -804,9 +826,10 @@ impl Checker {
             self.on_throttle_end(vcpu);
         }
         if before.competes() && !state.competes() {
-            self.check_lag(vcpu);
+            self.measure_lag(vcpu);
+            let most = self.request_of(&self.vcpus[index].params);
             if let Some(fair) = &mut self.fair {
-                fair.leave(now, index);
+                fair.leave(now, index, most);
             }
         }
         let facts = &mut self.vcpus[index];
@@ -827,6 +850,9 @@ impl Checker {
     /// A vCPU is gone.
     fn dismiss(&mut self, vcpu: VcpuId) {
         self.enter(vcpu, State::Absent);
+        if let Some(fair) = &mut self.fair {
+            fair.forget(vcpu.index());
+        }
         let facts = &mut self.vcpus[vcpu.index()];
         self.weight = self.weight.saturating_sub(u64::from(facts.params.weight));
         facts.params.weight = 0;
@@ -904,26 +930,44 @@ impl Checker {
         }
     }
 
-    fn check_lag(&mut self, vcpu: VcpuId) {
-        let Some(fair) = &self.fair else { return };
-        let (Some(lag), any_left) = (fair.lag(vcpu.index()), fair.any_left) else { return };
-        if !fair.is_judged(vcpu.index()) {
-            return;
-        }
+    /// How long its requests are, as far as that is known.
+    fn request_of(&self, params: &Params) -> Nanos {
+        params.slice.or(self.usual_slice).unwrap_or(Nanos::MAX)
+    }
+
+    fn measure_lag(&mut self, vcpu: VcpuId) {
+        let Some(fair) = self.fair.as_ref().filter(|fair| fair.is_judged(vcpu.index())) else { return };
+        let Some(lag) = fair.lag(vcpu.index()) else { return };
         if self.report.greatest_lag.is_none_or(|(_, greatest)| lag.abs() > greatest.abs()) {
             self.report.greatest_lag = Some((vcpu, lag));
         }
-        let Some(promise) = self.promise.lag else { return };
-        let slice = self.longest_slice;
-        let limit = f64::from(promise) / 1000.0 * slice as f64 * if any_left { 2.0 } else { 1.0 };
-        // The sum of many fractions is off by less than that.
-        if lag.abs() > limit + 1.0 {
-            let (side, lag) = (if lag > 0.0 { "behind" } else { "ahead of" }, lag.abs());
+    }
+
+    /// How far a pick takes a vCPU beyond its share.
+    fn check_ahead(&mut self, vcpu: VcpuId, ahead: f64) {
+        if let Some(limit) = self.greatest_lag().filter(|limit| ahead > *limit) {
             let sentence = format_args!(
-                "{vcpu} is {lag:.0} ns {side} its fair share, and {limit:.0} ns are allowed, with slices of {slice} ns"
+                "{vcpu} is picked, which takes it {ahead:.0} ns beyond its fair share, and {limit:.0} ns are allowed"
             );
             self.violate(Kind::Lag, &[vcpu], &[], sentence);
         }
+    }
+
+    /// How far a vCPU was behind its share while others were picked who had had more.
+    fn check_behind(&mut self, vcpu: VcpuId, behind: f64) {
+        if let Some(limit) = self.greatest_lag().filter(|limit| behind > *limit) {
+            let sentence = format_args!(
+                "{vcpu} had to wait until it was {behind:.0} ns behind its fair share, and others who had had more were \
+                 picked; {limit:.0} ns are allowed"
+            );
+            self.violate(Kind::Lag, &[vcpu], &[], sentence);
+        }
+    }
+
+    /// The greatest lag that the policy promises, and what rounding adds to it.
+    fn greatest_lag(&self) -> Option<f64> {
+        let promise = f64::from(self.promise.lag?) / 1000.0;
+        Some(promise * self.longest_request as f64 + ROUNDING as f64)
     }
 
     fn check_due(&mut self, pcpu: PcpuId) {

@@ -217,8 +217,9 @@ pub struct Promise {
     pub work_conserving: bool,
     /// Nobody who is runnable waits for ever.
     pub starvation_free: bool,
-    /// On one pCPU, nobody is further ahead of its fair share of the time, or behind, than so many of the longest slices,
-    /// in thousandths.
+    /// On one pCPU, nobody is picked who is further ahead of its fair share of the time after its slice, and nobody who is
+    /// further behind waits for others who had more, than so many of the longest slices, in thousandths. Who leaves keeps
+    /// its lag, up to the slice that it asks for, or that others have, and has it when it is back.
     pub lag: Option<u32>,
     /// A server has no more than its budget, but for what was begun before that ran out.
     pub budgets: bool,

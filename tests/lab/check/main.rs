@@ -7,5 +7,6 @@ mod machine;
 mod damaged;
 mod flaws;
 mod replayed;
+mod shares;
 mod shrunk;
 mod sound;
