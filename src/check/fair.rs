@@ -1,33 +1,55 @@
 //! The fair share of each vCPU on one pCPU, and how far from it each is.
+//!
+//! Generalized processor sharing (Parekh and Gallager, 1993), as "Earliest Eligible Virtual Deadline First" (Stoica and
+//! Abdel-Wahab, 1995) counts it. Each member's own time `s` goes on by the service that it gets, divided by its weight `w`;
+//! *virtual time* `V` is the average of these, by weight. A member's lag is `w (V - s)`: what it is due, less what it had;
+//! all lags sum up to 0. It is the first of the paper's strategies for who comes and goes: who leaves keeps its lag, up to the
+//! length of its request, and has the same when it joins again; virtual time moves by as much as makes up for that. A policy
+//! that promises a bound on the lag has to do the same.
+//!
+//! The paper's bound, one request, is one for a *steady* system, in which nobody comes or goes with a lag. Otherwise there is
+//! none: of n who leave with the lag r, and come back at once, each moves virtual time back, and who was ahead by r is ahead by
+//! r (1 + 1/2 + … + 1/n), without having run. But what is decided at a pick can be bounded, whoever came or went. Say that k
+//! is picked for `slice` ns; its request, of the length r, began at s' ≤ V and ends with the deadline d = s' + r / w; and
+//! `slice` is no longer than what is left of it, so that s + slice / w ≤ d. Then
+//!
+//! 1. slice - lag = w (s + slice / w - V) ≤ w (d - s') = r: **nobody is given more than one request beyond its share**.
+//! 2. If i waits, and its lag is above 0, then its request began before V, and so it might have been picked: its deadline is
+//!    not before k's, and s(k) + slice / w(k) ≤ d(k) ≤ d(i) ≤ s(i) + r(i) / w(i). So **who is behind by more than one request
+//!    waits only for those who are not ahead of it by as much**: of w(i) (s(k) + slice / w(k) - s(i)) and of i's lag, the
+//!    lesser is r(i) at most.
+//!
+//! Among those who stay, both together bound the lag itself. Nothing can be said while somebody is behind who has let others
+//! run: those are ahead because it wanted so.
 
 use baton_policy::Nanos;
 
-/// Generalized processor sharing (Parekh and Gallager, 1993), as "Earliest Eligible Virtual Deadline First" (Stoica and
-/// Abdel-Wahab, 1995) counts it: *virtual time* goes on by the service that is given, divided by the weight of all who want
-/// it; so a vCPU is due its weight × the virtual time since it joined. Its lag is that, less what it had.
-///
-/// Who joins has no lag. Who leaves takes its lag along, and virtual time moves by as much as makes up for it, so that the
-/// lags of those who stay sum up to 0 again. A policy may also keep the lag of who
-/// leaves until it joins again; then its idea of anybody's lag is off from this one, by as much as it promises at most.
-///
-/// A vCPU's lag grows while it waits and shrinks while it runs; so it is enough to look when it is picked, stops or leaves.
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
-    virtual_time: f64,
+    /// The members' own times, each times its weight.
+    sum: f64,
     /// Of all members.
     weight: f64,
     members: Vec<Option<Member>>,
+    /// The lags of those who have left.
+    kept: Vec<f64>,
     running: Option<Running>,
-    /// Whether anybody has left, so that a policy may have kept a lag.
-    pub any_left: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Member {
     weight: f64,
-    /// The virtual time that it would be if it had had just what it is due.
     served_to: f64,
+    /// It let others run, in vain perhaps: how long it waits is its own doing.
     yielded: bool,
+    /// How far behind it was, at most, while others were picked who had had more.
+    behind: f64,
+}
+
+impl Member {
+    fn lag(&self, virtual_time: f64) -> f64 {
+        self.weight * (virtual_time - self.served_to)
+    }
 }
 
 /// A run that goes on: how much of it has gone into virtual time, and up to when.
@@ -37,38 +59,98 @@ struct Running {
     until: Nanos,
 }
 
+/// What a pick means for the shares, in ns: each is a request at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Picked {
+    /// How far beyond its share the slice takes the one that is picked.
+    pub ahead: f64,
+    /// How far behind it was while it waited for others who had had more.
+    pub behind: f64,
+}
+
 impl Fair {
+    /// Comes with the lag that it left with.
     pub fn join(&mut self, now: Nanos, vcpu: usize, weight: u32) {
         self.advance(now);
         if self.members.len() <= vcpu {
             self.members.resize(vcpu + 1, None);
+            self.kept.resize(vcpu + 1, 0.0);
         }
-        self.leave(now, vcpu);
-        self.weight += f64::from(weight);
-        let (weight, served_to) = (f64::from(weight), self.virtual_time);
-        self.members[vcpu] = Some(Member { weight, served_to, yielded: false });
+        // Its coming moves the average towards it, and so it begins farther off.
+        let (own, all, lag) = (f64::from(weight), self.weight, self.kept[vcpu]);
+        let offset = if all > 0.0 { lag * (all + own) / (all * own) } else { 0.0 };
+        let served_to = self.virtual_time() - offset;
+        self.members[vcpu] = Some(Member { weight: own, served_to, yielded: false, behind: 0.0 });
+        self.weight += own;
+        self.sum += own * served_to;
     }
 
-    pub fn leave(&mut self, now: Nanos, vcpu: usize) {
+    /// Takes its lag along, but no more than that.
+    pub fn leave(&mut self, now: Nanos, vcpu: usize, most: Nanos) {
         self.advance(now);
-        let Some(lag) = self.lag(vcpu) else { return };
-        self.weight -= self.members[vcpu].take().map_or(0.0, |member| member.weight);
-        self.pass(lag);
-        self.any_left |= lag != 0.0;
+        let (virtual_time, most) = (self.virtual_time(), most as f64);
+        let Some(member) = self.members.get_mut(vcpu).and_then(Option::take) else { return };
+        self.kept[vcpu] = member.lag(virtual_time).clamp(-most, most);
+        self.weight -= member.weight;
+        self.sum -= member.weight * member.served_to;
+        if self.members.iter().all(Option::is_none) {
+            (self.weight, self.sum) = (0.0, 0.0);
+        }
     }
 
-    /// It lets others run, who had more than their share already perhaps: it gives up what it is behind by, and its lag is its
-    /// own doing until it joins again.
-    pub fn excuse(&mut self, vcpu: usize) {
-        let Some(lag) = self.lag(vcpu) else { return };
-        let Some(Some(member)) = self.members.get_mut(vcpu) else { return };
-        member.yielded = true;
-        if lag > 0.0 {
-            // As if it left and joined again.
-            let others = self.weight - member.weight;
-            self.virtual_time += if others > 0.0 { lag / others } else { 0.0 };
-            member.served_to = self.virtual_time;
+    /// It is gone, and who comes in its place has nothing of it.
+    pub fn forget(&mut self, vcpu: usize) {
+        if let Some(lag) = self.kept.get_mut(vcpu) {
+            *lag = 0.0;
         }
+    }
+
+    /// It lets others run.
+    pub fn excuse(&mut self, vcpu: usize) {
+        if let Some(Some(member)) = self.members.get_mut(vcpu) {
+            member.yielded = true;
+        }
+    }
+
+    /// It has that weight from now on, and its lag stays.
+    pub fn reweigh(&mut self, now: Nanos, vcpu: usize, weight: u32, most: Nanos) {
+        if self.lag(vcpu).is_some() {
+            self.leave(now, vcpu, most);
+            self.join(now, vcpu, weight);
+        }
+    }
+
+    /// A member is picked, and all others wait.
+    pub fn pick(&mut self, now: Nanos, vcpu: usize, slice: Nanos) -> Option<Picked> {
+        let virtual_time = self.virtual_time();
+        let Member { weight, served_to, yielded, .. } = (*self.members.get(vcpu)?)?;
+        self.running = Some(Running { counted: 0.0, until: now });
+        let favours = |member: &Member| member.yielded && member.lag(virtual_time) > 0.0;
+        let distorted = self.members.iter().flatten().any(favours);
+        let reached = served_to + slice as f64 / weight;
+        let others = self.members.iter_mut().enumerate().filter(|(other, _)| *other != vcpu && !distorted);
+        for member in others.filter_map(|(_, member)| member.as_mut()).filter(|member| !member.yielded) {
+            let passed_by = member.weight * (reached - member.served_to);
+            member.behind = member.behind.max(member.lag(virtual_time).min(passed_by));
+        }
+        let member = self.members[vcpu].as_mut()?;
+        let behind = std::mem::take(&mut member.behind);
+        let ahead = if distorted || yielded { 0.0 } else { slice as f64 - member.lag(virtual_time) };
+        Some(Picked { ahead, behind })
+    }
+
+    /// The run is over, and it was so long: what had been counted of it was only an estimate.
+    pub fn end_run(&mut self, vcpu: usize, ran: Nanos) {
+        self.running = None;
+        if let Some(Some(member)) = self.members.get_mut(vcpu) {
+            member.served_to += ran as f64 / member.weight;
+            self.sum += ran as f64;
+        }
+    }
+
+    /// How far behind its fair share a member is, in ns; ahead, if below 0.
+    pub fn lag(&self, vcpu: usize) -> Option<f64> {
+        Some(self.members.get(vcpu)?.as_ref()?.lag(self.virtual_time()))
     }
 
     /// Whether its lag is the policy's doing.
@@ -76,49 +158,21 @@ impl Fair {
         self.members.get(vcpu).is_some_and(|member| member.is_some_and(|member| !member.yielded))
     }
 
-    /// It has that weight from now on, and its lag stays.
-    pub fn reweigh(&mut self, now: Nanos, vcpu: usize, weight: u32) {
-        self.advance(now);
-        let Some(lag) = self.lag(vcpu) else { return };
-        let Some(Some(member)) = self.members.get_mut(vcpu) else { return };
-        let weight = f64::from(weight);
-        self.weight += weight - member.weight;
-        (member.weight, member.served_to) = (weight, self.virtual_time - lag / weight);
+    /// How far behind it was so far, if it still waits for others who had had more.
+    pub fn behind(&self, vcpu: usize) -> f64 {
+        self.members.get(vcpu).copied().flatten().map_or(0.0, |member| member.behind)
     }
 
-    pub fn begin_run(&mut self, now: Nanos) {
-        self.running = Some(Running { counted: 0.0, until: now });
-    }
-
-    /// The run is over, and it was so long: what had been counted of it was only an estimate.
-    pub fn end_run(&mut self, vcpu: usize, ran: Nanos) {
-        let ran = ran as f64;
-        let counted = self.running.take().map_or(0.0, |run| run.counted);
-        self.pass(ran - counted);
-        if let Some(Some(member)) = self.members.get_mut(vcpu) {
-            member.served_to += ran / member.weight;
-        }
-    }
-
-    /// How far behind its fair share a member is, in ns; ahead, if below 0.
-    pub fn lag(&self, vcpu: usize) -> Option<f64> {
-        let member = (*self.members.get(vcpu)?)?;
-        Some(member.weight * (self.virtual_time - member.served_to))
+    fn virtual_time(&self) -> f64 {
+        let counted = self.running.map_or(0.0, |run| run.counted);
+        if self.weight > 0.0 { (self.sum + counted) / self.weight } else { 0.0 }
     }
 
     /// Counts what has been run so far, for the membership is about to change.
     fn advance(&mut self, now: Nanos) {
         if let Some(run) = &mut self.running {
-            let span = now.saturating_sub(run.until) as f64;
-            run.counted += span;
+            run.counted += now.saturating_sub(run.until) as f64;
             run.until = now;
-            self.pass(span);
-        }
-    }
-
-    fn pass(&mut self, service: f64) {
-        if self.weight > 0.0 {
-            self.virtual_time += service / self.weight;
         }
     }
 }

@@ -38,7 +38,7 @@ struct Vcpu {
     weight: u32,
     ran: u128,
     runnable_since: Option<Nanos>,
-    throttled: bool,
+    throttled_until: Option<Nanos>,
     last: Option<PcpuId>,
 }
 
@@ -75,7 +75,7 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                     Event::Wake(id, _) => {
                         // One that is latched has an answer that says so.
                         let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
-                        if !vcpu.throttled {
+                        if vcpu.throttled_until.is_none() {
                             vcpu.runnable_since.get_or_insert(now);
                         }
                     }
@@ -89,7 +89,7 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                     }
                     Event::Timer(Timer::Refill(id)) => {
                         let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
-                        if core::mem::take(&mut vcpu.throttled) {
+                        if vcpu.throttled_until.take_if(|until| *until <= now).is_some() {
                             vcpu.runnable_since = Some(now);
                         }
                     }
@@ -107,10 +107,12 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
                     switches += u64::from(slot.before.replace(id) != Some(id));
                 }
             }
-            Line::Answer(answer @ (Answer::Latched(id) | Answer::Throttle(id, _))) => {
+            Line::Answer(Answer::Latched(id)) => {
+                vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?.runnable_since = None;
+            }
+            Line::Answer(Answer::Throttle(id, until)) => {
                 let vcpu = vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?;
-                vcpu.runnable_since = None;
-                vcpu.throttled |= matches!(answer, Answer::Throttle(..));
+                (vcpu.runnable_since, vcpu.throttled_until) = (None, Some(until));
             }
             Line::Answer(Answer::Delivered(id)) => {
                 vcpus.get_mut(id.index()).ok_or_else(|| nobody(id))?.runnable_since = Some(now);

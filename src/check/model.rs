@@ -6,8 +6,8 @@ use std::fmt::{self, Write};
 use baton_policy::log::{Damage, Header, Line};
 use baton_policy::policies::Rr;
 use baton_policy::{
-    Answer, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run, Stop,
-    Timer, VcpuId, Wake,
+    Answer, CRUMB, Ejection, Event, Limits, MICROSECOND, Nanos, Params, PcpuId, Policy, Promise, Reservation, Run,
+    Stop, Timer, VcpuId, Wake,
 };
 
 use crate::fair::Fair;
@@ -63,6 +63,8 @@ struct Vcpu {
     since: Nanos,
     /// A wake came while it ran.
     latched: bool,
+    /// While it is throttled: until then.
+    throttled_until: Nanos,
     /// A pCPU idled while it waited, which is why it waits: it is not starved on top of that.
     excused: bool,
     bucket: Bucket,
@@ -77,6 +79,7 @@ impl Default for Vcpu {
             params: Params::default(),
             since: 0,
             latched: false,
+            throttled_until: 0,
             excused: false,
             bucket: Bucket::default(),
             timer: Alarm::default(),
@@ -96,6 +99,8 @@ struct Pcpu {
     picks_soon: bool,
     /// Runs in a row that got nobody anywhere.
     futile: u32,
+    /// The same as the watchdog counts them, and whose the last one was.
+    crumbs: (u32, Option<VcpuId>),
     timer: Alarm,
 }
 
@@ -163,14 +168,13 @@ impl Alarm {
         self.due = Nanos::MAX;
     }
 
-    /// It expires; `exact` if an expiry from before it was moved does not count.
-    fn expire(&mut self, now: Nanos, exact: bool, latency: Nanos) -> Result<(), Fault> {
+    /// It expires.
+    fn expire(&mut self, now: Nanos, latency: Nanos) -> Result<(), Fault> {
         let Self { due, earliest } = *self;
         self.earliest = Nanos::MAX;
         if now < due {
             self.earliest = due;
             return match earliest {
-                _ if exact && due != Nanos::MAX => Err(Fault::Early(due)),
                 Nanos::MAX => Err(Fault::Unarmed),
                 earliest if now < earliest => Err(Fault::Early(earliest)),
                 _ => Ok(()),
@@ -215,6 +219,9 @@ pub struct Checker {
     weight: u64,
     online: u32,
     longest_slice: Nanos,
+    /// The longest slice that was given to anybody who asks for none, and that was given or asked for by anybody.
+    usual_slice: Option<Nanos>,
+    longest_request: Nanos,
     waste: Waste,
     fair: Option<Fair>,
     /// The last lines, as they are in the log.
@@ -241,6 +248,8 @@ impl Checker {
             weight: 0,
             online: 0,
             longest_slice: 0,
+            usual_slice: None,
+            longest_request: 0,
             waste: Waste::new(header.pcpus, thresholds.idle),
             fair: (header.pcpus == 1).then(Fair::default),
             recent: VecDeque::with_capacity(RECENT),
@@ -298,11 +307,14 @@ impl Checker {
             self.on_overlap(overlap);
         }
         for vcpu in (0..self.vcpus.len()).map(VcpuId::from) {
-            let facts = &self.vcpus[vcpu.index()];
-            match facts.state {
+            match self.vcpus[vcpu.index()].state {
                 State::Runnable => {
                     self.on_waited(vcpu);
-                    self.check_lag(vcpu);
+                    let behind = self.fair.as_ref().map_or(0.0, |fair| fair.behind(vcpu.index()));
+                    // How much it would have been given at a time is known if it has asked for that, or is like others.
+                    if self.vcpus[vcpu.index()].params.slice.is_some() || self.usual_slice.is_some() {
+                        self.check_behind(vcpu, behind);
+                    }
                 }
                 State::Throttled => self.on_throttle_end(vcpu),
                 _ => {}
@@ -348,7 +360,7 @@ impl Checker {
         match *answer {
             Answer::Kick(pcpu) => self.on_kick(pcpu),
             Answer::Arm(timer, at) => self.on_arm(timer, at),
-            Answer::Throttle(vcpu, _) => self.on_throttle(vcpu),
+            Answer::Throttle(vcpu, until) => self.on_throttle(vcpu, until),
             Answer::Note(..) => {}
             Answer::Refused(_) => self.on_refused(),
             Answer::Latched(vcpu) => match std::mem::replace(&mut self.owed, Owed::Nothing) {
@@ -362,7 +374,9 @@ impl Checker {
             Answer::Run(run) => self.on_run(run),
             Answer::Idle => {
                 if let Some(pcpu) = self.asked() {
-                    self.pcpus[pcpu.index()].idle = Some(self.now);
+                    let facts = &mut self.pcpus[pcpu.index()];
+                    facts.idle.get_or_insert(self.now);
+                    (facts.futile, facts.crumbs) = (0, (0, None));
                     self.waste.begin_idle(pcpu.0);
                 }
             }
@@ -414,7 +428,7 @@ impl Checker {
         self.end_idle(pcpu);
         let now = self.now;
         let facts = &mut self.pcpus[pcpu.index()];
-        (facts.on, facts.due, facts.futile) = (on, on.then_some(now), 0);
+        (facts.on, facts.due, facts.futile, facts.crumbs) = (on, on.then_some(now), 0, (0, None));
         self.online = if on { self.online + 1 } else { self.online.saturating_sub(1) };
         self.on_due(pcpu);
     }
@@ -436,6 +450,7 @@ impl Checker {
         let now = self.now;
         let facts = &mut self.vcpus[vcpu.index()];
         (facts.params, facts.latched) = (params, false);
+        self.longest_request = self.longest_request.max(params.slice.unwrap_or(0));
         facts.bucket = Bucket { level: 0.0, at: now };
         self.enter(vcpu, State::Blocked);
     }
@@ -478,9 +493,15 @@ impl Checker {
         let before = std::mem::replace(&mut facts.params, params);
         facts.bucket = Bucket { level: 0.0, at: now };
         self.weight = self.weight.saturating_sub(u64::from(before.weight)) + u64::from(params.weight);
+        let request = self.request_of(&params);
         if let Some(fair) = &mut self.fair {
-            fair.reweigh(now, vcpu.index(), params.weight);
+            fair.reweigh(now, vcpu.index(), params.weight, request);
+            // Nobody says how long the request is that it begins in the middle of a run.
+            if matches!(state, State::Running(_)) && before.slice.is_some() && params.slice.is_none() {
+                fair.excuse(vcpu.index());
+            }
         }
+        self.longest_request = self.longest_request.max(params.slice.unwrap_or(0));
         match state {
             State::Runnable if before.affinity != params.affinity => {
                 if let Some(overlap) = self.waste.end_wait(vcpu.index()) {
@@ -542,8 +563,8 @@ impl Checker {
             return;
         }
         self.end_idle(pcpu);
-        let Vcpu { state, params, .. } = &self.vcpus[vcpu.index()];
-        let (state, allowed) = (*state, params.affinity.contains(pcpu));
+        let Vcpu { state, params, .. } = self.vcpus[vcpu.index()];
+        let allowed = params.affinity.contains(pcpu);
         let kind = match state {
             State::Absent => Some(Kind::NotAdmitted),
             State::Blocked | State::Throttled => Some(Kind::NotRunnable),
@@ -560,12 +581,19 @@ impl Checker {
         }
         if slice != Nanos::MAX {
             self.longest_slice = self.longest_slice.max(slice);
+            self.longest_request = self.longest_request.max(slice);
+            if params.slice.is_none() {
+                self.usual_slice = self.usual_slice.max(Some(slice));
+            }
         }
-        self.check_lag(vcpu);
+        self.measure_lag(vcpu);
         self.enter(vcpu, State::Running(pcpu));
         self.pcpus[pcpu.index()].running = Some(Running { vcpu, since: self.now, slice });
-        if let Some(fair) = &mut self.fair {
-            fair.begin_run(self.now);
+        // What has no end takes nobody anywhere yet.
+        let slice = if slice == Nanos::MAX { 0 } else { slice };
+        if let Some(picked) = self.fair.as_mut().and_then(|fair| fair.pick(self.now, vcpu.index(), slice)) {
+            self.check_ahead(vcpu, picked.ahead);
+            self.check_behind(vcpu, picked.behind);
         }
     }
 
@@ -591,8 +619,11 @@ impl Checker {
         if let Some(fair) = &mut self.fair {
             fair.end_run(vcpu.index(), ran);
         }
-        self.longest_slice = self.longest_slice.max(ran);
-        self.check_lag(vcpu);
+        // Who runs without an end keeps others waiting for longer than any turn.
+        if run.is_some_and(|run| run.slice != Nanos::MAX) {
+            self.longest_slice = self.longest_slice.max(ran);
+        }
+        self.measure_lag(vcpu);
         if let (Stop::Yield | Stop::YieldTo(_), Some(fair)) = (why, &mut self.fair) {
             fair.excuse(vcpu.index());
         }
@@ -636,9 +667,13 @@ impl Checker {
                 self.violate(Kind::Budget, &[vcpu], &[pcpu], sentence);
             }
         }
+        let Params { slice: wanted, reservation, .. } = self.vcpus[vcpu.index()].params;
+        let most = wanted.unwrap_or(Nanos::MAX).min(reservation.map_or(Nanos::MAX, |reservation| reservation.budget));
+        let is_cut_short = ran < most && matches!(why, Stop::Slice | Stop::Kicked);
         let facts = &mut self.pcpus[pcpu.index()];
-        let futile = ran <= crumb && !matches!(why, Stop::Block | Stop::Exit);
-        facts.futile = if futile { facts.futile.saturating_add(1) } else { 0 };
+        facts.futile = if is_cut_short && ran <= crumb { facts.futile.saturating_add(1) } else { 0 };
+        let crumbs = if is_cut_short && ran <= CRUMB { facts.crumbs.0.saturating_add(1) } else { 0 };
+        facts.crumbs = (crumbs, Some(vcpu));
         if facts.futile > most_futile {
             facts.futile = 0;
             let sentence =
@@ -659,12 +694,15 @@ impl Checker {
         self.on_due(pcpu);
     }
 
-    fn on_throttle(&mut self, vcpu: VcpuId) {
+    fn on_throttle(&mut self, vcpu: VcpuId, until: Nanos) {
         if !self.knows_vcpu(vcpu) {
             return;
         }
         match self.vcpus[vcpu.index()].state {
-            State::Runnable | State::Unknown => self.enter(vcpu, State::Throttled),
+            State::Runnable | State::Unknown => {
+                self.enter(vcpu, State::Throttled);
+                self.vcpus[vcpu.index()].throttled_until = until;
+            }
             state => {
                 self.violate(Kind::Missing, &[vcpu], &[], format_args!("{vcpu} is throttled, and it is {state}"));
             }
@@ -680,16 +718,14 @@ impl Checker {
 
     fn on_timer(&mut self, timer: Timer) {
         let (now, latency) = (self.now, self.thresholds.latency);
-        let throttled = match timer {
-            Timer::Refill(vcpu) if self.knows_vcpu(vcpu) => {
-                Some(vcpu).filter(|_| self.vcpus[vcpu.index()].state == State::Throttled)
-            }
-            _ => None,
-        };
         let Some(alarm) = self.alarm(timer) else { return };
-        let expired = alarm.expire(now, throttled.is_some(), latency);
+        let expired = alarm.expire(now, latency);
         self.check_alarm(timer, expired);
-        if let Some(vcpu) = throttled {
+        // One that crosses with the next throttle does not end that.
+        if let Timer::Refill(vcpu) = timer
+            && let Vcpu { state: State::Throttled, throttled_until, .. } = self.vcpus[vcpu.index()]
+            && throttled_until <= now
+        {
             self.enter(vcpu, State::Runnable);
         }
     }
@@ -755,7 +791,7 @@ impl Checker {
         let facts = self.vcpus.get(why.vcpu().index());
         let state = facts.map_or(State::Absent, |facts| facts.state);
         let waited = facts.map_or(0, |facts| self.now - facts.since);
-        let Limits { starvation, idle, .. } = self.limits;
+        let Limits { starvation, idle, futile } = self.limits;
         match (why, state) {
             (_, State::Unknown) => true,
             (Ejection::Unknown(_), state) => state == State::Absent,
@@ -765,7 +801,16 @@ impl Checker {
                 state == State::Runnable && facts.is_some_and(|facts| !facts.params.affinity.contains(pcpu))
             }
             (Ejection::Starved(_), state) => state == State::Runnable && waited > starvation,
-            (Ejection::Idle(_), state) => state == State::Runnable && waited > idle,
+            // Beside this one, or beside one or another.
+            (Ejection::Idle(_), State::Runnable) => (0..self.pcpus.len() as u32).any(|pcpu| {
+                let allowed = facts.is_some_and(|facts| facts.params.affinity.contains(PcpuId(pcpu)));
+                let is_long = |(since, neglect): (Nanos, Nanos)| waited.min(self.now - since) > idle || neglect > idle;
+                allowed && self.waste.idles(pcpu).is_some_and(is_long)
+            }),
+            (Ejection::Idle(_), _) => false,
+            (Ejection::Livelock(vcpu), _) => {
+                self.pcpus.iter().any(|pcpu| pcpu.crumbs.0 > futile && pcpu.crumbs.1 == Some(vcpu))
+            }
             _ => true,
         }
     }
@@ -784,9 +829,10 @@ impl Checker {
             self.on_throttle_end(vcpu);
         }
         if before.competes() && !state.competes() {
-            self.check_lag(vcpu);
+            self.measure_lag(vcpu);
+            let most = self.request_of(&self.vcpus[index].params);
             if let Some(fair) = &mut self.fair {
-                fair.leave(now, index);
+                fair.leave(now, index, most);
             }
         }
         let facts = &mut self.vcpus[index];
@@ -807,6 +853,9 @@ impl Checker {
     /// A vCPU is gone.
     fn dismiss(&mut self, vcpu: VcpuId) {
         self.enter(vcpu, State::Absent);
+        if let Some(fair) = &mut self.fair {
+            fair.forget(vcpu.index());
+        }
         let facts = &mut self.vcpus[vcpu.index()];
         self.weight = self.weight.saturating_sub(u64::from(facts.params.weight));
         facts.params.weight = 0;
@@ -884,26 +933,44 @@ impl Checker {
         }
     }
 
-    fn check_lag(&mut self, vcpu: VcpuId) {
-        let Some(fair) = &self.fair else { return };
-        let (Some(lag), any_left) = (fair.lag(vcpu.index()), fair.any_left) else { return };
-        if !fair.is_judged(vcpu.index()) {
-            return;
-        }
+    /// How long its requests are, as far as that is known.
+    fn request_of(&self, params: &Params) -> Nanos {
+        params.slice.or(self.usual_slice).unwrap_or(Nanos::MAX)
+    }
+
+    fn measure_lag(&mut self, vcpu: VcpuId) {
+        let Some(fair) = self.fair.as_ref().filter(|fair| fair.is_judged(vcpu.index())) else { return };
+        let Some(lag) = fair.lag(vcpu.index()) else { return };
         if self.report.greatest_lag.is_none_or(|(_, greatest)| lag.abs() > greatest.abs()) {
             self.report.greatest_lag = Some((vcpu, lag));
         }
-        let Some(promise) = self.promise.lag else { return };
-        let slice = self.longest_slice;
-        let limit = f64::from(promise) / 1000.0 * slice as f64 * if any_left { 2.0 } else { 1.0 };
-        // The sum of many fractions is off by less than that.
-        if lag.abs() > limit + 1.0 {
-            let (side, lag) = (if lag > 0.0 { "behind" } else { "ahead of" }, lag.abs());
+    }
+
+    /// How far a pick takes a vCPU beyond its share.
+    fn check_ahead(&mut self, vcpu: VcpuId, ahead: f64) {
+        if let Some(limit) = self.greatest_lag().filter(|limit| ahead > *limit) {
             let sentence = format_args!(
-                "{vcpu} is {lag:.0} ns {side} its fair share, and {limit:.0} ns are allowed, with slices of {slice} ns"
+                "{vcpu} is picked, which takes it {ahead:.0} ns beyond its fair share, and {limit:.0} ns are allowed"
             );
             self.violate(Kind::Lag, &[vcpu], &[], sentence);
         }
+    }
+
+    /// How far a vCPU was behind its share while others were picked who had had more.
+    fn check_behind(&mut self, vcpu: VcpuId, behind: f64) {
+        if let Some(limit) = self.greatest_lag().filter(|limit| behind > *limit) {
+            let sentence = format_args!(
+                "{vcpu} had to wait until it was {behind:.0} ns behind its fair share, and others who had had more were \
+                 picked; {limit:.0} ns are allowed"
+            );
+            self.violate(Kind::Lag, &[vcpu], &[], sentence);
+        }
+    }
+
+    /// The greatest lag that the policy promises, and what rounding adds to it.
+    fn greatest_lag(&self) -> Option<f64> {
+        let promise = f64::from(self.promise.lag?) / 1000.0;
+        Some(promise * self.longest_request as f64 + ROUNDING as f64)
     }
 
     fn check_due(&mut self, pcpu: PcpuId) {

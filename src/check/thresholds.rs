@@ -1,6 +1,6 @@
 //! From when on something is a violation that is a matter of degree.
 
-use baton_policy::{MICROSECOND, MILLISECOND, Nanos, SECOND};
+use baton_policy::{CRUMB, MILLISECOND, Nanos, SECOND};
 
 /// Where the checker draws its lines.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -18,7 +18,7 @@ pub struct Thresholds {
     pub idle: Nanos,
     /// How often in a row a pCPU may run somebody for no more than a [crumb](Self::crumb).
     pub futile: u32,
-    /// A run that gets nobody anywhere, unless the vCPU itself ends it: it blocks or exits.
+    /// A run that gets nobody anywhere, unless the vCPU itself ends it, or asked for no more.
     pub crumb: Nanos,
 }
 
@@ -31,7 +31,7 @@ impl Default for Thresholds {
             turns: 16,
             idle: 100 * MILLISECOND,
             futile: 100_000,
-            crumb: MICROSECOND,
+            crumb: CRUMB,
         }
     }
 }

@@ -131,6 +131,11 @@ impl Waste {
         (neglect > self.threshold && neglect >= idle / 4).then_some(Neglect { idle, neglect })
     }
 
+    /// Since when the pCPU idles, and how long there has been neglect since then.
+    pub fn idles(&self, pcpu: u32) -> Option<(Nanos, Nanos)> {
+        self.idle.get(&pcpu).map(|idle| (idle.since, self.neglect - idle.neglect))
+    }
+
     /// Beside whom it idled for longer than the threshold.
     pub fn end_idle(&mut self, pcpu: u32) -> Vec<Overlap> {
         let Some(Idle { since, .. }) = self.idle.remove(&pcpu) else { return Vec::new() };

@@ -1,8 +1,8 @@
 //! What a policy sees of the world, and what it can do.
 
-use crate::event::{Answer, Machine};
+use crate::event::{Answer, Machine, Text};
 use crate::kit::{Mask, Nodes, Random, Slab};
-use crate::{Nanos, Params, PcpuId, Policy, Timer, VcpuId, Wake};
+use crate::{Affinity, Nanos, Params, PcpuId, Policy, Timer, VcpuId, Wake};
 
 /// Where a vCPU is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -29,6 +29,33 @@ pub struct VcpuFacts {
     pub(crate) last: Option<PcpuId>,
     /// When it came into its state.
     pub(crate) since: Nanos,
+    /// While it is throttled: until then.
+    pub(crate) throttled_until: Nanos,
+}
+
+impl VcpuFacts {
+    /// It comes into another state.
+    #[inline]
+    pub(crate) fn enter(&mut self, state: State, world: &mut World) {
+        world.waiting -= self.waits_for_any(world);
+        (self.state, self.since) = (state, world.now);
+        world.waiting += self.waits_for_any(world);
+    }
+
+    /// Something else is asked for it; what it was.
+    pub(crate) fn retune(&mut self, params: Params, world: &mut World) -> Params {
+        world.waiting -= self.waits_for_any(world);
+        let before = core::mem::replace(&mut self.params, params);
+        world.waiting += self.waits_for_any(world);
+        before
+    }
+
+    /// 1, if it waits and may run everywhere.
+    #[inline]
+    pub(crate) fn waits_for_any(&self, world: &World) -> u32 {
+        let Affinity { first, last } = self.params.affinity;
+        u32::from(self.state == State::Runnable && first == PcpuId(0) && last >= world.last)
+    }
 }
 
 /// What it knows of a pCPU.
@@ -42,10 +69,29 @@ pub struct PcpuFacts {
     pub(crate) kicked_for: Option<VcpuId>,
     /// Who runs there, and since when.
     pub(crate) running: Option<(VcpuId, Nanos)>,
-    /// Since when nobody does.
-    pub(crate) idle_since: Nanos,
-    /// How often in a row somebody was picked and did not run at all.
-    pub(crate) futile: u32,
+    /// It has picked nobody since somebody ran there.
+    pub(crate) idling: Option<Idling>,
+    /// How often in a row somebody was picked and did not get anywhere, and who it was last.
+    pub(crate) futile: (u32, VcpuId),
+}
+
+impl PcpuFacts {
+    /// It is to pick; whether that is new.
+    #[inline]
+    pub(crate) fn kick(&mut self, world: &mut World) -> bool {
+        let is_new = !core::mem::replace(&mut self.kicked, true);
+        world.due += u32::from(is_new && self.running.is_none());
+        is_new
+    }
+}
+
+/// How long a pCPU has picked nobody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Idling {
+    pub since: Nanos,
+    /// Since when the watchdog adds up what there is of [neglect](World::neglect), and how much there had been before.
+    pub window: Nanos,
+    pub neglect: Nanos,
 }
 
 /// How pCPUs are grouped: so many share a cache, and so many, clusters of them, a memory.
@@ -79,11 +125,18 @@ impl Topology {
 /// The part that does not depend on the policy.
 pub(crate) struct World {
     pub now: Nanos,
+    /// The last pCPU that there can be.
+    pub last: PcpuId,
     pub online: Mask,
     /// Those that are on, run nobody, and have not been kicked since they asked.
     pub idle: Mask,
     /// This one is being asked about.
     pub picking: Option<PcpuId>,
+    /// How many wait who may run everywhere, and how many pCPUs are about to pick.
+    pub waiting: u32,
+    pub due: u32,
+    /// How long more waited than pCPUs were about to pick: a pCPU that idles then is forgotten, whoever it is that waits.
+    pub neglect: Nanos,
     pub topology: Topology,
     pub random: Random,
 }
@@ -186,7 +239,7 @@ impl<P: Policy> Context<'_, P> {
     #[inline]
     pub fn kick(&mut self, pcpu: PcpuId) {
         let facts = &mut self.pcpu_facts[pcpu.index()];
-        if facts.on && !core::mem::replace(&mut facts.kicked, true) {
+        if facts.on && facts.kick(self.world) {
             self.world.idle.remove(pcpu);
             self.machine.answer(&Answer::Kick(pcpu));
         }
@@ -213,15 +266,16 @@ impl<P: Policy> Context<'_, P> {
     pub fn throttle(&mut self, vcpu: VcpuId, until: Nanos) {
         let facts = &mut self.vcpu_facts[vcpu.index()];
         if facts.state == State::Runnable {
-            (facts.state, facts.since) = (State::Throttled, self.world.now);
+            facts.enter(State::Throttled, self.world);
+            facts.throttled_until = until;
             self.machine.answer(&Answer::Throttle(vcpu, until));
             self.machine.answer(&Answer::Arm(Timer::Refill(vcpu), until));
         }
     }
 
-    /// Puts something into the log. The text is one word.
+    /// Puts something into the log: a [line](Text), and a number.
     pub fn note(&mut self, what: &'static str, value: i64) {
-        self.machine.answer(&Answer::Note(what, value));
+        self.machine.answer(&Answer::Note(Text::new(what), value));
     }
 }
 
@@ -252,7 +306,8 @@ pub(crate) fn kick_idle_for(
     };
     world.idle.remove(pcpu);
     let facts = &mut pcpus[pcpu.index()];
-    (facts.kicked, facts.kicked_for) = (true, Some(vcpu));
+    facts.kick(world);
+    facts.kicked_for = Some(vcpu);
     machine.answer(&Answer::Kick(pcpu));
     Some(pcpu)
 }

@@ -36,9 +36,9 @@ pub enum Answer<'a> {
     /// This one does not count as runnable until that time.
     Throttle(VcpuId, Nanos),
     /// Something that the policy wants to have in the log.
-    Note(&'a str, i64),
+    Note(Text<'a>, i64),
     /// The vCPU is not admitted, because of that.
-    Refused(&'a str),
+    Refused(Text<'a>),
     /// A wake came while the vCPU ran, and is kept.
     Latched(VcpuId),
     /// A wake that was kept takes effect.
@@ -53,6 +53,25 @@ impl Answer<'_> {
     /// Whether the back end has to do something. The others are for the log.
     pub fn is_order(&self) -> bool {
         matches!(self, Self::Kick(_) | Self::Arm(..))
+    }
+}
+
+/// What a policy says in its own words. A log has room for one line of them, and so does this: whatever a policy says, its
+/// log can be read, and says the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Text<'a>(&'a str);
+
+impl<'a> Text<'a> {
+    /// The first line, without the space around it.
+    pub fn new(text: &'a str) -> Self {
+        let line = text.trim().split(char::is_control).next().unwrap_or_default();
+        Self(line.trim_end())
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 
@@ -89,9 +108,9 @@ pub enum Ejection {
     NotQueued(VcpuId),
     /// The watchdog found one that was runnable for longer than it may take.
     Starved(VcpuId),
-    /// The watchdog found a pCPU that idled for too long beside this one, which might have run there.
+    /// The watchdog found a pCPU that idled for too long beside this one, and others before it, who might have run there.
     Idle(VcpuId),
-    /// The watchdog found that this one, and others, were picked all the time and never ran.
+    /// The watchdog found that this one, and others, were picked all the time and stopped before they got anywhere.
     Livelock(VcpuId),
 }
 

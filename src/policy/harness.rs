@@ -2,11 +2,11 @@
 
 use core::fmt;
 
-use crate::context::{Context, PcpuFacts, State, Topology, VcpuFacts, World, kick_idle_for};
-use crate::event::{Answer, Ejection, Event, Machine};
+use crate::context::{Context, Idling, PcpuFacts, State, Topology, VcpuFacts, World, kick_idle_for};
+use crate::event::{Answer, Ejection, Event, Machine, Text};
 use crate::kit::{Mask, Misuse, Node, Nodes, Random, Slab};
 use crate::policies::Rr;
-use crate::{MAX_PCPUS, Nanos, Params, PcpuId, Policy, Refused, Run, SECOND, Stop, Timer, VcpuId, Wake};
+use crate::{CRUMB, MAX_PCPUS, Nanos, Params, PcpuId, Policy, Refused, Run, SECOND, Stop, Timer, VcpuId, Wake};
 
 /// The memory that a harness works in: one slot for each vCPU and each pCPU that there can be.
 pub struct Slabs<'a, P: Policy> {
@@ -59,9 +59,9 @@ impl<P: Policy, const VCPUS: usize, const PCPUS: usize> Default for Room<P, VCPU
 pub struct Limits {
     /// How long a runnable vCPU may wait.
     pub starvation: Nanos,
-    /// How long a pCPU may idle beside a vCPU that might run there.
+    /// How long a pCPU may idle beside a vCPU that might run there, or beside one or another.
     pub idle: Nanos,
-    /// How often in a row a pCPU may pick somebody who then does not run at all.
+    /// How often in a row a pCPU may pick somebody who has to stop after no more than a [`CRUMB`].
     pub futile: u32,
 }
 
@@ -194,9 +194,13 @@ impl<'a, P: Policy> Harness<'a, P> {
             pcpu_facts: &mut pcpu_facts[..pcpu_count],
             world: World {
                 now: 0,
+                last: PcpuId::from(pcpu_count.saturating_sub(1)),
                 online: Mask::EMPTY,
                 idle: Mask::EMPTY,
                 picking: None,
+                waiting: 0,
+                due: 0,
+                neglect: 0,
                 topology,
                 random: Random::new(seed),
             },
@@ -280,7 +284,8 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.check_pcpu(now, pcpu, false)?;
         self.begin(now, Event::PcpuOn(pcpu), machine);
         let facts = &mut self.pcpu_facts[pcpu.index()];
-        *facts = PcpuFacts { on: true, on_since: now, kicked: true, idle_since: now, ..PcpuFacts::default() };
+        *facts = PcpuFacts { on: true, on_since: now, ..PcpuFacts::default() };
+        facts.kick(&mut self.world);
         self.world.online.insert(pcpu);
         self.call(Call::PcpuOn(pcpu), machine);
         Ok(())
@@ -292,6 +297,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.begin(now, Event::PcpuOff(pcpu), machine);
         let facts = &mut self.pcpu_facts[pcpu.index()];
         facts.on = false;
+        self.world.due -= u32::from(facts.kicked);
         let wanted = facts.kicked_for.take();
         self.world.online.remove(pcpu);
         self.world.idle.remove(pcpu);
@@ -320,8 +326,8 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.vcpu_facts[vcpu.index()] = VcpuFacts { params, state: State::Blocked, since: now, ..VcpuFacts::default() };
         let reply = self.call(Call::Add(vcpu), machine);
         let Reply::Admitted(Err(refused)) = reply else { return Ok(Ok(())) };
-        self.vcpu_facts[vcpu.index()].state = State::Absent;
-        machine.answer(&Answer::Refused(refused.0));
+        self.vcpu_facts[vcpu.index()].enter(State::Absent, &mut self.world);
+        machine.answer(&Answer::Refused(Text::new(refused.0)));
         Ok(Err(refused))
     }
 
@@ -335,7 +341,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         if state == State::Throttled {
             machine.answer(&Answer::Arm(Timer::Refill(vcpu), Nanos::MAX));
         }
-        self.vcpu_facts[vcpu.index()].state = State::Absent;
+        self.vcpu_facts[vcpu.index()].enter(State::Absent, &mut self.world);
         self.call(Call::Gone(vcpu, state == State::Runnable), machine);
         Ok(())
     }
@@ -350,11 +356,11 @@ impl<'a, P: Policy> Harness<'a, P> {
             return Err(Unfit::Params(vcpu));
         }
         self.begin(now, Event::Retune(vcpu, params), machine);
-        let before = core::mem::replace(&mut self.vcpu_facts[vcpu.index()].params, params);
+        let before = self.vcpu_facts[vcpu.index()].retune(params, &mut self.world);
         self.call(Call::Retune(vcpu, before), machine);
         if let State::Running(pcpu) = state
             && !params.affinity.contains(pcpu)
-            && !core::mem::replace(&mut self.pcpu_facts[pcpu.index()].kicked, true)
+            && self.pcpu_facts[pcpu.index()].kick(&mut self.world)
         {
             machine.answer(&Answer::Kick(pcpu));
         }
@@ -390,7 +396,7 @@ impl<'a, P: Policy> Harness<'a, P> {
         // It is neither idle nor to be kicked until it is known what it does.
         self.world.idle.remove(pcpu);
         let facts = &mut self.pcpu_facts[pcpu.index()];
-        facts.kicked = true;
+        facts.kick(&mut self.world);
         let wanted = facts.kicked_for.take();
         self.world.picking = Some(pcpu);
         let Reply::Picked(mut picked) = self.call(Call::Pick(pcpu), machine) else { return Ok(None) };
@@ -404,16 +410,20 @@ impl<'a, P: Policy> Harness<'a, P> {
         self.world.picking = None;
         let facts = &mut self.pcpu_facts[pcpu.index()];
         facts.kicked = false;
+        self.world.due -= 1;
         match picked {
             Some(run) => {
-                facts.running = Some((run.vcpu, now));
+                (facts.running, facts.idling) = (Some((run.vcpu, now)), None);
                 let vcpu = &mut self.vcpu_facts[run.vcpu.index()];
-                (vcpu.state, vcpu.since, vcpu.last) = (State::Running(pcpu), now, Some(pcpu));
+                vcpu.enter(State::Running(pcpu), &mut self.world);
+                vcpu.last = Some(pcpu);
                 self.find_another_for(wanted, machine);
                 machine.answer(&Answer::Run(run));
             }
             None => {
-                facts.futile = 0; // it idles since somebody stopped there, however often it asks
+                let neglect = self.world.neglect;
+                facts.idling.get_or_insert(Idling { since: now, window: now, neglect }); // however often it asks
+                facts.futile.0 = 0;
                 self.world.idle.insert(pcpu);
                 machine.answer(&Answer::Idle);
             }
@@ -441,15 +451,19 @@ impl<'a, P: Policy> Harness<'a, P> {
         }
         self.begin(now, Event::Stop { vcpu, pcpu, ran, why }, machine);
         let facts = &mut self.pcpu_facts[pcpu.index()];
-        (facts.running, facts.kicked, facts.idle_since) = (None, true, now); // it picks next
-        facts.futile = if ran == 0 { facts.futile.saturating_add(1) } else { 0 };
+        (facts.running, facts.kicked) = (None, false);
+        facts.kick(&mut self.world); // it picks next
+        let Params { slice, reservation, .. } = self.vcpu_facts[vcpu.index()].params;
+        let asked = slice.unwrap_or(Nanos::MAX).min(reservation.map_or(Nanos::MAX, |reservation| reservation.budget));
+        // One that gives its time up has got where it wanted.
+        let futile = ran <= CRUMB && ran < asked && matches!(why, Stop::Slice | Stop::Kicked);
+        facts.futile = (if futile { facts.futile.0.saturating_add(1) } else { 0 }, vcpu);
         let facts = &mut self.vcpu_facts[vcpu.index()];
-        facts.state = if why.is_runnable() { State::Runnable } else { State::Blocked };
-        facts.since = now;
+        facts.enter(if why.is_runnable() { State::Runnable } else { State::Blocked }, &mut self.world);
         let latched = facts.latched.take();
         self.call(Call::Stop(vcpu, pcpu, ran, why), machine);
         match (why, latched) {
-            (Stop::Exit, _) => self.vcpu_facts[vcpu.index()].state = State::Absent,
+            (Stop::Exit, _) => self.vcpu_facts[vcpu.index()].enter(State::Absent, &mut self.world),
             (Stop::Block, Some(wake)) => {
                 machine.answer(&Answer::Delivered(vcpu));
                 self.make_runnable(vcpu, wake, machine);
@@ -471,7 +485,12 @@ impl<'a, P: Policy> Harness<'a, P> {
         };
         self.begin(now, Event::Timer(timer), machine);
         match (timer, vcpu) {
-            (Timer::Refill(vcpu), Some((_, State::Throttled))) => self.make_runnable(vcpu, Wake::Refilled, machine),
+            // One that comes too early is of a throttle that is over.
+            (Timer::Refill(vcpu), Some((_, State::Throttled)))
+                if self.vcpu_facts[vcpu.index()].throttled_until <= now =>
+            {
+                self.make_runnable(vcpu, Wake::Refilled, machine);
+            }
             (Timer::Refill(_), _) | (_, Some((_, State::Absent))) => {}
             _ => _ = self.call(Call::Timer(timer), machine),
         }
@@ -483,37 +502,51 @@ impl<'a, P: Policy> Harness<'a, P> {
     pub fn watch(&mut self, now: Nanos, machine: &mut dyn Machine) -> Result<(), Unfit> {
         self.check_time(now)?;
         self.begin(now, Event::Watch, machine);
+        self.open_windows();
         if let (None, Some(why)) = (&self.ejected, self.negligence()) {
             self.eject(why, machine);
         }
         Ok(())
     }
 
+    /// Of a time in which there was neglect for less than a quarter, nothing is added up.
+    fn open_windows(&mut self) {
+        let (World { now, neglect, .. }, idle) = (&self.world, self.limits.idle);
+        for idling in self.pcpu_facts.iter_mut().filter_map(|pcpu| pcpu.idling.as_mut()) {
+            if neglect - idling.neglect <= idle && now - idling.window > idle.saturating_mul(4) {
+                (idling.window, idling.neglect) = (*now, *neglect);
+            }
+        }
+    }
+
     /// What the policy has not done and should have.
     fn negligence(&self) -> Option<Ejection> {
         let (now, vcpus, pcpus) = (self.world.now, &*self.vcpu_facts, &*self.pcpu_facts);
-        let livelock = pcpus.iter().find(|pcpu| pcpu.futile > self.limits.futile);
-        if let Some((vcpu, _)) = livelock.and_then(|pcpu| pcpu.running) {
-            return Some(Ejection::Livelock(vcpu));
+        if let Some(pcpu) = pcpus.iter().find(|pcpu| pcpu.on && pcpu.futile.0 > self.limits.futile) {
+            return Some(Ejection::Livelock(pcpu.futile.1));
         }
         let waiting = |limit: Nanos| {
             let vcpus = vcpus.iter().enumerate();
             let waits = move |facts: &VcpuFacts| facts.state == State::Runnable && now - facts.since > limit;
             vcpus.filter(move |(_, facts)| waits(facts)).map(|(n, facts)| (VcpuId::from(n), facts))
         };
-        let idle = |facts: &VcpuFacts| {
-            let mut candidates = pcpus.iter().enumerate();
-            candidates.any(|(n, pcpu)| {
-                pcpu.on
-                    && pcpu.running.is_none()
-                    && now - pcpu.idle_since > self.limits.idle
-                    && facts.params.affinity.contains(PcpuId::from(n))
-            })
+        let limit = self.limits.idle;
+        let idlers = || pcpus.iter().enumerate().filter_map(|(n, pcpu)| Some((n, pcpu.idling.filter(|_| pcpu.on)?)));
+        let beside = |facts: &VcpuFacts| {
+            let mut candidates = idlers().filter(|(_, idling)| now - idling.since > limit);
+            candidates.any(|(n, _)| facts.params.affinity.contains(PcpuId::from(n)))
         };
         if P::PROMISE.work_conserving
-            && let Some((vcpu, _)) = waiting(self.limits.idle).find(|(_, facts)| idle(facts))
+            && let Some((vcpu, _)) = waiting(limit).find(|(_, facts)| beside(facts))
         {
             return Some(Ejection::Idle(vcpu));
+        }
+        // Nobody has waited for so long, but there has always been somebody.
+        if P::PROMISE.work_conserving
+            && idlers().any(|(_, idling)| self.world.neglect - idling.neglect > limit)
+            && let Some(n) = vcpus.iter().position(|facts| facts.waits_for_any(&self.world) != 0)
+        {
+            return Some(Ejection::Idle(VcpuId::from(n)));
         }
         // Who could run nowhere does not starve.
         let could_run = |facts: &VcpuFacts| {
@@ -548,8 +581,7 @@ impl<'a, P: Policy> Harness<'a, P> {
 
     #[inline]
     fn make_runnable(&mut self, vcpu: VcpuId, why: Wake, machine: &mut dyn Machine) {
-        let facts = &mut self.vcpu_facts[vcpu.index()];
-        (facts.state, facts.since) = (State::Runnable, self.world.now);
+        self.vcpu_facts[vcpu.index()].enter(State::Runnable, &mut self.world);
         self.call(Call::Wake(vcpu, why), machine);
     }
 
@@ -631,7 +663,11 @@ impl<'a, P: Policy> Harness<'a, P> {
 
     #[inline]
     fn begin(&mut self, now: Nanos, event: Event, machine: &mut dyn Machine) {
-        self.world.now = now;
+        let world = &mut self.world;
+        if world.waiting > world.due {
+            world.neglect += now - world.now;
+        }
+        world.now = now;
         machine.event(now, &event);
     }
 

@@ -33,7 +33,7 @@ mod types;
 pub mod words;
 
 pub use context::{Context, PcpuFacts, State, Topology, VcpuFacts};
-pub use event::{Answer, Ejection, Event, Machine};
+pub use event::{Answer, Ejection, Event, Machine, Text};
 pub use harness::{Harness, Limits, Room, Slabs, Unfit, Woken};
 pub use types::*;
 

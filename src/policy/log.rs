@@ -19,8 +19,8 @@ use core::fmt;
 
 use crate::words::{Words, Wrong};
 use crate::{
-    Affinity, Answer, Ejection, Event, Limits, Nanos, Params, PcpuId, Reservation, Run, Stop, Timer, Topology, VcpuId,
-    VmId, Wake,
+    Affinity, Answer, Ejection, Event, Limits, Nanos, Params, PcpuId, Reservation, Run, Stop, Text, Timer, Topology,
+    VcpuId, VmId, Wake,
 };
 
 /// The first line: all that a replay has to know.
@@ -372,7 +372,7 @@ impl fmt::Display for Answer<'_> {
             Self::Arm(timer, Nanos::MAX) => write!(f, "arm {timer} never"),
             Self::Arm(timer, at) => write!(f, "arm {timer} {at}"),
             Self::Throttle(vcpu, until) => write!(f, "throttle {vcpu} {until}"),
-            Self::Note(what, value) => write!(f, "note {what} {value}"),
+            Self::Note(what, value) => write!(f, "note {value} {what}"),
             Self::Refused(why) => write!(f, "refused {why}"),
             Self::Latched(vcpu) => write!(f, "latched {vcpu}"),
             Self::Delivered(vcpu) => write!(f, "delivered {vcpu}"),
@@ -515,8 +515,11 @@ impl<'a> Words<'a> {
             "kick" => Answer::Kick(self.pcpu()?),
             "arm" => Answer::Arm(self.timer()?, unless(self, "never", "a time in ns, or `never`")?),
             "throttle" => Answer::Throttle(self.vcpu()?, self.number("a time in ns")?),
-            "note" => Answer::Note(self.word("what is noted")?, self.number("a number")?),
-            "refused" => Answer::Refused(self.rest()),
+            "note" => {
+                let value = self.number("a number")?;
+                Answer::Note(Text::new(self.rest()), value)
+            }
+            "refused" => Answer::Refused(Text::new(self.rest())),
             "latched" => Answer::Latched(self.vcpu()?),
             "delivered" => Answer::Delivered(self.vcpu()?),
             "run" => Answer::Run(Run {

@@ -9,6 +9,9 @@ pub const MICROSECOND: Nanos = 1_000;
 pub const MILLISECOND: Nanos = 1_000_000;
 pub const SECOND: Nanos = 1_000_000_000;
 
+/// A run that is no longer gets nobody anywhere, unless that is all that the vCPU asked for.
+pub const CRUMB: Nanos = MICROSECOND;
+
 /// How many pCPUs there can be.
 pub const MAX_PCPUS: usize = 4096;
 
@@ -214,8 +217,9 @@ pub struct Promise {
     pub work_conserving: bool,
     /// Nobody who is runnable waits for ever.
     pub starvation_free: bool,
-    /// On one pCPU, nobody is further ahead of its fair share of the time, or behind, than so many of the longest slices,
-    /// in thousandths.
+    /// On one pCPU, nobody is picked who is further ahead of its fair share of the time after its slice, and nobody who is
+    /// further behind waits for others who had more, than so many of the longest slices, in thousandths. Who leaves keeps
+    /// its lag, up to the slice that it asks for, or that others have, and has it when it is back.
     pub lag: Option<u32>,
     /// A server has no more than its budget, but for what was begun before that ran out.
     pub budgets: bool,

@@ -21,7 +21,8 @@ use clap::Args;
 
 use super::check::unknown;
 use super::qemu::{self, Settings};
-use super::run::{Simulation, Size, time};
+use super::run::{Simulation, Size};
+use super::thresholds::time;
 use super::{WATCH, workloads};
 use crate::images::Workspace;
 

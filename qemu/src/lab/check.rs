@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use baton_check::{Thresholds, check};
+use baton_check::check;
 use baton_policy::log::Reader;
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{Policy, Promise};
 use clap::Args;
+
+use super::thresholds;
 
 #[derive(Args)]
 pub struct Options {
@@ -17,6 +19,8 @@ pub struct Options {
     /// Demand what this policy promises, and not what the one promises that the log names.
     #[arg(short, long)]
     policy: Option<String>,
+    #[command(flatten)]
+    thresholds: thresholds::Options,
 }
 
 pub fn run(options: &Options) -> Result<bool> {
@@ -24,8 +28,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let log = read(&options.log)?;
     let (header, _) = Reader::new(&log).map_err(|damage| anyhow!("{path}, {damage}"))?;
     let name = options.policy.as_deref().unwrap_or(header.policy);
-    let report =
-        check(&log, promise_of(name)?, Thresholds::default()).map_err(|unreadable| anyhow!("{path}, {unreadable}"))?;
+    let report = check(&log, promise_of(name)?, options.thresholds.thresholds());
+    let report = report.map_err(|unreadable| anyhow!("{path}, {unreadable}"))?;
     print!("{report}");
     Ok(report.is_clean())
 }

@@ -11,6 +11,7 @@ mod qemu;
 mod replay;
 mod run;
 mod shrink;
+mod thresholds;
 pub mod trial;
 mod workloads;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use baton_check::{Live, Report, Thresholds, Violation};
+use baton_check::{Live, Report, Violation};
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{Limits, Nanos, Policy};
 use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
@@ -19,6 +19,7 @@ use super::check::promise_of;
 use super::qemu::{self, Settings};
 use super::replay::{again, state};
 use super::shrink::{Case, smallest};
+use super::thresholds::{self, time};
 use super::workloads;
 use crate::images::Workspace;
 
@@ -51,6 +52,8 @@ pub struct Options {
     /// Do not look whether the rules were kept, which takes as long as the run itself.
     #[arg(long)]
     unchecked: bool,
+    #[command(flatten)]
+    thresholds: thresholds::Options,
 }
 
 /// How many events may be simulated to make a workload smaller.
@@ -94,16 +97,10 @@ impl FromStr for Size {
     }
 }
 
-pub fn time(text: &str) -> Result<Nanos, String> {
-    baton_sim::duration(text).map_err(|error| error.to_string())
-}
-
 /// Runs, and shows what became of it; true if no rule was broken.
 pub fn run(options: &Options) -> Result<bool> {
     check_policy(&options.policy)?;
-    let file = workloads::read(&options.workload)?;
-    let built = file.build(options.machine.map(|Size { pcpus, vcpus }| (pcpus, vcpus)), options.seed);
-    let built = built.with_context(|| format!("workload {}", options.workload))?;
+    let built = build(options)?;
     let (outcome, report) = match options.on {
         On::Sim => simulate(options, &built)?,
         On::Qemu => return on_qemu(options, &built),
@@ -117,7 +114,7 @@ pub fn run(options: &Options) -> Result<bool> {
     if let Some(report) = &report {
         println!("{report}");
         for violation in &report.violations {
-            show_smallest(options, &built, violation)?;
+            print!("{}", show_smallest(options, &built, violation)?);
         }
     }
     let wrong = state_if_wrong(policy, &outcome, report.as_ref());
@@ -131,8 +128,14 @@ fn state_if_wrong(policy: &str, outcome: &Outcome, report: Option<&Report>) -> O
     (!is_well).then(|| state(policy, &outcome.dump))
 }
 
-/// Writes the smallest workload that shows the same, and says how to run it.
-fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Result<()> {
+fn build(options: &Options) -> Result<Built> {
+    let file = workloads::read(&options.workload)?;
+    let built = file.build(options.machine.map(|Size { pcpus, vcpus }| (pcpus, vcpus)), options.seed);
+    built.with_context(|| format!("workload {}", options.workload))
+}
+
+/// Writes the smallest workload that shows the same; what it is, and how to run it.
+fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Result<String> {
     let Options { policy, workload, seed, .. } = options;
     let kind = violation.kind;
     let name = format!("{policy}-{}.toml", kind.name());
@@ -143,33 +146,43 @@ fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Res
         let built = File::parse(&case.to_toml(&about)).and_then(|file| file.build(None, *seed));
         let Ok(built) = built else { return false };
         let setup = setup(options, &built, case.duration);
-        let Ok((outcome, report)) = watch(policy, &built, &setup, None) else { return false };
+        let Ok((outcome, report)) = watch(options, &built, &setup, None) else { return false };
         events.set(events.get() + outcome.events);
         report.kinds().any(|other| other == kind)
     };
     let duration = options.duration.unwrap_or(built.duration);
     let Some(smallest) = smallest(Case::new(built, duration), || events.get() < SHRINKING, shows) else {
-        println!("{}: this workload cannot be made smaller; run it again as it was, with seed {seed}", kind.name());
-        return Ok(());
+        let mut again = vec![workload.clone()];
+        again
+            .extend(options.machine.iter().flat_map(|Size { pcpus, vcpus }| ["-m".into(), format!("{pcpus}x{vcpus}")]));
+        again.extend(options.duration.iter().flat_map(|ns| ["--duration".into(), format!("{ns}ns")]));
+        let name = kind.name();
+        return Ok(format!("{name}: this workload cannot be made smaller\nrepeat it: {}\n", command(options, again)));
     };
     let folder = path.parent().unwrap_or(&path);
     fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
     fs::write(&path, smallest.to_toml(&about)).with_context(|| format!("could not write {}", path.display()))?;
-    println!(
-        "{}: seed {seed}, {} pCPUs, {} vCPUs and {} ns are enough: target/baton/{name}",
+    Ok(format!(
+        "{}: seed {seed}, {} pCPUs, {} vCPUs and {} ns are enough: target/baton/{name}\nrepeat it: {}\n",
         kind.name(),
         smallest.pcpus,
         smallest.vcpus(),
-        smallest.duration
-    );
-    let costs = match options.costs {
-        Charge::Measured => "",
-        Charge::NoCaches => " --costs no-caches",
-        Charge::Qemu => " --costs qemu",
-        Charge::Nothing => " --costs nothing",
-    };
-    println!("repeat it: cargo baton lab run -p {policy} -w {} --seed {seed}{costs}", shown(&path).display());
-    Ok(())
+        smallest.duration,
+        command(options, vec![shown(&path).display().to_string()])
+    ))
+}
+
+/// What to type to have the same run of a workload, which may be followed by what else is said of it.
+fn command(options: &Options, workload: Vec<String>) -> String {
+    let Options { policy, seed, costs, thresholds, .. } = options;
+    let mut words: Vec<String> = ["cargo", "baton", "lab", "run", "-p", policy, "-w"].map(str::to_owned).to_vec();
+    words.extend(workload);
+    words.extend(["--seed".to_owned(), seed.to_string()]);
+    if let Some(costs) = costs.to_possible_value() {
+        words.extend(["--costs", costs.get_name()].map(str::to_owned));
+    }
+    words.extend(thresholds.words());
+    shell_words::join(words)
 }
 
 /// As it can be said where we are.
@@ -195,7 +208,7 @@ fn simulate(options: &Options, built: &Built) -> Result<(Outcome, Option<Report>
     let results = if options.unchecked {
         (simulate_by_name(&options.policy, built, &setup, out)?, None)
     } else {
-        let (outcome, report) = watch(&options.policy, built, &setup, out)?;
+        let (outcome, report) = watch(options, built, &setup, out)?;
         (outcome, Some(report))
     };
     if let Some(log) = log {
@@ -217,8 +230,14 @@ fn setup(options: &Options, built: &Built, horizon: Nanos) -> Setup {
 }
 
 /// Runs, and checks what happens while it happens.
-fn watch(policy: &str, built: &Built, setup: &Setup, log: Option<&mut dyn fmt::Write>) -> Result<(Outcome, Report)> {
-    let mut both = Both { live: Live::new(promise_of(policy)?, Thresholds::default()), log };
+fn watch(
+    options: &Options,
+    built: &Built,
+    setup: &Setup,
+    log: Option<&mut dyn fmt::Write>,
+) -> Result<(Outcome, Report)> {
+    let Options { policy, thresholds, .. } = options;
+    let mut both = Both { live: Live::new(promise_of(policy)?, thresholds.thresholds()), log };
     let outcome = simulate_by_name(policy, built, setup, Some(&mut both))?;
     Ok((outcome, both.live.finish()?))
 }
@@ -271,7 +290,7 @@ fn on_qemu(options: &Options, built: &Built) -> Result<bool> {
     if let Some(why) = &ran.ejected {
         eprintln!("error: `{policy}` was ejected: it {} ({})", why.reason(), why.vcpu());
     }
-    let report = baton_check::check(&ran.log, promise_of(policy)?, Thresholds::default())?;
+    let report = baton_check::check(&ran.log, promise_of(policy)?, options.thresholds.thresholds())?;
     println!("{report}");
     let is_well = ran.ejected.is_none() && report.is_clean();
     if !is_well && let Some(Ok((_, dump))) = again(policy, &ran.log, None) {
@@ -325,9 +344,49 @@ impl fmt::Write for LogFile<'_> {
 
 #[cfg(test)]
 mod tests {
+    use baton_check::{Kind, Thresholds};
     use baton_policy::{Ejection, MILLISECOND, VcpuId};
+    use clap::Parser;
 
     use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(words: &str) -> Options {
+        let words = shell_words::split(words).unwrap();
+        Cli::try_parse_from(words.iter().skip(3)).unwrap_or_else(|error| panic!("{error}")).options
+    }
+
+    fn report(options: &Options) -> Report {
+        simulate(options, &build(options).unwrap()).unwrap().1.unwrap()
+    }
+
+    /// The command that is printed, if it has to be made smaller or not, finds the same.
+    #[test]
+    fn what_is_printed_repeats_it() {
+        // Without costs everybody waits 10 ms for each of the others, and the last one has waited for none before.
+        let line = "cargo baton lab run -p rr -w hogs -m 1x4 --seed 7 --costs nothing --duration 95ms";
+        assert!(report(&options(line)).is_clean());
+        let strict = options(&format!("{line} --starvation 29ms --turns 0"));
+        let found = report(&strict);
+        assert_eq!(found.kinds().collect::<Vec<_>>(), [Kind::Starved]);
+        let again = |shown: &str| {
+            let (_, command) = shown.trim_end().split_once("repeat it: ").unwrap();
+            report(&options(command)).kinds().collect::<Vec<_>>()
+        };
+        let shown = show_smallest(&strict, &build(&strict).unwrap(), &found.violations[0]).unwrap();
+        assert!(shown.contains(" --costs nothing --starvation 29000000ns --turns 0\n"), "{shown}");
+        assert_eq!(again(&shown), [Kind::Starved], "{shown}");
+        // One whose kind is not found again cannot be made smaller, and what is printed is the run as it was.
+        let other = Violation { kind: Kind::Timer, ..found.violations[0].clone() };
+        let shown = show_smallest(&strict, &build(&strict).unwrap(), &other).unwrap();
+        assert!(shown.contains(" -w hogs -m 1x4 --duration 95000000ns --seed 7 "), "{shown}");
+        assert_eq!(again(&shown), [Kind::Starved], "{shown}");
+    }
 
     #[test]
     fn a_policy_shows_its_state_when_it_was_ejected_or_broke_a_rule() {

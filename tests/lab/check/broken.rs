@@ -10,7 +10,7 @@ use baton_policy::{
 pub const QUANTUM: Nanos = 10 * MILLISECOND;
 
 /// What the sound one promises.
-pub const PROMISE: Promise = Promise { lag: Some(1500), budgets: true, ..Promise::ALL };
+pub const PROMISE: Promise = Promise { lag: Some(3000), budgets: true, ..Promise::ALL };
 
 /// A mistake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -185,7 +185,32 @@ fn timers_expire() {
         running(&[throttled, "1000 pick p0 | idle", at, "6000 pick p0 | run v0 1000"])
     };
     is_fine(&refill("5000 timer refill-v0 | kick p0"));
-    assert_eq!(kinds(&refill("4999 timer refill-v0 | kick p0")), [Kind::Timer], "a throttle that ends early");
+    let early = kinds(&refill("4999 timer refill-v0 | kick p0"));
+    assert_eq!(early, [Kind::Timer, Kind::NotRunnable], "a throttle that ends early");
+}
+
+/// The refill of a throttle that is over may come while the vCPU is throttled anew, and does not end that.
+#[test]
+fn a_stale_refill_ends_no_throttle() {
+    let throttled_anew = |rest: &[&str]| {
+        let moved = [
+            "1000 stop v0 p0 900 kicked | throttle v0 5000 | arm refill-v0 5000",
+            "1000 remove v0 | arm refill-v0 never",
+            "1000 add v0 vm=m0 weight=1024 pcpus=p0-p4095",
+            "1000 wake v0 new",
+            "1000 pick p0 | run v0 1000000",
+            "2000 stop v0 p0 900 kicked | throttle v0 9000 | arm refill-v0 9000",
+            "2000 pick p0 | idle",
+            "5000 timer refill-v0",
+        ];
+        running(&[moved.as_slice(), rest].concat())
+    };
+    let figures_of = |log: &str| baton_check::figures(log).unwrap();
+    let rightly = throttled_anew(&["9000 timer refill-v0 | kick p0", "9400 pick p0 | run v0 1000"]);
+    is_fine(&rightly);
+    assert_eq!(figures_of(&rightly).longest_wait, 400);
+    let early = throttled_anew(&["5000 pick p0 | run v0 1000"]);
+    assert_eq!(kinds(&early), [Kind::NotRunnable]);
 }
 
 #[test]
@@ -201,6 +226,22 @@ fn ejections_have_reasons() {
     assert_eq!(kinds(&twice), [Kind::Ejected, Kind::Missing], "there is nobody to take round robin's place");
     assert_eq!(kinds(&two(&["9 watch | ejected starved v0"])), [Kind::Unfounded]);
     assert_eq!(kinds(&two(&["9 watch | ejected idle v0"])), [Kind::Unfounded]);
+    assert_eq!(kinds(&two(&["9 watch | ejected livelock v0"])), [Kind::Unfounded]);
+    let crumb = running(&["0 stop v0 p0 0 kicked", "9 watch | ejected livelock v0"]);
+    assert_eq!(kinds(&crumb), [Kind::Unfounded], "one crumb is no livelock");
+    // v0 waits for long, and no pCPU idles, or only one where it may not run.
+    let fully_used =
+        ["0 pick p0 | run v1 unlimited", "200000000 watch | ejected idle v0"].map(|event| event.to_owned());
+    let log_of = |events: &[String]| {
+        let affinity = "0 add v0 vm=m0 weight=1024 pcpus=p0-p0".to_owned();
+        let all = ["0 on p0", "0 on p1", &affinity, "0 add v1 vm=m0 weight=1024 pcpus=p0-p4095", "0 wake v0 new"];
+        let mut all = all.map(str::to_owned).to_vec();
+        all.extend(["0 wake v1 new".to_owned(), "0 pick p1 | idle".to_owned()]);
+        all.extend_from_slice(events);
+        log(2, 2, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(kinds(&log_of(&fully_used)), [Kind::Unfounded]);
+    assert_eq!(kinds(&log_of(&fully_used).replace("p0-p0", "p0-p1")), [Kind::Ejected]);
 }
 
 #[test]

@@ -107,7 +107,9 @@ fn never_picks_the_last() {
 /// Whoever waits does so for 10 ms only; but somebody always does.
 #[test]
 fn leaves_a_pcpu_idle() {
-    trips(Flaw::LeavesAPcpuIdle, &Script::new(2, &[Life::Hog; 3]), Promise::ALL, Kind::Idle);
+    let shared = Script::new(2, &[Life::Hog; 3]);
+    trips(Flaw::LeavesAPcpuIdle, &shared, Promise::ALL, Kind::Idle);
+    is_ejected(Flaw::LeavesAPcpuIdle, &shared.watched(), Ejection::Idle(VcpuId(0)));
     let pinned = Params { affinity: Affinity::only(PcpuId(1)), ..Params::default() };
     let script = Script::new(2, &[Life::Hog; 3]).params(2, pinned);
     trips(Flaw::LeavesAPcpuIdle, &script, Promise::ALL, Kind::Idle);
@@ -135,6 +137,9 @@ fn gives_crumbs() {
     let mut script = Script::new(1, &[Life::Hog; 2]);
     script.end = 50 * MILLISECOND;
     trips(Flaw::GivesCrumbs, &script, Promise::ALL, Kind::Livelock);
+    (script.watch, script.end) = (Some(700 * MICROSECOND), 100 * MILLISECOND);
+    script.limits.futile = 500; // well before the checker's 1000
+    is_ejected(Flaw::GivesCrumbs, &script, Ejection::Livelock(VcpuId(0)));
 }
 
 #[test]
@@ -142,10 +147,12 @@ fn changes_its_mind() {
     let mut script = Script::new(1, &[Life::Hog; 2]);
     script.end = 50 * MILLISECOND;
     trips(Flaw::ChangesItsMind, &script, Promise::ALL, Kind::Livelock);
-    script.watch = Some(5 * MILLISECOND + 500);
     script.limits.futile = 500; // well before the checker's 1000
-    let (outcome, report) = checked(Flaw::ChangesItsMind, &script, PROMISE);
-    assert!(matches!(outcome.ejected, Some(Ejection::Livelock(_))), "{report}");
+    (script.watch, script.end) = (Some(700 * MICROSECOND), 100 * MILLISECOND);
+    is_ejected(Flaw::ChangesItsMind, &script, Ejection::Livelock(VcpuId(0)));
+    // Nobody runs half of the time, and then the watchdog looks.
+    (script.gap, script.watch) = (MICROSECOND, Some(1501 * MICROSECOND + 500));
+    is_ejected(Flaw::ChangesItsMind, &script, Ejection::Livelock(VcpuId(0)));
 }
 
 #[test]
@@ -214,7 +221,12 @@ fn the_watchdog_keeps_its_limits() {
 fn short_runs_are_no_livelock() {
     let mut script = Script::new(1, &[Life::Cycle(MICROSECOND / 2, MICROSECOND)]);
     script.end = 10 * MILLISECOND;
-    let outcome = run("rr", Rr::default(), &script);
-    let thresholds = Thresholds { futile: 10, ..Thresholds::default() };
-    assert!(check(&outcome.log, Promise::ALL, thresholds).unwrap().is_clean());
+    let yields = Script { vcpus: vec![(Params::default(), Life::Yield(1))], ..script.clone() };
+    let asks = Script::new(1, &[Life::Hog]).params(0, Params { slice: Some(MICROSECOND), ..Params::default() });
+    for script in [script, yields, Script { end: 10 * MILLISECOND, ..asks }] {
+        let outcome = run("rr", Rr::default(), &script);
+        let thresholds = Thresholds { futile: 10, ..Thresholds::default() };
+        let report = check(&outcome.log, Promise::ALL, thresholds).unwrap();
+        assert!(report.is_clean(), "{report}");
+    }
 }

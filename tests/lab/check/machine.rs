@@ -34,6 +34,8 @@ pub struct Script {
     /// Besides what comes from those: interrupts, and vCPUs that go or are retuned.
     pub extra: Vec<(Nanos, Event)>,
     pub end: Nanos,
+    /// How long a pCPU takes from a stop to its pick.
+    pub gap: Nanos,
     pub limits: Limits,
     /// How often the watchdog looks, if there is one.
     pub watch: Option<Nanos>,
@@ -47,6 +49,7 @@ impl Script {
             vcpus: lives.iter().map(|life| (Params::default(), *life)).collect(),
             extra: Vec::new(),
             end: 3 * SECOND,
+            gap: 0,
             limits: Limits { starvation: SECOND, idle: 100 * MILLISECOND, futile: 1000 },
             watch: None,
             seed: 1,
@@ -236,7 +239,7 @@ pub fn run<P: Policy>(name: &str, policy: P, script: &Script) -> Outcome {
                     queue.push(now + pause, What::Wake(run.vcpu.0));
                 }
                 harness.stop(now, run.vcpu, PcpuId(pcpu), ran, run.why, &mut back).unwrap();
-                queue.push(now, What::Pick(pcpu));
+                queue.push(now + script.gap, What::Pick(pcpu));
             }
             What::Wake(vcpu) => {
                 // It may be gone.

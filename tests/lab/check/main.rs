@@ -8,5 +8,6 @@ mod damaged;
 mod figures;
 mod flaws;
 mod replayed;
+mod shares;
 mod shrunk;
 mod sound;

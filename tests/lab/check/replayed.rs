@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 
 use baton_check::{Difference, Live, Replayed, Thresholds, Unreadable, check, replay, replay_to};
+use baton_policy::kit::Fifo;
 use baton_policy::policies::{self, Rr, Visitor};
-use baton_policy::{MILLISECOND, Policy};
+use baton_policy::{Context, MILLISECOND, Nanos, PcpuId, Policy, Promise, Refused, Run, Stop, VcpuId, Wake};
 use proptest::prelude::*;
 
 use crate::broken::{Fair, PROMISE};
@@ -122,6 +123,50 @@ fn a_log_is_checked_while_it_is_written() {
         assert_eq!(live.finish().unwrap(), whole);
     }
     assert!(Live::new(PROMISE, Thresholds::default()).finish().is_err(), "nothing is no log");
+}
+
+/// Has much to say, most of it no line of a log.
+#[derive(Default)]
+struct Talker(Fifo);
+
+impl Policy for Talker {
+    type Vcpu = ();
+    type Pcpu = ();
+
+    fn add(&mut self, _: &mut Context<'_, Self>, vcpu: VcpuId) -> Result<(), Refused> {
+        if vcpu == VcpuId(1) { Err(Refused("  two words\n0 0 on p0\nand more")) } else { Ok(()) }
+    }
+
+    fn wake(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: Wake) {
+        for what in ["", " two words ", "\n> idle\n", "it wakes\r\nend 0"] {
+            cx.note(what, -1);
+        }
+        self.0.push_back(&mut cx.nodes, vcpu);
+        cx.kick_idle_for(vcpu);
+    }
+
+    fn pick(&mut self, cx: &mut Context<'_, Self>, _: PcpuId) -> Option<Run> {
+        self.0.pop_front(&mut cx.nodes).map(|vcpu| Run { vcpu, slice: MILLISECOND })
+    }
+
+    fn stop(&mut self, cx: &mut Context<'_, Self>, vcpu: VcpuId, _: PcpuId, _: Nanos, why: Stop) {
+        if why.is_runnable() {
+            self.0.push_back(&mut cx.nodes, vcpu);
+        }
+    }
+}
+
+#[test]
+fn whatever_a_policy_says_its_log_can_be_read_and_replayed() {
+    let mut script = Script::new(1, &[Life::Hog, Life::Hog, Life::Cycle(MILLISECOND, MILLISECOND)]);
+    script.end = 20 * MILLISECOND;
+    let log = run("talker", Talker::default(), &script).log;
+    for said in ["> refused two words\n", "> note -1 \n", "> note -1 two words\n", "> note -1 it wakes\n"] {
+        assert!(log.contains(said), "{log}");
+    }
+    let report = check(&log, Promise::ALL, Thresholds::default()).unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!(matches!(replay(&log, Talker::default()), Ok(Replayed::Identical(_))));
 }
 
 #[test]

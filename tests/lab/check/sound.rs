@@ -3,7 +3,8 @@
 use baton_check::{Kind, Report, Thresholds, check};
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{
-    Affinity, Event, MICROSECOND, MILLISECOND, Params, PcpuId, Policy, Promise, Reservation, SECOND, VcpuId, Wake,
+    Affinity, Event, Limits, MICROSECOND, MILLISECOND, Params, PcpuId, Policy, Promise, Reservation, SECOND, VcpuId,
+    Wake,
 };
 
 use crate::broken::{Fair, PROMISE};
@@ -55,8 +56,13 @@ impl Visitor for Checked {
 fn the_policies_that_come_with_baton() {
     for entry in policies::ALL {
         for pcpus in [1, 2, 4] {
-            let report = policies::by_name(entry.name, Checked(script(pcpus, 7))).unwrap();
-            assert!(report.is_clean(), "{} on {pcpus} pCPUs: {report}", entry.name);
+            // The weight of a vCPU is no matter to the watchdog: it has to have more patience than the checker.
+            let mut watched = script(pcpus, 7).watched();
+            watched.limits.starvation = Limits::default().starvation;
+            for script in [script(pcpus, 7), watched] {
+                let report = policies::by_name(entry.name, Checked(script)).unwrap();
+                assert!(report.is_clean(), "{} on {pcpus} pCPUs: {report}", entry.name);
+            }
         }
     }
 }

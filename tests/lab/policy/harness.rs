@@ -7,8 +7,8 @@ use std::rc::Rc;
 use baton_policy::kit::Fifo;
 use baton_policy::policies::{Edf, Eevdf, Rr, Stride};
 use baton_policy::{
-    Affinity, Context, Ejection, Event, Harness, Limits, MAX_PCPUS, Nanos, Params, PcpuId, Policy, Promise, Refused,
-    Reservation, Room, Run, SECOND, State, Stop, Timer, Topology, Unfit, VcpuId, Wake, Woken,
+    Affinity, CRUMB, Context, Ejection, Event, Harness, Limits, MAX_PCPUS, Nanos, Params, PcpuId, Policy, Promise,
+    Refused, Reservation, Room, Run, SECOND, State, Stop, Timer, Topology, Unfit, VcpuId, Wake, Woken,
 };
 
 use crate::driver::{Memory, P0, P1, Rig, V0, V1, V2, Wires, memory};
@@ -362,6 +362,30 @@ fn a_throttled_vcpu_comes_back_when_it_may() {
 }
 
 #[test]
+fn a_stale_refill_does_not_end_a_newer_throttle() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Wrong::default(), &mut memory);
+    rig.wake(V0);
+    rig.pick(P0);
+    rig.stop(V0, P0, Stop::Yield);
+    let stale = rig.now + SECOND;
+    rig.now = stale - 10;
+    rig.feed(Event::Remove(V0)).unwrap();
+    rig.feed(Event::Add(V0, Params::default())).unwrap();
+    rig.wake(V0);
+    rig.pick(P0);
+    let until = rig.now + 1 + SECOND;
+    assert_eq!(rig.stop(V0, P0, Stop::Yield)[0], format!("throttle v0 {until}"));
+    rig.now = stale;
+    assert_eq!(rig.answers(Event::Timer(Timer::Refill(V0))), [""; 0]);
+    assert_eq!(rig.state(V0), State::Throttled);
+    rig.now = until - 2;
+    assert_eq!(rig.answers(Event::Timer(Timer::Refill(V0))), [""; 0], "1 ns too early");
+    rig.feed(Event::Timer(Timer::Refill(V0))).unwrap();
+    assert_eq!(rig.state(V0), State::Runnable);
+}
+
+#[test]
 fn a_vcpu_that_runs_where_it_may_no_longer_has_its_pcpu_kicked_once() {
     let mut memory = memory();
     let mut rig = Rig::new(Rr::default(), &mut memory);
@@ -417,7 +441,7 @@ fn the_watchdog_finds_who_starves_who_idles_and_who_gets_nowhere() {
         rig.pick(P0);
         for _ in 0..picks {
             rig.now += 1;
-            rig.harness.stop(rig.now, V0, P0, 0, Stop::Slice, &mut rig.wires).unwrap();
+            rig.harness.stop(rig.now, V0, P0, CRUMB, Stop::Slice, &mut rig.wires).unwrap();
             rig.harness.pick(rig.now, P0, &mut rig.wires).unwrap();
         }
         rig.now += wait;
@@ -433,6 +457,89 @@ fn the_watchdog_finds_who_starves_who_idles_and_who_gets_nowhere() {
     assert_eq!(watch(Mistake::Idle, limits.idle - 10, 0), None);
     assert_eq!(watch(favour, 0, limits.futile + 1), Some(Ejection::Livelock(V0)));
     assert_eq!(watch(favour, 0, limits.futile), None);
+}
+
+#[test]
+fn the_watchdog_finds_a_livelock_while_nobody_runs() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Rr::default(), &mut memory);
+    rig.wake(V0);
+    for _ in 0..=Limits::default().futile {
+        rig.harness.pick(rig.now, P0, &mut rig.wires).unwrap();
+        rig.harness.stop(rig.now, V0, P0, 0, Stop::Kicked, &mut rig.wires).unwrap();
+    }
+    assert_eq!(rig.harness.running(P0), None);
+    assert_eq!(rig.answers(Event::Watch)[0], "ejected livelock v0");
+}
+
+#[test]
+fn short_runs_that_a_vcpu_wants_are_no_livelock() {
+    let reservation = Reservation { budget: CRUMB, period: 2 * CRUMB, deadline: 2 * CRUMB, server: true };
+    let asks = |slice, reservation| Params { slice, reservation, ..Params::default() };
+    for (params, ran, why) in [
+        (asks(None, None), 0, Stop::Yield),
+        (asks(None, None), 0, Stop::YieldTo(V1)),
+        (asks(None, None), CRUMB + 1, Stop::Kicked),
+        (asks(Some(CRUMB / 2), None), CRUMB / 2, Stop::Slice),
+        (asks(None, Some(reservation)), CRUMB, Stop::Slice),
+    ] {
+        let mut memory = memory();
+        let mut rig = Rig::new(Rr::default(), &mut memory);
+        rig.feed(Event::Retune(V0, params)).unwrap();
+        rig.wake(V0);
+        for _ in 0..=Limits::default().futile {
+            rig.harness.pick(rig.now, P0, &mut rig.wires).unwrap();
+            rig.harness.stop(rig.now, V0, P0, ran, why, &mut rig.wires).unwrap();
+        }
+        assert_eq!(rig.answers(Event::Watch), [""; 0], "{why:?} after {ran} ns");
+    }
+}
+
+#[test]
+fn a_pcpu_that_idles_while_some_wait_now_and_then_is_not_forgotten() {
+    let mut memory = memory();
+    let policy = Wrong::default();
+    let switch = Rc::clone(&policy.mistake);
+    let mut rig = Rig::new(policy, &mut memory);
+    rig.wake(V0);
+    rig.wake(V1);
+    rig.pick(P0);
+    rig.pick(P1);
+    rig.stop(V1, P1, Stop::Block);
+    rig.pick(P1);
+    let limit = Limits::default().idle;
+    let mut rounds_until_ejected = |waits: Nanos, rests: Nanos, most: u32| {
+        (1..=most).find(|_| {
+            switch.set(Mistake::Idle);
+            rig.wake(V1);
+            rig.pick(P1);
+            rig.now += waits;
+            let answers = rig.answers(Event::Watch);
+            switch.set(Mistake::None);
+            rig.feed(Event::Remove(V1)).unwrap();
+            rig.now += rests;
+            rig.feed(Event::Add(V1, Params::default())).unwrap();
+            answers.first().is_some_and(|answer| answer == "ejected idle v1")
+        })
+    };
+    // One waits a fifth of the time, which is 20 times the limit in the end; then half of it.
+    assert_eq!(rounds_until_ejected(limit / 10, limit / 10 * 4, 200), None);
+    let rounds = rounds_until_ejected(limit / 10, limit / 10, 20);
+    assert!(rounds.is_some_and(|rounds| (2..=11).contains(&rounds)), "{rounds:?}");
+}
+
+#[test]
+fn a_pcpu_that_idles_is_not_forgotten_while_others_come_for_all_who_wait() {
+    let mut memory = memory();
+    let mut rig = Rig::new(Rr::default(), &mut memory);
+    for _ in 0..100 {
+        assert_eq!(rig.wake(V0), ["kick p0"]);
+        rig.now += Limits::default().idle / 10;
+        assert_eq!(rig.answers(Event::Watch), [""; 0], "p0 takes its time, and p1 idles");
+        rig.pick(P0);
+        rig.stop(V0, P0, Stop::Block);
+        rig.pick(P0);
+    }
 }
 
 #[test]
@@ -576,8 +683,8 @@ fn a_pcpu_that_is_being_asked_about_does_not_come_for_anybody_else() {
 fn a_policy_that_is_ejected_hears_of_its_timers_no_more() {
     let mut memory = memory();
     let mut rig = Rig::new(Late::default(), &mut memory);
-    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note timer 1"]);
-    assert_eq!(rig.answers(Event::Timer(Timer::Vcpu(V0))), ["note timer 1"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Policy)), ["note 1 timer"]);
+    assert_eq!(rig.answers(Event::Timer(Timer::Vcpu(V0))), ["note 1 timer"]);
     assert_eq!(rig.answers(Event::Timer(Timer::Vcpu(VcpuId(3)))), [""; 0], "nobody is there");
     rig.wake(V0);
     rig.now += 2 * Limits::default().starvation;
@@ -617,7 +724,7 @@ fn the_watchdog_leaves_those_alone_who_are_throttled_or_may_run_nowhere() {
     rig.feed(Event::PcpuOn(PcpuId(2))).unwrap();
     assert_eq!(rig.answers(Event::Watch), [""; 0], "it could not run before");
     rig.now += 2 * Limits::default().starvation;
-    assert_eq!(rig.answers(Event::Watch), ["ejected idle v1"]);
+    assert_eq!(rig.answers(Event::Watch), ["ejected starved v1"]);
 }
 
 #[test]

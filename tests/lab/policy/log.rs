@@ -2,8 +2,8 @@
 
 use baton_policy::log::{Header, Line, Problem, Reader, Writer};
 use baton_policy::{
-    Affinity, Answer, Ejection, Event, Limits, Params, PcpuId, Reservation, Run, Stop, Timer, Topology, VcpuId, VmId,
-    Wake,
+    Affinity, Answer, Ejection, Event, Limits, Params, PcpuId, Reservation, Run, Stop, Text, Timer, Topology, VcpuId,
+    VmId, Wake,
 };
 use proptest::prelude::*;
 
@@ -84,12 +84,21 @@ fn answer() -> impl Strategy<Value = Answer<'static>> {
         Just(Ejection::Idle as fn(VcpuId) -> Ejection),
         Just(Ejection::Livelock as fn(VcpuId) -> Ejection),
     ];
-    let words = prop_oneof![Just("no"), Just("its reservation was refused: it is > that"), Just("")];
+    let words = prop_oneof![
+        Just("no"),
+        Just("its reservation was refused: it is > that"),
+        Just(""),
+        Just(" two  words\t"),
+        Just("one line\r\n> and another"),
+        Just("\n\n"),
+        Just("what ends here\0 is\u{2028}\u{85} said"),
+    ];
+    let words = words.prop_map(Text::new);
     prop_oneof![
         pcpu().prop_map(Answer::Kick),
         (timer(), time()).prop_map(|(timer, at)| Answer::Arm(timer, at)),
         (vcpu(), time()).prop_map(|(vcpu, until)| Answer::Throttle(vcpu, until)),
-        any::<i64>().prop_map(|value| Answer::Note("what", value)),
+        (words.clone(), any::<i64>()).prop_map(|(what, value)| Answer::Note(what, value)),
         words.prop_map(Answer::Refused),
         vcpu().prop_map(Answer::Latched),
         vcpu().prop_map(Answer::Delivered),
