@@ -136,7 +136,7 @@ mod tests {
     fn a_name_that_is_bad_or_taken_changes_nothing() {
         let folder = Folder::new("names");
         let before = fs::read_to_string(folder.0.join("mod.rs")).unwrap();
-        for name in ["", "-", "a-", "-a", "a--b", "A", "1a", "a b", "../a", "a.rs", "ä", "a_b"] {
+        for name in ["", "-", "a-", "-a", "a--b", "A", "aB", "1a", "a b", "../a", "a.rs", "ä", "a_b"] {
             let error = create(&folder.0, name).unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{name}` is no name for a policy: ")), "{error}");
         }
@@ -146,5 +146,12 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(folder.0.join("mod.rs")).unwrap(), before);
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+        fs::write(folder.0.join("stray.rs"), "mine").unwrap();
+        let error = create(&folder.0, "stray").unwrap_err().to_string();
+        assert!(
+            error.starts_with("there is a file ") && error.ends_with("choose another name, or remove it"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(folder.0.join("stray.rs")).unwrap(), "mine");
     }
 }
