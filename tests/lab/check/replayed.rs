@@ -103,10 +103,10 @@ fn a_replay_says_what_state_a_policy_was_in_when_it_was_ejected() {
     let log = run("rr", Rr::default(), &Script::new(1, &[Life::Hog; 3])).log;
     let before = log.lines().take_while(|line| !line.contains("wake v1")).collect::<Vec<_>>().join("\n");
     let events = before.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit())).count();
-    let watched = format!("{before}\n{events} 9000000000 watch\n> ejected idle v0\n");
+    let watched = format!("{before}\n{events} 9000000000 watch\n> ejected starved v0\n");
     let (replayed, dump) = replay_to(&watched, Rr::default(), Some(events as u64)).unwrap();
     assert_eq!(replayed, Replayed::Identical(events as u64 + 1), "{watched}");
-    assert_eq!(dump, "waiting: v0\nejected: it left a pCPU idle beside a vCPU that might have run there (v0)\n");
+    assert_eq!(dump, "waiting: v0\nejected: it left a runnable vCPU alone for too long (v0)\n");
 }
 
 /// It does not matter in which pieces a log is written.

@@ -235,7 +235,7 @@ fn spaces_are_between_words_and_anywhere_else() {
     let header = "baton-log 1 policy=rr seed=7 pcpus=2 vcpus=3 cluster=1 node=2 starvation=1 idle=1 futile=1";
     let lines = [
         Line::Event { number: 0, now: 5, event: Event::Pick(PcpuId(1)) },
-        Line::Answer(Answer::Refused("too  late")),
+        Line::Answer(Answer::Refused(Text::new("too  late"))),
         Line::End { events: 1 },
     ];
     assert_eq!(read(&format!("  {header} \n\t0  5 pick p1 \n >  refused   too  late \n end 1")), Ok(lines.to_vec()));
