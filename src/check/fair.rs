@@ -24,22 +24,30 @@
 
 use baton_policy::Nanos;
 
+/// Virtual time is in 2⁻²⁰ ns, and rounded down, as that of the policies is: who leaves among many and comes back among few
+/// brings its lag back enlarged, and its error, so that one of a fraction would be one of milliseconds soon.
+const FRACTION: u32 = 20;
+
+/// What is longer is not charged.
+const LONGEST: Nanos = 1 << 42;
+
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
     /// The members' own times, each times its weight.
-    sum: f64,
+    sum: i128,
     /// Of all members.
-    weight: f64,
+    weight: i128,
     members: Vec<Option<Member>>,
     /// The lags of those who have left.
-    kept: Vec<f64>,
-    running: Option<Running>,
+    kept: Vec<i128>,
+    /// Since when a member runs.
+    running: Option<Nanos>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Member {
-    weight: f64,
-    served_to: f64,
+    weight: i128,
+    served_to: i128,
     /// It let others run, in vain perhaps: how long it waits is its own doing.
     yielded: bool,
     /// How far behind it was, at most, while others were picked who had had more.
@@ -47,16 +55,13 @@ struct Member {
 }
 
 impl Member {
-    fn lag(&self, virtual_time: f64) -> f64 {
+    fn lag(&self, virtual_time: i128) -> i128 {
         self.weight * (virtual_time - self.served_to)
     }
 }
 
-/// A run that goes on: how much of it has gone into virtual time, and up to when.
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    counted: f64,
-    until: Nanos,
+fn to_ns(time: i128) -> f64 {
+    time as f64 / f64::from(1 << FRACTION)
 }
 
 /// What a pick means for the shares, in ns: each is a request at most.
@@ -71,15 +76,14 @@ pub(crate) struct Picked {
 impl Fair {
     /// Comes with the lag that it left with.
     pub fn join(&mut self, now: Nanos, vcpu: usize, weight: u32) {
-        self.advance(now);
         if self.members.len() <= vcpu {
             self.members.resize(vcpu + 1, None);
-            self.kept.resize(vcpu + 1, 0.0);
+            self.kept.resize(vcpu + 1, 0);
         }
         // Its coming moves the average towards it, and so it begins farther off.
-        let (own, all, lag) = (f64::from(weight), self.weight, self.kept[vcpu]);
-        let offset = if all > 0.0 { lag * (all + own) / (all * own) } else { 0.0 };
-        let served_to = self.virtual_time() - offset;
+        let (own, all) = (i128::from(weight).max(1), self.weight);
+        let offset = if all == 0 { 0 } else { self.kept[vcpu] * (all + own) / (all * own) };
+        let served_to = self.virtual_time(now) - offset;
         self.members[vcpu] = Some(Member { weight: own, served_to, yielded: false, behind: 0.0 });
         self.weight += own;
         self.sum += own * served_to;
@@ -87,21 +91,17 @@ impl Fair {
 
     /// Takes its lag along, but no more than that.
     pub fn leave(&mut self, now: Nanos, vcpu: usize, most: Nanos) {
-        self.advance(now);
-        let (virtual_time, most) = (self.virtual_time(), most as f64);
+        let (virtual_time, most) = (self.virtual_time(now), i128::from(most.min(LONGEST)) << FRACTION);
         let Some(member) = self.members.get_mut(vcpu).and_then(Option::take) else { return };
         self.kept[vcpu] = member.lag(virtual_time).clamp(-most, most);
         self.weight -= member.weight;
         self.sum -= member.weight * member.served_to;
-        if self.members.iter().all(Option::is_none) {
-            (self.weight, self.sum) = (0.0, 0.0);
-        }
     }
 
     /// It is gone, and who comes in its place has nothing of it.
     pub fn forget(&mut self, vcpu: usize) {
         if let Some(lag) = self.kept.get_mut(vcpu) {
-            *lag = 0.0;
+            *lag = 0;
         }
     }
 
@@ -114,7 +114,7 @@ impl Fair {
 
     /// It has that weight from now on, and its lag stays.
     pub fn reweigh(&mut self, now: Nanos, vcpu: usize, weight: u32, most: Nanos) {
-        if self.lag(vcpu).is_some() {
+        if self.members.get(vcpu).is_some_and(Option::is_some) {
             self.leave(now, vcpu, most);
             self.join(now, vcpu, weight);
         }
@@ -122,20 +122,20 @@ impl Fair {
 
     /// A member is picked, and all others wait.
     pub fn pick(&mut self, now: Nanos, vcpu: usize, slice: Nanos) -> Option<Picked> {
-        let virtual_time = self.virtual_time();
+        let virtual_time = self.virtual_time(now);
         let Member { weight, served_to, yielded, .. } = (*self.members.get(vcpu)?)?;
-        self.running = Some(Running { counted: 0.0, until: now });
-        let favours = |member: &Member| member.yielded && member.lag(virtual_time) > 0.0;
+        self.running = Some(now);
+        let favours = |member: &Member| member.yielded && member.lag(virtual_time) > 0;
         let distorted = self.members.iter().flatten().any(favours);
-        let reached = served_to + slice as f64 / weight;
+        let reached = served_to + (i128::from(slice) << FRACTION) / weight;
         let others = self.members.iter_mut().enumerate().filter(|(other, _)| *other != vcpu && !distorted);
         for member in others.filter_map(|(_, member)| member.as_mut()).filter(|member| !member.yielded) {
             let passed_by = member.weight * (reached - member.served_to);
-            member.behind = member.behind.max(member.lag(virtual_time).min(passed_by));
+            member.behind = member.behind.max(to_ns(member.lag(virtual_time).min(passed_by)));
         }
         let member = self.members[vcpu].as_mut()?;
         let behind = std::mem::take(&mut member.behind);
-        let ahead = if distorted || yielded { 0.0 } else { slice as f64 - member.lag(virtual_time) };
+        let ahead = if distorted || yielded { 0.0 } else { slice as f64 - to_ns(member.lag(virtual_time)) };
         Some(Picked { ahead, behind })
     }
 
@@ -143,19 +143,16 @@ impl Fair {
     pub fn end_run(&mut self, vcpu: usize, ran: Nanos) {
         self.running = None;
         if let Some(Some(member)) = self.members.get_mut(vcpu) {
-            member.served_to += ran as f64 / member.weight;
-            self.sum += ran as f64;
+            let distance = (i128::from(ran.min(LONGEST)) << FRACTION) / member.weight;
+            member.served_to += distance;
+            self.sum += distance * member.weight;
         }
     }
 
-    /// How far behind its fair share a member is, in ns; ahead, if below 0.
-    pub fn lag(&self, vcpu: usize) -> Option<f64> {
-        Some(self.members.get(vcpu)?.as_ref()?.lag(self.virtual_time()))
-    }
-
-    /// Whether its lag is the policy's doing.
-    pub fn is_judged(&self, vcpu: usize) -> bool {
-        self.members.get(vcpu).is_some_and(|member| member.is_some_and(|member| !member.yielded))
+    /// How far behind its fair share a member is, in ns, if that is the policy's doing; ahead, if below 0.
+    pub fn lag(&self, now: Nanos, vcpu: usize) -> Option<f64> {
+        let member = self.members.get(vcpu)?.as_ref().filter(|member| !member.yielded)?;
+        Some(to_ns(member.lag(self.virtual_time(now))))
     }
 
     /// How far behind it was so far, if it still waits for others who had had more.
@@ -163,16 +160,9 @@ impl Fair {
         self.members.get(vcpu).copied().flatten().map_or(0.0, |member| member.behind)
     }
 
-    fn virtual_time(&self) -> f64 {
-        let counted = self.running.map_or(0.0, |run| run.counted);
-        if self.weight > 0.0 { (self.sum + counted) / self.weight } else { 0.0 }
-    }
-
-    /// Counts what has been run so far, for the membership is about to change.
-    fn advance(&mut self, now: Nanos) {
-        if let Some(run) = &mut self.running {
-            run.counted += now.saturating_sub(run.until) as f64;
-            run.until = now;
-        }
+    /// What goes on is counted as far as time has passed.
+    fn virtual_time(&self, now: Nanos) -> i128 {
+        let counted = self.running.map_or(0, |since| i128::from(now.saturating_sub(since)) << FRACTION);
+        if self.weight == 0 { 0 } else { (self.sum + counted).div_euclid(self.weight) }
     }
 }

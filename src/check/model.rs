@@ -496,10 +496,10 @@ impl Checker {
         let request = self.request_of(&params);
         if let Some(fair) = &mut self.fair {
             fair.reweigh(now, vcpu.index(), params.weight, request);
-            // Nobody says how long the request is that it begins in the middle of a run.
-            if matches!(state, State::Running(_)) && before.slice.is_some() && params.slice.is_none() {
-                fair.excuse(vcpu.index());
-            }
+        }
+        if params.slice.is_none() && self.usual_slice.is_none() {
+            // Nobody knows how long its requests are, nor how much of its lag it keeps.
+            self.fair = None;
         }
         self.longest_request = self.longest_request.max(params.slice.unwrap_or(0));
         match state {
@@ -939,8 +939,7 @@ impl Checker {
     }
 
     fn measure_lag(&mut self, vcpu: VcpuId) {
-        let Some(fair) = self.fair.as_ref().filter(|fair| fair.is_judged(vcpu.index())) else { return };
-        let Some(lag) = fair.lag(vcpu.index()) else { return };
+        let Some(lag) = self.fair.as_ref().and_then(|fair| fair.lag(self.now, vcpu.index())) else { return };
         if self.report.greatest_lag.is_none_or(|(_, greatest)| lag.abs() > greatest.abs()) {
             self.report.greatest_lag = Some((vcpu, lag));
         }
