@@ -19,7 +19,7 @@ use baton_policy::{Limits, MILLISECOND, Nanos};
 use baton_sim::{Built, Costs, Setup, Span, VcpuOutcome, sweep};
 use clap::Args;
 
-use super::check::unknown;
+use super::check::{promise_of, unknown};
 use super::qemu::{self, Settings};
 use super::run::{Simulation, Size};
 use super::thresholds::time;
@@ -93,7 +93,7 @@ type Values = [f64; METRICS.len()];
 
 /// What became of one policy.
 struct Both {
-    policy: &'static str,
+    policy: String,
     /// What is compared, and then the runs with other seeds and starts; of QEMU's only if they are needed.
     sim: Vec<Values>,
     qemu: Vec<Values>,
@@ -147,11 +147,14 @@ fn order(a: f64, b: f64, floor: f64) -> Ordering {
 
 /// Runs all that is asked for, and shows where the two back ends agree; true if none of their differences lacks a reason.
 pub fn run(options: &Options) -> Result<bool> {
-    let names: Vec<&'static str> = if options.policy.is_empty() {
+    let names: Vec<&str> = if options.policy.is_empty() {
         policies::ALL.iter().map(|entry| entry.name).collect()
     } else {
-        options.policy.iter().map(|name| known(name)).collect::<Result<_>>()?
+        options.policy.iter().map(String::as_str).collect()
     };
+    for name in &names {
+        promise_of(name)?; // if there is such a policy
+    }
     ensure!(names.len() > 1, "there is nothing to compare: name two policies by `-p`, or none for all of them");
     let workloads = if options.workload.is_empty() {
         workloads::all()?.into_iter().map(|(name, _)| name).collect()
@@ -177,11 +180,6 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(total[Class::Differ as usize] == 0)
 }
 
-fn known(name: &str) -> Result<&'static str> {
-    let entry = policies::ALL.iter().find(|entry| entry.name == name);
-    entry.map(|entry| entry.name).with_context(|| unknown(name))
-}
-
 /// A workload that policies run.
 struct Lab<'a> {
     workspace: &'a Workspace,
@@ -205,13 +203,14 @@ impl<'a> Lab<'a> {
         Ok(Self { workspace, built, duration })
     }
 
-    fn both(&self, policy: &'static str) -> Result<Both> {
+    fn both(&self, policy: &str) -> Result<Both> {
         let usual = Costs::measured().without_caches();
         let sim = self.built.iter().map(|built| self.simulate(policy, built, usual)).collect::<Result<_>>()?;
         let costs = [Costs::ZERO, Costs::of_qemu()];
         let costs = self.built.iter().flat_map(|built| costs.map(|costs| self.simulate(policy, built, costs)));
         let costs = costs.collect::<Result<_>>()?;
-        Ok(Both { policy, sim, costs, qemu: vec![self.on_qemu(policy, &self.built[0])?] })
+        let (policy, qemu) = (policy.to_owned(), self.on_qemu(policy, &self.built[0])?);
+        Ok(Both { policy, sim, costs, qemu: vec![qemu] })
     }
 
     /// Has those run again on QEMU whose difference has no reason yet.
@@ -221,7 +220,7 @@ impl<'a> Lab<'a> {
         let open = runs.iter_mut().zip(open).filter(|(_, open)| *open);
         let mut open: Vec<&mut Both> = open.map(|(both, _)| both).collect();
         for built in &self.built[1..=OTHERS_ON_QEMU] {
-            let policies: Vec<_> = open.iter().map(|both| both.policy).collect();
+            let policies: Vec<_> = open.iter().map(|both| both.policy.clone()).collect();
             for (both, values) in open.iter_mut().zip(sweep(&policies, |policy| self.on_qemu(policy, built))) {
                 both.qemu.push(values?);
             }
@@ -347,7 +346,7 @@ mod tests {
     fn both(sim: f64, qemu: f64, others: f64, costs: f64) -> Both {
         let values = |value| [value; METRICS.len()];
         let sim = vec![values(sim), values(others)];
-        Both { policy: "any", sim, qemu: vec![values(qemu)], costs: vec![values(costs)] }
+        Both { policy: "any".to_owned(), sim, qemu: vec![values(qemu)], costs: vec![values(costs)] }
     }
 
     #[test]

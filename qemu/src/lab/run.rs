@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use baton_check::{Live, Report, Violation};
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{Limits, Nanos, Policy};
@@ -15,7 +15,7 @@ use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
 use clap::{Args, ValueEnum};
 
 use super::WATCH;
-use super::check::promise_of;
+use super::check::{promise_of, unknown};
 use super::qemu::{self, Settings};
 use super::replay::{again, state};
 use super::shrink::{Case, smallest};
@@ -99,7 +99,7 @@ impl FromStr for Size {
 
 /// Runs, and shows what became of it; true if no rule was broken.
 pub fn run(options: &Options) -> Result<bool> {
-    check_policy(&options.policy)?;
+    promise_of(&options.policy)?; // if there is such a policy
     let built = build(options)?;
     let (outcome, report) = match options.on {
         On::Sim => simulate(options, &built)?,
@@ -192,15 +192,6 @@ fn shown(path: &Path) -> PathBuf {
     path.strip_prefix(here).map_or_else(|_| path.clone(), Path::to_owned)
 }
 
-/// That there is a policy of that name.
-fn check_policy(name: &str) -> Result<()> {
-    if !policies::ALL.iter().any(|entry| entry.name == name) {
-        let names: Vec<&str> = policies::ALL.iter().map(|entry| entry.name).collect();
-        bail!("there is no policy `{name}`; there are {}", names.join(", "));
-    }
-    Ok(())
-}
-
 fn simulate(options: &Options, built: &Built) -> Result<(Outcome, Option<Report>)> {
     let setup = setup(options, built, options.duration.unwrap_or(built.duration));
     let mut log = options.log.as_deref().map(LogFile::create).transpose()?;
@@ -248,7 +239,7 @@ fn simulate_by_name<'a>(
     setup: &'a Setup,
     out: Option<&'a mut dyn fmt::Write>,
 ) -> Result<Outcome> {
-    Ok(policies::by_name(policy, Simulation { built, setup, out }).context("no such policy")??)
+    Ok(policies::by_name(policy, Simulation { built, setup, out }).with_context(|| unknown(policy))??)
 }
 
 /// The checker, and a file as well.
