@@ -147,7 +147,7 @@ fn order(a: f64, b: f64, floor: f64) -> Ordering {
 
 /// Runs all that is asked for, and shows where the two back ends agree; true if none of their differences lacks a reason.
 pub fn run(options: &Options) -> Result<bool> {
-    let names: Vec<&str> = if options.policy.is_empty() {
+    let mut names: Vec<&str> = if options.policy.is_empty() {
         policies::ALL.iter().map(|entry| entry.name).collect()
     } else {
         options.policy.iter().map(String::as_str).collect()
@@ -155,6 +155,8 @@ pub fn run(options: &Options) -> Result<bool> {
     for name in &names {
         promise_of(name)?; // if there is such a policy
     }
+    names.sort_unstable();
+    names.dedup();
     ensure!(names.len() > 1, "there is nothing to compare: name two policies by `-p`, or none for all of them");
     let workloads = if options.workload.is_empty() {
         workloads::all()?.into_iter().map(|(name, _)| name).collect()
