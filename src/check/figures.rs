@@ -14,7 +14,7 @@ pub struct Figures {
     pub busy: f64,
     /// How equal the vCPUs' times are, each divided by its weight, by Jain's index: 1 if they all are.
     pub fairness: f64,
-    /// The mean time from becoming runnable to being picked, in ns.
+    /// The mean time from becoming runnable to being picked, or to the end, in ns.
     pub mean_wait: f64,
     /// The longest of them.
     pub longest_wait: Nanos,
@@ -125,6 +125,11 @@ pub fn figures(log: &str) -> Result<Figures, Unreadable> {
             Line::Answer(_) | Line::End { .. } => {}
         }
     }
+    // Who is not picked any more has waited as well; but for those who are stopped because this is the end.
+    for since in vcpus.iter().filter_map(|vcpu| vcpu.runnable_since).filter(|&since| since < now) {
+        let wait = now - since;
+        (waited, waits, longest) = (waited + u128::from(wait), waits + 1, longest.max(wait));
+    }
     let seconds = now.max(1) as f64 / 1e9;
     let ran = vcpus.iter().map(|vcpu| vcpu.ran).sum::<u128>() as f64;
     let there: Vec<f64> =
@@ -147,7 +152,7 @@ impl fmt::Display for Figures {
         writeln!(f, "busy {:.1} %, fairness {fairness:.3}", busy * 100.0)?;
         writeln!(
             f,
-            "wait from runnable to picked: {:.1} us on average, {:.1} us at most",
+            "wait from runnable to picked, or to the end: {:.1} us on average, {:.1} us at most",
             mean_wait / 1e3,
             *longest_wait as f64 / 1e3
         )?;

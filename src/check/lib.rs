@@ -31,7 +31,7 @@ mod waste;
 use std::fmt::{self, Write};
 
 use baton_policy::log::{Damage, Header, Reader};
-use baton_policy::{MAX_PCPUS, Promise};
+use baton_policy::{MAX_PCPUS, Nanos, Promise};
 
 pub use figures::{Figures, figures};
 pub use live::Live;
@@ -40,6 +40,9 @@ pub use replay::{Difference, Replayed, replay, replay_to};
 pub use report::{Kind, Report, Violation};
 pub use shrink::shrink;
 pub use thresholds::Thresholds;
+
+/// Policies calculate with times, and the checker with shares of them; neither need be ready for what only damage brings.
+const LONGEST: Nanos = 1 << 50;
 
 /// How many slots for vCPUs a log may speak of.
 pub const MAX_VCPUS: u32 = 1 << 20;

@@ -10,6 +10,7 @@ use baton_policy::{
     Stop, Timer, VcpuId, Wake,
 };
 
+use crate::LONGEST;
 use crate::fair::Fair;
 use crate::report::{Kind, Report, Violation};
 use crate::thresholds::Thresholds;
@@ -338,6 +339,9 @@ impl Checker {
             self.violate(Kind::Missing, &[], &[], sentence);
         }
         self.now = now.max(before);
+        if self.now > LONGEST {
+            self.fair = None; // sums of shares could overflow
+        }
         self.waste.advance(self.now);
     }
 

@@ -6,7 +6,7 @@ use baton_policy::kit::Node;
 use baton_policy::log::{Header, Line};
 use baton_policy::{Answer, Event, Harness, Machine, Nanos, PcpuFacts, Policy, Slabs, VcpuFacts};
 
-use crate::{Unreadable, open};
+use crate::{LONGEST, Unreadable, open};
 
 /// What a policy did with the events of a log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,9 +99,6 @@ pub fn replay_to<P: Policy>(log: &str, policy: P, last: Option<u64>) -> Result<(
     _ = harness.dump(&mut comparison.dump); // a string takes everything
     Ok((replayed, comparison.dump))
 }
-
-/// Policies calculate with times, and need not be ready for those that only damage brings.
-const LONGEST: Nanos = 1 << 50;
 
 /// The longest time in an event.
 fn longest(now: Nanos, event: &Event) -> Nanos {

@@ -28,7 +28,8 @@ pub enum Kind {
     Overrun,
     /// A wake that comes while the vCPU runs is latched, and makes it runnable when it stops to block.
     Latch,
-    /// No server has more than its budget, but for one slice, if the policy promises so.
+    /// No server has more than its budget, which may be had twice in a row when one period ends and the next begins, and one
+    /// slice, if the policy promises so.
     Budget,
     /// A pCPU picks soon after it was kicked, turned on or left.
     Kick,
@@ -42,7 +43,7 @@ pub enum Kind {
     Starved,
     /// No pCPU idles for long beside somebody who might run there, if the policy promises so.
     Idle,
-    /// Nobody is further from its fair share than the policy promises.
+    /// Nobody is picked who is further ahead of its fair share than the policy promises, or waits that far behind it.
     Lag,
     /// No pCPU picks without end while nobody gets anywhere.
     Livelock,

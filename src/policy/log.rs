@@ -64,7 +64,7 @@ pub enum Problem<'a> {
 impl fmt::Display for Problem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoHeader => f.write_str("this is no log: its first line begins with `baton-log 1`"),
+            Self::NoHeader => f.write_str("this is no log: the first line of one begins with `baton-log 1`"),
             Self::Version(version) => write!(f, "this log is of version {version}, and only version 1 can be read"),
             Self::Words(wrong) => wrong.fmt(f),
             Self::Number(number) => write!(f, "an event is missing: number {number} was to come"),
@@ -282,12 +282,12 @@ impl fmt::Display for Line<'_> {
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Result<Self, Problem<'a>> {
         let mut words = Words::new(line);
-        let first = words.word("the number of an event, `>` or `end`")?;
+        let expected = "the number of an event, `>` or `end`";
+        let first = words.word(expected)?;
         let read = match first {
             ">" => Self::Answer(words.answer()?),
             "end" => Self::End { events: words.number("how many events there were")? },
             number => {
-                let expected = "the number of an event, `>` or `end`";
                 let number = number.parse().map_err(|_| Wrong::Expected(expected, number))?;
                 Self::Event { number, now: words.number("a time in ns")?, event: words.event()? }
             }

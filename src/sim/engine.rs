@@ -81,7 +81,7 @@ enum Happening {
     /// The same, and the lock of the policy is had.
     WakeLocked(VcpuId, Wake),
     Device(u32),
-    Timer(Timer),
+    Timer(Timer, u32),
     Watch,
     /// A kick arrives.
     Kick(PcpuId, u32),
@@ -102,9 +102,12 @@ impl Ranked for Happening {
             Self::Kick(..) | Self::Guest(..) | Self::Saved(_) | Self::SavedLocked(_) | Self::PickLocked(_) => {
                 Rank::Pcpu
             }
-            Self::Start(_) | Self::Wake(..) | Self::WakeLocked(..) | Self::Device(_) | Self::Timer(_) | Self::Watch => {
-                Rank::Outside
-            }
+            Self::Start(_)
+            | Self::Wake(..)
+            | Self::WakeLocked(..)
+            | Self::Device(_)
+            | Self::Timer(..)
+            | Self::Watch => Rank::Outside,
         }
     }
 }
@@ -232,7 +235,7 @@ pub fn run<P: Policy>(
         idle_since: 0,
         outcome: PcpuOutcome::default(),
     };
-    let timers = Timers { vcpus: vec![Nanos::MAX; vcpus], refills: vec![Nanos::MAX; vcpus], ..Timers::new(pcpus) };
+    let timers = Timers { vcpus: vec![Alarm::OFF; vcpus], refills: vec![Alarm::OFF; vcpus], ..Timers::new(pcpus) };
     let simulation = Simulation {
         harness: Harness::new(policy, slabs, topology, limits, seed),
         desk: Desk {
@@ -268,19 +271,35 @@ pub fn run<P: Policy>(
 
 /// When each timer of the policy expires, if it is armed.
 struct Timers {
-    vcpus: Vec<Nanos>,
-    refills: Vec<Nanos>,
-    pcpus: Vec<Nanos>,
-    policy: Nanos,
+    vcpus: Vec<Alarm>,
+    refills: Vec<Alarm>,
+    pcpus: Vec<Alarm>,
+    policy: Alarm,
+}
+
+#[derive(Clone, Copy)]
+struct Alarm {
+    /// [`Nanos::MAX`] if it is not armed.
+    at: Nanos,
+    /// Which of its [`Happening::Timer`]s counts.
+    epoch: u32,
+}
+
+impl Alarm {
+    const OFF: Self = Self { at: Nanos::MAX, epoch: 0 };
+
+    fn is_meant(self, epoch: u32) -> bool {
+        self.at != Nanos::MAX && self.epoch == epoch
+    }
 }
 
 impl Timers {
     fn new(pcpus: u32) -> Self {
-        let pcpus = vec![Nanos::MAX; pcpus as usize];
-        Self { vcpus: Vec::new(), refills: Vec::new(), pcpus, policy: Nanos::MAX }
+        let pcpus = vec![Alarm::OFF; pcpus as usize];
+        Self { vcpus: Vec::new(), refills: Vec::new(), pcpus, policy: Alarm::OFF }
     }
 
-    fn slot(&mut self, timer: Timer) -> Option<&mut Nanos> {
+    fn slot(&mut self, timer: Timer) -> Option<&mut Alarm> {
         match timer {
             Timer::Vcpu(vcpu) => self.vcpus.get_mut(vcpu.index()),
             Timer::Refill(vcpu) => self.refills.get_mut(vcpu.index()),
@@ -332,9 +351,9 @@ impl<P: Policy> Simulation<'_, '_, P> {
             }
             self.happen(now, happening)?;
             let Self { queue, pcpus, timers, .. } = &mut self;
-            queue.sweep(|time, happening| match *happening {
+            queue.sweep(|happening| match *happening {
                 Happening::Guest(pcpu, epoch) => pcpus[pcpu.index()].epoch == epoch,
-                Happening::Timer(timer) => timers.slot(timer).is_some_and(|armed| *armed == time),
+                Happening::Timer(timer, epoch) => timers.slot(timer).is_some_and(|alarm| alarm.is_meant(epoch)),
                 _ => true,
             });
         }
@@ -380,7 +399,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
                 self.request_wake(now, vcpu, why)?;
             }
             Happening::WakeLocked(vcpu, why) => self.wake(now, vcpu, why)?,
-            Happening::Timer(timer) => self.timer(now, timer)?,
+            Happening::Timer(timer, epoch) => self.timer(now, timer, epoch)?,
             Happening::Start(vcpu) => self.start(now, vcpu)?,
             Happening::Device(device) => self.device(now, device)?,
             Happening::Watch => {
@@ -779,6 +798,7 @@ impl<P: Policy> Simulation<'_, '_, P> {
             return Ok(());
         }
         barrier.rounds += 1;
+        barrier.passed += barrier.here.len() as u64 + 1;
         for other in core::mem::take(&mut barrier.here) {
             match self.guests[other.index()].doing {
                 Doing::Barrier { spins: true, .. } => self.poke(now, other),
@@ -836,9 +856,9 @@ impl<P: Policy> Simulation<'_, '_, P> {
     }
 
     /// A timer of the policy's expires, unless it was moved.
-    fn timer(&mut self, now: Nanos, timer: Timer) -> Result<(), Fault> {
+    fn timer(&mut self, now: Nanos, timer: Timer, epoch: u32) -> Result<(), Fault> {
         match self.timers.slot(timer) {
-            Some(armed) if *armed <= now => *armed = Nanos::MAX,
+            Some(alarm) if alarm.is_meant(epoch) => alarm.at = Nanos::MAX,
             _ => return Ok(()),
         }
         self.harness.timer(now, timer, &mut self.desk).map_err(|unfit| Fault::Unfit(now, unfit))?;
@@ -868,11 +888,13 @@ impl<P: Policy> Simulation<'_, '_, P> {
                     self.queue.push(now + self.setup.costs.kick, Happening::Kick(id, pcpu.picked));
                 }
                 Order::Arm(timer, at) => {
-                    let Some(armed) = self.timers.slot(timer) else { continue };
-                    if at != Nanos::MAX && *armed != at {
-                        self.queue.push(at.max(now), Happening::Timer(timer));
+                    let Some(alarm) = self.timers.slot(timer) else { continue };
+                    if alarm.at != at {
+                        *alarm = Alarm { at, epoch: alarm.epoch.wrapping_add(1) };
+                        if at != Nanos::MAX {
+                            self.queue.push(at.max(now), Happening::Timer(timer, alarm.epoch));
+                        }
                     }
-                    *armed = at;
                 }
             }
         }
@@ -915,8 +937,9 @@ impl<P: Policy> Simulation<'_, '_, P> {
             return Err(Fault::Log);
         }
         let barriers = self.barriers.all.iter();
-        let barriers =
-            barriers.map(|&Barrier { vm, number, rounds, .. }| BarrierOutcome { vm, number, rounds }).collect();
+        let barriers = barriers
+            .map(|&Barrier { vm, number, rounds, passed, .. }| BarrierOutcome { vm, number, rounds, passed })
+            .collect();
         Ok(Outcome {
             policy: name.to_owned(),
             horizon,

@@ -486,6 +486,7 @@ fn is_taken(name: &str) -> bool {
 /// A time with a unit, in ns.
 pub fn duration(text: &str) -> Result<Nanos> {
     let right = || format!("there is `{text}` where a time should be, like `5ms`, `1.5us`, `2s` or `100ns`");
+    let too_long = || format!("`{text}` is too long: no time is longer than three years");
     let digits = text.trim_end_matches(|letter: char| letter.is_alphabetic());
     let unit: u64 = match &text[digits.len()..] {
         "ns" => 1,
@@ -499,7 +500,8 @@ pub fn duration(text: &str) -> Result<Nanos> {
         let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
         is_number.then(|| digits.parse().ok()).flatten()
     };
-    let whole = number(whole).and_then(|whole| whole.checked_mul(unit));
+    ensure!(number(whole).is_none_or(|whole| whole <= LONGEST / unit), too_long());
+    let whole = number(whole).map(|whole| whole * unit);
     let fraction = match fraction {
         "" if !digits.ends_with('.') => Some(0),
         fraction => u32::try_from(fraction.len()).ok().and_then(|len| {
@@ -509,7 +511,7 @@ pub fn duration(text: &str) -> Result<Nanos> {
         }),
     };
     let ns = whole.zip(fraction).and_then(|(whole, fraction)| whole.checked_add(fraction)).with_context(right)?;
-    ensure!(ns <= LONGEST, "`{text}` is too long: no time is longer than three years");
+    ensure!(ns <= LONGEST, too_long());
     Ok(ns)
 }
 

@@ -47,8 +47,9 @@ pub struct Barrier {
     pub number: u32,
     /// Who is there, but for the one that opens it.
     pub here: Vec<VcpuId>,
-    /// How often it was opened.
+    /// How often it was opened, and how many vCPUs went through.
     pub rounds: u64,
+    pub passed: u64,
 }
 
 /// A spin lock of a VM. Who spins is not in a row: one that runs has it next.

@@ -71,12 +71,13 @@ pub struct PcpuOutcome {
     pub kicks: u64,
 }
 
-/// How often a VM's barrier was opened.
+/// How often a VM's barrier was opened, and how many vCPUs went through, each time that they did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BarrierOutcome {
     pub vm: VmId,
     pub number: u32,
     pub rounds: u64,
+    pub passed: u64,
 }
 
 impl Outcome {

@@ -11,11 +11,11 @@
 
 use std::cmp::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use baton_check::{Figures, figures};
 use baton_policy::kit::Random;
 use baton_policy::policies;
-use baton_policy::{Limits, MILLISECOND, Nanos};
+use baton_policy::{Ejection, Limits, MILLISECOND, Nanos};
 use baton_sim::{Built, Costs, Setup, Span, VcpuOutcome, sweep};
 use clap::Args;
 
@@ -163,6 +163,7 @@ pub fn run(options: &Options) -> Result<bool> {
     } else {
         options.workload.clone()
     };
+    ensure!(options.duration > 0, "a run of no time shows nothing: `--duration` takes one like `100ms`");
     let workspace = Workspace::open(false)?;
     let mut total = [0; Class::ALL.len()];
     for workload in &workloads {
@@ -196,6 +197,7 @@ impl<'a> Lab<'a> {
         let file = workloads::read(workload)?;
         let build = |seed| file.build(Some((pcpus, vcpus)), seed).with_context(|| format!("workload {workload}"));
         let mut built = vec![build(seed)?];
+        qemu::check_size(pcpus, &built[0].workload())?;
         for seed in (1..=OTHERS).map(|more| seed.wrapping_add(more)) {
             let mut other = build(seed)?;
             let mut random = Random::new(seed);
@@ -235,6 +237,7 @@ impl<'a> Lab<'a> {
         let (workload, duration) = (&built.workload(), self.duration);
         let ran = qemu::run(self.workspace, &Settings { policy, workload, pcpus, topology, seed, duration });
         let ran = ran.with_context(|| format!("policy {policy}"))?;
+        unless_ejected(policy, "on QEMU", ran.ejected)?;
         let sum = |figure| ran.sum(0..workload.vcpus.len() as u32, figure);
         values(&ran.log, ["jobs", "missed", "response", "barriers", "spun"].map(sum))
     }
@@ -246,14 +249,25 @@ impl<'a> Lab<'a> {
         let mut log = String::new();
         let outcome = policies::by_name(policy, Simulation { built, setup, out: Some(&mut log) });
         let outcome = outcome.with_context(|| unknown(policy))??;
-        let workload = built.workload();
-        let parties = |vm| workload.vcpus.iter().filter(|vcpu| vcpu.params.vm == vm).count() as u64;
-        let barriers = outcome.barriers.iter().map(|barrier| barrier.rounds * parties(barrier.vm)).sum();
+        unless_ejected(policy, "in the simulator", outcome.ejected.map(|(_, why)| why))?;
+        let barriers = outcome.barriers.iter().map(|barrier| barrier.passed).sum();
         let [jobs, missed, response, spun]: [fn(&VcpuOutcome) -> u64; 4] =
             [|vcpu| vcpu.tally.jobs, |vcpu| vcpu.tally.missed, |vcpu| vcpu.tally.response, |vcpu| vcpu.spun];
         let [jobs, missed, response, spun] = [jobs, missed, response, spun].map(|of| outcome.sum(of));
         values(&log, [jobs, missed, response, barriers, spun])
     }
+}
+
+/// Figures of one that was ejected would be round robin's.
+fn unless_ejected(policy: &str, on: &str, ejected: Option<Ejection>) -> Result<()> {
+    if let Some(why) = ejected {
+        bail!(
+            "`{policy}` was ejected {on}, so that there is nothing to compare: it {} ({}); `lab run` shows more of that",
+            why.reason(),
+            why.vcpu()
+        );
+    }
+    Ok(())
 }
 
 /// What a log says, and what the vCPUs got done: jobs, how many of them too late, their response times, barriers, time spun.
@@ -343,6 +357,8 @@ impl Unit {
 
 #[cfg(test)]
 mod tests {
+    use baton_policy::VcpuId;
+
     use super::*;
 
     fn both(sim: f64, qemu: f64, others: f64, costs: f64) -> Both {
@@ -385,6 +401,13 @@ mod tests {
         assert_eq!(Class::of(2, &a, &b), Class::Differ, "as good as equal");
         b.qemu[1] = [4e6; METRICS.len()];
         assert_eq!(Class::of(2, &a, &b), Class::Chance);
+    }
+
+    #[test]
+    fn who_is_ejected_is_not_compared() {
+        assert!(unless_ejected("rr", "on QEMU", None).is_ok());
+        let error = unless_ejected("mine", "on QEMU", Some(Ejection::Starved(VcpuId(3)))).unwrap_err().to_string();
+        assert!(error.starts_with("`mine` was ejected on QEMU") && error.contains("(v3)"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use baton_policy::policies::{self, Visitor};
 use baton_policy::{Policy, Promise};
 use clap::Args;
 
+use super::replay::{again, state};
 use super::thresholds;
 
 #[derive(Args)]
@@ -27,10 +28,18 @@ pub fn run(options: &Options) -> Result<bool> {
     let path = options.log.display();
     let log = read(&options.log)?;
     let (header, _) = Reader::new(&log).map_err(|damage| anyhow!("{path}, {damage}"))?;
-    let name = options.policy.as_deref().unwrap_or(header.policy);
-    let report = check(&log, promise_of(name)?, options.thresholds.thresholds());
+    let promise = match &options.policy {
+        Some(name) => promise_of(name)?,
+        None => promise_of(header.policy).with_context(|| format!("{path}, line 1 names a policy that is not here"))?,
+    };
+    let report = check(&log, promise, options.thresholds.thresholds());
     let report = report.map_err(|unreadable| anyhow!("{path}, {unreadable}"))?;
     print!("{report}");
+    if !report.is_clean()
+        && let Some(Ok((_, dump))) = again(header.policy, &log, None)
+    {
+        print!("{}", state(header.policy, &dump));
+    }
     Ok(report.is_clean())
 }
 

@@ -63,16 +63,7 @@ pub fn run(workspace: &Workspace, settings: &Settings<'_>) -> Result<Ran> {
 /// Boots the machine, and waits for its end. How to do so once more, and what the machine said.
 pub fn boot(workspace: &Workspace, settings: &Settings<'_>) -> Result<(String, Outcome)> {
     let &Settings { policy, workload, pcpus, topology: Topology { cluster, node }, seed, duration } = settings;
-    for (what, count, most) in [
-        ("pCPUs", pcpus as usize, MAX_PCPUS as usize),
-        ("vCPUs", workload.vcpus.len(), MAX_VCPUS),
-        ("devices", workload.devices.len(), MAX_DEVICES),
-    ] {
-        ensure!(
-            count <= most,
-            "on QEMU there can be {most} {what}, and the run has {count}: choose a smaller machine with `-m`, or `--on sim`"
-        );
-    }
+    check_size(pcpus, workload)?;
     let files = workspace.files(RAMDISK)?.into_iter().map(|file| match file.name.as_str() {
         "initrd.img" => File::new("initrd.img", workload.to_string()),
         _ => file,
@@ -94,6 +85,25 @@ pub fn boot(workspace: &Workspace, settings: &Settings<'_>) -> Result<(String, O
     };
     let limit = LIMIT + Duration::from_nanos(duration) * pcpus * LIMIT_PER_SECOND;
     Ok((machine.command_line(), machine.run(Some(limit), false)?))
+}
+
+/// Whether the machine can be so large.
+///
+/// # Errors
+///
+/// If not, with what there can be.
+pub fn check_size(pcpus: u32, workload: &Workload<'_>) -> Result<()> {
+    for (what, count, most) in [
+        ("pCPUs", pcpus as usize, MAX_PCPUS as usize),
+        ("vCPUs", workload.vcpus.len(), MAX_VCPUS),
+        ("devices", workload.devices.len(), MAX_DEVICES),
+    ] {
+        ensure!(
+            count <= most,
+            "on QEMU there can be {most} {what}, and the run has {count}: choose a smaller one with `-m`; the simulator takes larger ones"
+        );
+    }
+    Ok(())
 }
 
 /// What the console has.

@@ -116,7 +116,7 @@ fn a_run_that_is_longer_takes_no_more_memory() {
     }
 }
 
-/// Has an alarm for each vCPU that goes off, and one that is put off with every pick.
+/// Has an alarm for each vCPU that goes off, one that is put off with every pick, and one that is moved away and back.
 struct Alarms<'a>(Fifo, &'a Cell<u32>);
 
 impl Policy for Alarms<'_> {
@@ -135,6 +135,8 @@ impl Policy for Alarms<'_> {
 
     fn pick(&mut self, cx: &mut Context<Self>, pcpu: PcpuId) -> Option<Run> {
         cx.arm(Timer::Pcpu(pcpu), cx.now() + 1000 * SECOND);
+        cx.arm(Timer::Policy, 1001 * SECOND);
+        cx.arm(Timer::Policy, 1000 * SECOND);
         let vcpu = self.0.pop_front(&mut cx.nodes)?;
         Some(Run { vcpu, slice: MILLISECOND })
     }

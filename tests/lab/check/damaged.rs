@@ -261,7 +261,7 @@ fn numbers_and_the_end() {
 #[test]
 fn no_logs() {
     let refusal = |text: &str| check(text, Promise::ALL, Thresholds::default()).unwrap_err().to_string();
-    assert_eq!(refusal(""), "line 1: this is no log: its first line begins with `baton-log 1`");
+    assert_eq!(refusal(""), "line 1: this is no log: the first line of one begins with `baton-log 1`");
     assert!(refusal("baton-log 2 x").contains("version 2"));
     let huge = log(4096, 1, &[]).replace("vcpus=1 ", "vcpus=4000000000 ");
     assert_eq!(refusal(&huge), "line 1: there are 4000000000 vCPUs; 1 to 1048576 can be");
@@ -296,4 +296,27 @@ wasted-core time: 0 ns
 longest wait: 10 ns (v1)
 ";
     assert_eq!(report, expected);
+}
+
+/// Shares of the longest times, by the greatest weights: their sums are not added up.
+#[test]
+fn times_that_only_damage_brings_are_no_panic() {
+    let mut text = log(1, 4097, &[]);
+    text.truncate(text.find('\n').unwrap() + 1);
+    let (end, mut events) = (u64::MAX - 1000, 0);
+    let mut add = |line: String| {
+        text += &format!("{events} {line}\n");
+        events += 1;
+    };
+    add("0 on p0".to_owned());
+    for vcpu in 0..4097 {
+        let weight = if vcpu == 0 { 1 } else { u32::MAX };
+        add(format!("0 add v{vcpu} vm=m0 weight={weight} pcpus=p0-p0"));
+    }
+    add("0 wake v0 new".to_owned());
+    add("0 pick p0\n> run v0 unlimited".to_owned());
+    (1..4097).for_each(|vcpu| add(format!("{end} wake v{vcpu} new")));
+    add(format!("{end} stop v0 p0 {end} slice"));
+    let report = checked(&format!("{text}end {events}\n"));
+    assert_eq!(report.events, events);
 }

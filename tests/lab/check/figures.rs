@@ -75,6 +75,20 @@ fn who_is_throttled_does_not_wait() {
 }
 
 #[test]
+fn who_is_not_picked_waits_to_the_end() {
+    let log = log("0 on p0
+        0 add v0 vm=m0 weight=1 pcpus=p0-p1
+        0 add v1 vm=m0 weight=1 pcpus=p0-p1
+        0 wake v0 new
+        0 pick p0
+        > run v0 1000
+        400 wake v1 new
+        1000 stop v0 p0 1000 slice");
+    let figures = figures(&log).unwrap();
+    assert_eq!((figures.mean_wait, figures.longest_wait), (300.0, 600), "0 and 600 ns");
+}
+
+#[test]
 fn a_log_that_cannot_be_has_no_figures() {
     assert!(figures("nothing").unwrap_err().to_string().contains("this is no log"));
     let error = figures(&log("0 wake v7 new")).unwrap_err();
