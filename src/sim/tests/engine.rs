@@ -2,7 +2,7 @@
 
 use baton_policy::policies::{self, Fifo, Rr, Visitor};
 use baton_policy::{Limits, MICROSECOND, MILLISECOND, Nanos, Policy, SECOND, Topology};
-use baton_sim::{Built, Costs, Fault, File, Outcome, Setup, run, sweep};
+use baton_sim::{BarrierOutcome, Built, Costs, Fault, File, Outcome, Setup, run, sweep};
 use proptest::prelude::*;
 
 fn setup(built: &Built, costs: Costs, horizon: Nanos) -> Setup {
@@ -334,6 +334,11 @@ fn a_barrier_that_blocks_wakes_all_and_burns_nothing() {
         let outcome = only(groups, pcpus, Costs::ZERO);
         assert_eq!((outcome.barriers[0].rounds, outcome.sum(|vcpu| vcpu.spun)), (1000 / each, 0), "{pcpus} pCPUs");
     }
+    // Two of four are enough to open it.
+    let pairs = "[[group]]\nname = \"a\"\ncount = 4\nper_vm = 4\nprogram = [\"repeat forever\", \"run 1ms\", \
+                 \"barrier 0 of 2 block\", \"end\"]\n";
+    let BarrierOutcome { rounds, passed, .. } = only(pairs, 4, Costs::ZERO).barriers[0];
+    assert_eq!((rounds, passed), (2000, 4000));
 }
 
 #[test]
