@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use baton_policy::kit::Node;
-use baton_policy::log::{Header, Line};
-use baton_policy::{Answer, Event, Harness, Machine, Nanos, PcpuFacts, Policy, Slabs, VcpuFacts};
+use baton_policy::log::Line;
+use baton_policy::{Answer, Event, Harness, HeapRoom, Machine, Nanos, Policy};
 
 use crate::{LONGEST, Unreadable, open};
 
@@ -61,7 +60,7 @@ pub fn replay<P: Policy>(log: &str, policy: P) -> Result<Replayed, Unreadable> {
 /// Also if there is no event of that number.
 pub fn replay_to<P: Policy>(log: &str, policy: P, last: Option<u64>) -> Result<(Replayed, String), Unreadable> {
     let (header, lines) = open(log)?;
-    let mut memory = Memory::<P>::new(&header);
+    let mut memory = HeapRoom::<P>::new(header.pcpus as usize, header.vcpus as usize);
     let mut harness = Harness::new(policy, memory.slabs(), header.topology, header.limits, header.seed);
     let mut lines = lines.peekable();
     let (mut events, mut end) = (0, 1);
@@ -109,35 +108,6 @@ fn longest(now: Nanos, event: &Event) -> Nanos {
         }
         Event::Stop { ran, .. } => now.max(*ran),
         _ => now,
-    }
-}
-
-/// What a harness works in.
-struct Memory<P: Policy> {
-    vcpus: Vec<P::Vcpu>,
-    nodes: Vec<Node>,
-    vcpu_facts: Vec<VcpuFacts>,
-    pcpus: Vec<P::Pcpu>,
-    pcpu_facts: Vec<PcpuFacts>,
-}
-
-impl<P: Policy> Memory<P> {
-    fn new(header: &Header<'_>) -> Self {
-        fn slots<T: Default>(count: u32) -> Vec<T> {
-            (0..count).map(|_| T::default()).collect()
-        }
-        Self {
-            vcpus: slots(header.vcpus),
-            nodes: slots(header.vcpus),
-            vcpu_facts: slots(header.vcpus),
-            pcpus: slots(header.pcpus),
-            pcpu_facts: slots(header.pcpus),
-        }
-    }
-
-    fn slabs(&mut self) -> Slabs<'_, P> {
-        let Self { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts } = self;
-        Slabs { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts }
     }
 }
 

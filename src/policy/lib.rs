@@ -23,9 +23,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
 mod context;
 mod event;
 mod harness;
+#[cfg(feature = "alloc")]
+mod heap;
 pub mod kit;
 pub mod log;
 pub mod policies;
@@ -35,6 +40,8 @@ pub mod words;
 pub use context::{Context, PcpuFacts, State, Topology, VcpuFacts};
 pub use event::{Answer, Ejection, Event, Machine, Text};
 pub use harness::{Harness, Limits, Room, Slabs, Unfit, Woken};
+#[cfg(feature = "alloc")]
+pub use heap::HeapRoom;
 pub use types::*;
 
 /// Decides which vCPU runs where.

@@ -4,7 +4,7 @@ use core::fmt;
 
 use baton_policy::kit::Random;
 use baton_policy::{
-    Answer, Ejection, Event, Harness, Limits, Machine, Nanos, PcpuId, Policy, Slabs, State, Stop, Timer, Topology,
+    Answer, Ejection, Event, Harness, HeapRoom, Limits, Machine, Nanos, PcpuId, Policy, State, Stop, Timer, Topology,
     Unfit, VcpuId, Wake, Woken, log,
 };
 use baton_workload::{Cursor, Step, Waiting, Workload};
@@ -212,18 +212,7 @@ pub fn run<P: Policy>(
     let header = log::Header { policy: name, seed, pcpus, vcpus: vcpus as u32, topology, limits };
     let log = log.map(|out| log::Writer::new(out, &header)).transpose().map_err(|_| Fault::Log)?;
 
-    fn slots<T: Default>(count: usize) -> Vec<T> {
-        (0..count).map(|_| T::default()).collect()
-    }
-    let (mut vcpu_state, mut nodes, mut vcpu_facts) = (slots::<P::Vcpu>(vcpus), slots(vcpus), slots(vcpus));
-    let (mut pcpu_state, mut pcpu_facts) = (slots::<P::Pcpu>(pcpus as usize), slots(pcpus as usize));
-    let slabs = Slabs {
-        vcpus: &mut vcpu_state,
-        nodes: &mut nodes,
-        vcpu_facts: &mut vcpu_facts,
-        pcpus: &mut pcpu_state,
-        pcpu_facts: &mut pcpu_facts,
-    };
+    let mut room = HeapRoom::new(pcpus as usize, vcpus);
     let idle = |_| Pcpu {
         phase: Phase::Idle,
         vcpu: VcpuId(0),
@@ -237,7 +226,7 @@ pub fn run<P: Policy>(
     };
     let timers = Timers { vcpus: vec![Alarm::OFF; vcpus], refills: vec![Alarm::OFF; vcpus], ..Timers::new(pcpus) };
     let simulation = Simulation {
-        harness: Harness::new(policy, slabs, topology, limits, seed),
+        harness: Harness::new(policy, room.slabs(), topology, limits, seed),
         desk: Desk {
             orders: Vec::new(),
             log,
@@ -248,7 +237,7 @@ pub fn run<P: Policy>(
             dump: String::new(),
         },
         queue: Queue::new(),
-        guests: slots(vcpus),
+        guests: (0..vcpus).map(|_| Guest::default()).collect(),
         rests: workload.vcpus.iter().map(|vcpu| Rest::new(workload, vcpu)).collect(),
         pcpus: (0..pcpus).map(idle).collect(),
         devices: Vec::new(),

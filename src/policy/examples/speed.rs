@@ -5,11 +5,11 @@
 
 use std::time::Instant;
 
-use baton_policy::kit::{Node, Random};
+use baton_policy::kit::Random;
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{
-    Affinity, Answer, Harness, Limits, MILLISECOND, Machine, Nanos, Params, PcpuFacts, PcpuId, Policy, Slabs, Stop,
-    Timer, Topology, VcpuFacts, VcpuId, VmId, Wake,
+    Affinity, Answer, Harness, HeapRoom, Limits, MILLISECOND, Machine, Nanos, Params, PcpuId, Policy, Stop, Timer,
+    Topology, VcpuId, VmId, Wake,
 };
 
 const PCPUS: u32 = 256;
@@ -39,21 +39,10 @@ impl Visitor for Speed {
     type Output = f64;
 
     fn visit<P: Policy + Default + 'static>(self, _: &'static str, policy: P) -> f64 {
-        fn fill<T: Default>(len: u32) -> Vec<T> {
-            std::iter::repeat_with(T::default).take(len as usize).collect()
-        }
-        let (mut vcpus, mut nodes, mut vcpu_facts) = (fill(VCPUS), fill::<Node>(VCPUS), fill::<VcpuFacts>(VCPUS));
-        let (mut pcpus, mut pcpu_facts) = (fill(PCPUS), fill::<PcpuFacts>(PCPUS));
-        let slabs = Slabs {
-            vcpus: &mut vcpus,
-            nodes: &mut nodes,
-            vcpu_facts: &mut vcpu_facts,
-            pcpus: &mut pcpus,
-            pcpu_facts: &mut pcpu_facts,
-        };
+        let mut room = HeapRoom::new(PCPUS as usize, VCPUS as usize);
         let mut machine = Deaf { slot: Nanos::MAX };
         let topology = Topology { cluster: 8, node: 64 };
-        let mut harness = Harness::new(policy, slabs, topology, Limits::default(), 1);
+        let mut harness = Harness::new(policy, room.slabs(), topology, Limits::default(), 1);
         (0..PCPUS).for_each(|pcpu| harness.pcpu_on(0, PcpuId(pcpu), &mut machine).expect("it is off"));
         for vcpu in (0..VCPUS).map(VcpuId) {
             let affinity = if self.pinned { Affinity::only(PcpuId(vcpu.0 % PCPUS)) } else { Affinity::ANY };

@@ -3,11 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use baton_policy::kit::Node;
 use baton_policy::log::{Header, Writer};
 use baton_policy::{
-    Answer, Ejection, Event, Harness, Limits, MICROSECOND, MILLISECOND, Machine, Nanos, Params, PcpuFacts, PcpuId,
-    Policy, SECOND, Slabs, State, Stop, Timer, Topology, VcpuFacts, VcpuId, Wake,
+    Answer, Ejection, Event, Harness, HeapRoom, Limits, MICROSECOND, MILLISECOND, Machine, Nanos, Params, PcpuId,
+    Policy, SECOND, State, Stop, Timer, Topology, VcpuId, Wake,
 };
 
 /// What it takes to begin a run, and for a kick to arrive.
@@ -138,23 +137,11 @@ impl Queue {
 /// Runs a script, and writes its log.
 pub fn run<P: Policy>(name: &str, policy: P, script: &Script) -> Outcome {
     let (pcpu_count, vcpu_count) = (script.pcpus as usize, script.vcpus.len());
-    fn slots<T: Default>(count: usize) -> Vec<T> {
-        (0..count).map(|_| T::default()).collect()
-    }
-    let (mut vcpus, mut nodes, mut vcpu_facts) =
-        (slots(vcpu_count), slots::<Node>(vcpu_count), slots::<VcpuFacts>(vcpu_count));
-    let (mut pcpus, mut pcpu_facts) = (slots(pcpu_count), slots::<PcpuFacts>(pcpu_count));
-    let slabs = Slabs {
-        vcpus: &mut vcpus,
-        nodes: &mut nodes,
-        vcpu_facts: &mut vcpu_facts,
-        pcpus: &mut pcpus,
-        pcpu_facts: &mut pcpu_facts,
-    };
+    let mut room = HeapRoom::new(pcpu_count, vcpu_count);
     let Script { limits, seed, .. } = *script;
     let topology = Topology { cluster: 2, node: 4 };
     let header = Header { policy: name, seed, pcpus: script.pcpus, vcpus: vcpu_count as u32, topology, limits };
-    let mut harness = Harness::new(policy, slabs, topology, limits, seed);
+    let mut harness = Harness::new(policy, room.slabs(), topology, limits, seed);
     let mut back = Back { log: Some(Writer::new(String::new(), &header).unwrap()), orders: Vec::new() };
 
     let mut queue = Queue::default();

@@ -4,40 +4,13 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
-use baton_policy::kit::Node;
 use baton_policy::{
-    Answer, Event, Harness, Limits, Machine, Nanos, Params, PcpuFacts, PcpuId, Policy, Slabs, State, Stop, Timer,
-    Topology, Unfit, VcpuFacts, VcpuId, Wake,
+    Answer, Event, Harness, Limits, Machine, Nanos, Params, PcpuId, Policy, State, Stop, Timer, Topology, Unfit,
+    VcpuId, Wake,
 };
 
 /// What a harness works in.
-pub struct Memory<P: Policy> {
-    vcpus: Vec<P::Vcpu>,
-    nodes: Vec<Node>,
-    vcpu_facts: Vec<VcpuFacts>,
-    pcpus: Vec<P::Pcpu>,
-    pcpu_facts: Vec<PcpuFacts>,
-}
-
-impl<P: Policy> Memory<P> {
-    pub fn new(pcpus: usize, vcpus: usize) -> Self {
-        fn fill<T: Default>(len: usize) -> Vec<T> {
-            std::iter::repeat_with(T::default).take(len).collect()
-        }
-        Self {
-            vcpus: fill(vcpus),
-            nodes: fill(vcpus),
-            vcpu_facts: fill(vcpus),
-            pcpus: fill(pcpus),
-            pcpu_facts: fill(pcpus),
-        }
-    }
-
-    pub fn slabs(&mut self) -> Slabs<'_, P> {
-        let Self { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts } = self;
-        Slabs { vcpus, nodes, vcpu_facts, pcpus, pcpu_facts }
-    }
-}
+pub use baton_policy::HeapRoom as Memory;
 
 /// What the harness has ordered.
 #[derive(Default)]
@@ -130,8 +103,9 @@ impl<'a, P: Policy> Lab<'a, P> {
 
     /// One whose pCPUs are grouped.
     pub fn with(policy: P, memory: &'a mut Memory<P>, topology: Topology, seed: u64) -> Self {
-        let (pcpus, vcpus) = (memory.pcpus.len(), memory.vcpus.len());
-        let harness = Harness::new(policy, memory.slabs(), topology, Limits::default(), seed);
+        let slabs = memory.slabs();
+        let (pcpus, vcpus) = (slabs.pcpus.len(), slabs.vcpus.len());
+        let harness = Harness::new(policy, slabs, topology, Limits::default(), seed);
         let mut lab = Self {
             harness,
             wires: Wires::default(),
