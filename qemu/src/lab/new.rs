@@ -13,12 +13,12 @@ pub struct Options {
 }
 
 /// What it begins with: a policy that is compiled and tested as part of the crate.
-const TEMPLATE: &str = include_str!("../../../src/policy/policies/template.rs");
+const TEMPLATE: &str = include_str!("../../../src/lab/policy/policies/template.rs");
 
 pub fn run(options: &Options) -> Result<bool> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/policy/policies");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/lab/policy/policies");
     let module = create(&folder, &options.name)?;
-    println!("src/policy/policies/{module}.rs is a policy that takes turns: change it, and its test");
+    println!("src/lab/policy/policies/{module}.rs is a policy that takes turns: change it, and its test");
     println!("test it: cargo test -p baton-policy {module}");
     println!("run it: cargo baton lab run -p {} -w hogs", options.name);
     Ok(true)
@@ -91,7 +91,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("baton-lab-new-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
-            let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/policy/policies/mod.rs");
+            let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/lab/policy/policies/mod.rs");
             fs::copy(policies, path.join("mod.rs")).unwrap();
             Self(path)
         }

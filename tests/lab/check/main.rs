@@ -1,4 +1,4 @@
-//! The checker and the replay (`src/check`): each broken policy trips the check that it should and no other, as does each
+//! The checker and the replay (`src/lab/check`): each broken policy trips the check that it should and no other, as does each
 //! damage to a log; sound policies trip none.
 
 mod broken;
