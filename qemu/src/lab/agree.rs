@@ -19,11 +19,11 @@ use baton_policy::{Ejection, Limits, MILLISECOND, Nanos};
 use baton_sim::{Built, Costs, Setup, Span, VcpuOutcome, sweep};
 use clap::Args;
 
-use super::check::{promise_of, unknown};
-use super::qemu::{self, Settings};
+use super::policies::{promise_of, unknown};
+use super::qemu::{self, Settings, WATCH};
 use super::run::{Simulation, Size};
 use super::thresholds::time;
-use super::{WATCH, workloads};
+use super::workloads;
 use crate::images::Workspace;
 
 #[derive(Args)]

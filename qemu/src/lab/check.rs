@@ -1,16 +1,14 @@
 //! Whether what is in a log kept the rules.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use baton_check::check;
 use baton_policy::log::Reader;
-use baton_policy::policies::{self, Visitor};
-use baton_policy::{Policy, Promise};
 use clap::Args;
 
-use super::replay::{again, state};
+use super::policies::{again, promise_of, state};
+use super::replay::read;
 use super::thresholds;
 
 #[derive(Args)]
@@ -41,34 +39,4 @@ pub fn run(options: &Options) -> Result<bool> {
         print!("{}", state(header.policy, &dump));
     }
     Ok(report.is_clean())
-}
-
-/// What the policy of that name promises.
-pub fn promise_of(name: &str) -> Result<Promise> {
-    policies::by_name(name, Promises).with_context(|| unknown(name))
-}
-
-struct Promises;
-
-impl Visitor for Promises {
-    type Output = Promise;
-
-    fn visit<P: Policy + Default + 'static>(self, _: &'static str, _: P) -> Promise {
-        P::PROMISE
-    }
-}
-
-/// A log as text.
-pub fn read(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
-        anyhow!("{}, line {line}: this is no text, and a log is", path.display())
-    })
-}
-
-/// What is wrong with the name of a policy.
-pub fn unknown(name: &str) -> String {
-    let names: Vec<_> = policies::ALL.iter().map(|entry| entry.name).collect();
-    format!("there is no policy `{name}`; `-p` takes one of {}", names.join(", "))
 }

@@ -7,6 +7,7 @@ mod agree;
 mod check;
 mod list;
 mod new;
+mod policies;
 mod qemu;
 mod replay;
 mod run;
@@ -16,12 +17,8 @@ pub mod trial;
 mod workloads;
 
 use anyhow::Result;
-use baton_policy::{MILLISECOND, Nanos};
 use clap::{Args, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
-
-/// How often the watchdog looks.
-const WATCH: Nanos = 250 * MILLISECOND;
 
 #[derive(Args)]
 pub struct Options {

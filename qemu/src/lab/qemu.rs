@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use baton_policy::log::{Line, Reader};
-use baton_policy::{Answer, Ejection};
-use baton_policy::{Nanos, Topology};
+use baton_policy::{Answer, Ejection, MILLISECOND, Nanos, Topology};
 use baton_workload::Workload;
 
-use super::WATCH;
 use crate::console::panic_line;
 use crate::images::{self, Workspace};
 use crate::machine::{Boot, Machine, Outcome};
 use crate::ramdisk::{self, File, Format};
+
+/// How often the watchdog looks, here and in the simulator.
+pub const WATCH: Nanos = 250 * MILLISECOND;
 
 /// The RAM disk, but for the workload.
 const RAMDISK: &str = "lab";

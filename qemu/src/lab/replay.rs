@@ -1,14 +1,13 @@
 //! Whether a policy answers the events of a log as it did then, and what state it is in meanwhile.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use baton_check::{Replayed, Unreadable, replay_to};
-use baton_policy::Policy;
-use baton_policy::policies::{self, Visitor};
+use baton_check::Replayed;
 use clap::Args;
 
-use super::check::{read, unknown};
+use super::policies::{again, state, unknown};
 
 #[derive(Args)]
 pub struct Options {
@@ -37,26 +36,11 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(is_identical)
 }
 
-/// Feeds a log to the policy of that name, up to that event if there is one; `None` if there is no such policy.
-pub fn again(policy: &str, log: &str, last: Option<u64>) -> Option<Result<(Replayed, String), Unreadable>> {
-    policies::by_name(policy, Again { log, last })
-}
-
-/// What a policy says of its state, as it is shown.
-pub fn state(policy: &str, dump: &str) -> String {
-    dump.lines().fold(format!("the state of `{policy}`:\n"), |text, line| text + "  " + line + "\n")
-}
-
-/// Feeds a log to the policy that it meets.
-struct Again<'a> {
-    log: &'a str,
-    last: Option<u64>,
-}
-
-impl Visitor for Again<'_> {
-    type Output = Result<(Replayed, String), Unreadable>;
-
-    fn visit<P: Policy + Default + 'static>(self, _: &'static str, policy: P) -> Self::Output {
-        replay_to(self.log, policy, self.last)
-    }
+/// A log as text.
+pub fn read(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
+        anyhow!("{}, line {line}: this is no text, and a log is", path.display())
+    })
 }

@@ -14,10 +14,8 @@ use baton_policy::{Limits, Nanos, Policy};
 use baton_sim::{Built, Costs, Fault, File, Outcome, Setup};
 use clap::{Args, ValueEnum};
 
-use super::WATCH;
-use super::check::{promise_of, unknown};
-use super::qemu::{self, Settings};
-use super::replay::{again, state};
+use super::policies::{again, promise_of, state, unknown};
+use super::qemu::{self, Settings, WATCH};
 use super::shrink::{Case, smallest};
 use super::thresholds::{self, time};
 use super::workloads;

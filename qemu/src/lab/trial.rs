@@ -7,8 +7,8 @@ use baton_check::{Replayed, Thresholds, check, replay};
 use baton_policy::policies::{self, Visitor};
 use baton_policy::{MILLISECOND, Nanos, Policy};
 
-use super::qemu::{self, Settings};
-use super::{WATCH, workloads};
+use super::qemu::{self, Settings, WATCH};
+use super::workloads;
 use crate::images::Workspace;
 use crate::machine::Outcome;
 use crate::suite::{Kind, Report, Test};
