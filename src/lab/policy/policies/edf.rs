@@ -6,8 +6,8 @@ use core::marker::PhantomData;
 use crate::kit::{Heap, Tree, show};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
 use super::reservation::{Account, WHOLE, background, bandwidth};
+use super::rr::QUANTUM;
 
 /// The pCPUs run those whose deadlines come first; whoever has no reservation gets the rest, in turn.
 ///

@@ -5,8 +5,8 @@ use core::fmt;
 use crate::kit::{Fifo, Tree, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
 use super::reservation::{Account, WHOLE, background, bandwidth};
+use super::rr::QUANTUM;
 
 /// Every vCPU belongs to one pCPU, which runs the one whose deadline comes first: the first pCPU with as much left as the
 /// reservation takes, or that with the fewest vCPUs for those who have none and get the rest, in turn.

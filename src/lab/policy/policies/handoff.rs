@@ -5,7 +5,7 @@ use core::fmt;
 use crate::kit::{Fifo, show};
 use crate::{Context, MICROSECOND, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, Timer, VcpuId, Wake};
 
-use super::QUANTUM;
+use super::rr::QUANTUM;
 
 /// Round robin; but whoever gets a message runs where its sender does, as soon as that blocks, for the rest of its slice.
 ///

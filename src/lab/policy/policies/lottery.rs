@@ -5,7 +5,7 @@ use core::fmt;
 use crate::kit::{Fifo, show};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Refused, Run, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
+use super::rr::QUANTUM;
 
 /// Shares by weight, on average: every quantum is drawn for, and a weight is a number of tickets.
 ///

@@ -5,7 +5,7 @@ use core::fmt;
 use crate::kit::{Fifo, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Promise, Refused, Run, State, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
+use super::rr::QUANTUM;
 
 /// Every vCPU belongs to one pCPU, that which had the fewest when it came, and stays there; should there be several, they take
 /// turns.

@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use crate::kit::{Fifo, Mask, show};
 use crate::{Context, LockScope, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
+use super::rr::QUANTUM;
 
 /// Everybody in turn, where it ran last; a pCPU that has nobody takes one from another.
 ///

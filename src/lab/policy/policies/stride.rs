@@ -5,7 +5,7 @@ use core::fmt;
 use crate::kit::{Tree, ahead, later, show, virtual_time};
 use crate::{Context, Nanos, Params, PcpuId, Policy, Refused, Run, State, Stop, VcpuId, Wake};
 
-use super::QUANTUM;
+use super::rr::QUANTUM;
 
 /// Shares by weight, to within a quantum: whoever has had the least time for its weight runs next.
 ///
