@@ -4,6 +4,7 @@
 //! more kinds of lines take the last one back: an interrupt came first, or the instruction touches a device and is begun
 //! anew. A log has millions of lines, so it is read while it is made and never stored.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,6 +13,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::machine::{Machine, Outcome};
 use crate::setup;
+
+/// How often each instruction was executed, by address.
+pub type Executed = BTreeMap<u64, u64>;
 
 /// What takes in the program counters, in order.
 pub trait Observer: Send + 'static {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSymbol, SymbolKind};
 
-use crate::bench::watch::Executed;
+use crate::bench::exec_log::Executed;
 use crate::images;
 
 const DISASSEMBLERS: [&str; 2] = ["llvm-objdump", "aarch64-linux-gnu-objdump"];

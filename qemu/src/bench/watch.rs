@@ -3,23 +3,19 @@
 //! It says what EL2 did without asking the PMU, so it is the referee of the guest's figures; and it says where, so it is
 //! what an iteration's listing is made of.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bench::exec_log::{self, Observer};
+use crate::bench::exec_log::{self, Executed, Observer};
 use crate::bench::guest::{self, Count, INSTRUCTIONS_PER_TICK, PATIENCE, Told};
 use crate::bench::measure::difference;
 use crate::bench::rows::BOOT;
 use crate::bench::several;
 use crate::bench::trace::Listing;
 use crate::images::{self, Workspace};
-
-/// How often each instruction was executed, by address.
-pub type Executed = BTreeMap<u64, u64>;
 
 /// Picks from all that is executed the boot and the iterations that count.
 struct Watcher {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::bench::contention::figures::Figures;
-use crate::bench::contention::{Gate, Scene};
+use crate::bench::contention::scenes::{Gate, Scene};
 use crate::bench::counter::{Counted, Job, Pace, note};
 use crate::images::Workspace;
 use crate::suite::Report;

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use crate::bench::contention::{Gate, Measured, Scene};
+use crate::bench::contention::scenes::{Gate, Measured, Scene};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 330.0;
