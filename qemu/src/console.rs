@@ -99,6 +99,11 @@ pub fn refusal_line(text: &str) -> Option<&str> {
     lines(text).find(|line| line.starts_with(HYPERVISOR_PREFIX) && line.contains(REFUSAL))
 }
 
+/// A line of a console without anything that a terminal would obey.
+pub fn printable(line: &str) -> String {
+    line.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter }).collect()
+}
+
 /// The last `count` lines.
 pub fn tail(text: &str, count: usize) -> Vec<&str> {
     let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();

@@ -5,22 +5,20 @@
 //! where it is about to enter the primary, changes one register, and lets it go. What that hits shows, too, that EL2's address
 //! space is as it should be: nothing under a stack, no code that can be written, no data that can be executed.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::console::lines;
 use crate::gdb::{Debugger, Door, Register};
-use crate::images::Workspace;
 use crate::machine::{self, Boot, Machine, Outcome};
 use crate::ramdisk::Format;
-use crate::suite::{Kind, Report, Test};
 use crate::symbols::Symbols;
+use crate::test::{Environment, Report, Test};
 
 /// A way to make EL2 fault.
 #[derive(Clone, Copy, Debug)]
-pub struct El2Fault {
+struct El2Fault {
     name: &'static str,
     cpus: u32,
     /// The function at whose entry the first pCPU that gets there is stopped, and which pCPU that is.
@@ -124,22 +122,15 @@ const FAULTS: [El2Fault; 6] = [
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
-    FAULTS
-        .iter()
-        .map(|fault| Test {
-            name: fault.name.to_owned(),
-            cpus: fault.cpus,
-            long: false,
-            beyond_reference: true,
-            timeout: Duration::from_secs(60),
-            kind: Kind::El2Fault(*fault),
-        })
-        .collect()
+    let test =
+        |fault: El2Fault| Test::new(fault.name, fault.cpus, move |test, environment| fault.run(test, environment));
+    FAULTS.map(test).into()
 }
 
 impl El2Fault {
     /// Boots, makes it fault, and judges the report.
-    pub fn run(&self, workspace: &Workspace, test: &Test, image: &Path) -> Result<Report> {
+    fn run(&self, test: &Test, environment: &Environment) -> Result<Report> {
+        let &Environment { workspace, image, .. } = environment;
         let symbols = Symbols::read(image)?;
         let layout = Layout {
             start: symbols.start,

@@ -20,8 +20,8 @@ use crate::console::lines;
 use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome};
 use crate::ramdisk::Format;
-use crate::suite::{Kind, Report, Test};
 use crate::symbols::Symbols;
+use crate::test::{Environment, Report, Test};
 
 const CPUS: u32 = 4;
 /// As many stacks as the hypervisor has.
@@ -135,19 +135,12 @@ pub fn report(workspace: &Workspace) -> Result<Footprint> {
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "footprint".to_owned(),
-        cpus: CPUS,
-        long: false,
-        beyond_reference: true,
-        timeout: Duration::from_secs(60),
-        kind: Kind::Footprint,
-    }]
+    vec![Test { ramdisk: "main".to_owned(), ..Test::new("footprint", CPUS, small) }]
 }
 
-/// Runs the test of this kind: nothing is larger than it may be.
-pub fn run_test(workspace: &Workspace, image: &Path) -> Result<Report> {
-    let (footprint, command_line, outcome) = measure(workspace, image)?;
+/// Nothing is larger than it may be.
+fn small(_: &Test, environment: &Environment) -> Result<Report> {
+    let (footprint, command_line, outcome) = measure(environment.workspace, environment.image)?;
     let problems = footprint.problems();
     Ok(Report { command_line, outcome, problem: (!problems.is_empty()).then(|| problems.join("\n      ")) })
 }

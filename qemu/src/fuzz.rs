@@ -7,26 +7,23 @@
 //!
 //! The ordinary run takes a few seeds; `--long` goes on with new ones until its time is up.
 
-use std::path::Path;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
 use crate::console::{lines, panic_line};
-use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Outcome};
 use crate::ramdisk::Format;
-use crate::suite::{Kind, Report, Test};
+use crate::test::{Environment, Report, Test};
 
 const CPUS: u32 = 4;
 
 /// The RAM disk of all of them.
-pub const RAMDISK: &str = "fuzz";
+const RAMDISK: &str = "fuzz";
 
 /// What is fuzzed.
 #[derive(Clone, Copy, Debug)]
-pub struct Fuzz {
+struct Fuzz {
     name: &'static str,
     /// One thread, and the same run for the same seed.
     replays: bool,
@@ -54,35 +51,26 @@ const LONG: Duration = Duration::from_secs(150);
 pub fn tests() -> Vec<Test> {
     ALL.into_iter()
         .map(|fuzz| Test {
-            name: fuzz.name.to_owned(),
-            cpus: CPUS,
-            long: false,
-            beyond_reference: true,
-            timeout: Duration::from_secs(60),
-            kind: Kind::Fuzz(fuzz),
+            features: if fuzz.no_gate { vec!["no-gate".to_owned()] } else { Vec::new() },
+            ramdisk: RAMDISK.to_owned(),
+            ..Test::new(fuzz.name, CPUS, move |test, environment| fuzz.run(test, environment))
         })
         .collect()
 }
 
 impl Fuzz {
-    /// The features of the hypervisor that it boots.
-    pub fn features(&self) -> &'static [String] {
-        static NO_GATE: LazyLock<[String; 1]> = LazyLock::new(|| ["no-gate".to_owned()]);
-        if self.no_gate { &*NO_GATE } else { &[] }
-    }
-
     /// Runs seed after seed until one fails, or there were enough.
-    pub fn run(&self, workspace: &Workspace, test: &Test, image: &Path, long: bool) -> Result<Report> {
+    fn run(&self, test: &Test, environment: &Environment) -> Result<Report> {
         let start = Instant::now();
         // One seed may miss the window; a run that was noticed is all that the negative control is for.
         let enough = |done: u64, went_well: bool| match self.no_gate {
             true => went_well || done >= self.seeds,
-            false => !went_well || if long { start.elapsed() >= LONG } else { done >= self.seeds },
+            false => !went_well || if environment.long { start.elapsed() >= LONG } else { done >= self.seeds },
         };
         let first = if self.replays { 1 } else { fresh_seed() };
         for done in 1.. {
             let seed = first + done - 1;
-            let report = self.run_seed(workspace, test, image, seed)?;
+            let report = self.run_seed(test, environment, seed)?;
             if enough(done, report.problem.is_none()) {
                 return Ok(report);
             }
@@ -90,15 +78,15 @@ impl Fuzz {
         unreachable!("there are more seeds than time")
     }
 
-    fn run_seed(&self, workspace: &Workspace, test: &Test, image: &Path, seed: u64) -> Result<Report> {
+    fn run_seed(&self, test: &Test, environment: &Environment, seed: u64) -> Result<Report> {
         let extra = if self.replays { &["-icount", "shift=0,sleep=off"][..] } else { &[] };
         let machine = Machine {
             cpu: "cortex-a57".to_owned(),
             cpus: CPUS,
             memory: "128M".to_owned(),
             boot: Boot::Kernel {
-                image: image.to_owned(),
-                ramdisk: Some(workspace.ramdisk(RAMDISK, Format::OldBinary)?),
+                image: environment.image.to_owned(),
+                ramdisk: Some(environment.workspace.ramdisk(RAMDISK, Format::OldBinary)?),
                 append: format!("seed={seed} rounds={} steps=200 mortal={}", self.rounds, u8::from(self.mortal)),
             },
             extra: extra.iter().map(|word| word.to_string()).collect(),

@@ -14,10 +14,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::console::lines;
-use crate::images::{self, Workspace};
+use crate::images;
 use crate::machine::{Boot, Machine, Outcome};
 use crate::ramdisk::{self, File, Format};
-use crate::suite::{Kind, Report, Test};
+use crate::test::{Environment, Report, Test};
 
 const CPUS: u32 = 4;
 /// The package that depends on the newest kernel.
@@ -37,18 +37,20 @@ pub fn tests() -> Vec<Test> {
     ["cortex-a57", "max"]
         .into_iter()
         .map(|cpu| Test {
-            name: format!("linux_primary_{}", cpu.replace('-', "_")),
-            cpus: CPUS,
             long: true,
             beyond_reference: cpu == "max",
             timeout: Duration::from_secs(300),
-            kind: Kind::Linux(cpu),
+            ramdisk: "main".to_owned(),
+            ..Test::new(format!("linux_primary_{}", cpu.replace('-', "_")), CPUS, move |test, environment| {
+                run(test, environment, cpu)
+            })
         })
         .collect()
 }
 
 /// Boots it and judges what it says.
-pub fn run(workspace: &Workspace, test: &Test, cpu: &str, image: &Path) -> Result<Report> {
+fn run(test: &Test, environment: &Environment, cpu: &str) -> Result<Report> {
+    let &Environment { workspace, image, .. } = environment;
     let folder = workspace.product("linux");
     let (kernel, busybox) = fetch(&folder)?;
     let initrd = ramdisk::pack(Format::Newc, &[File::new("busybox", busybox), File::new("init", INIT)])?;

@@ -1,10 +1,16 @@
 //! `cargo baton`: sets this machine up, builds the hypervisor and its VMs, boots them on QEMU, and
 //! tests them.
 //!
-//! The modules, from what is asked to what is done: [`suite`] (the test run, with [`table`],
-//! [`host_tests`], special [`inputs`] and the [`save_window`] held by the debugger [`gdb`]), the tests of the tests
-//! ([`mutate`]), the [`bench`], the [`footprint`], the policy [`lab`], [`machine`] and [`console`] (QEMU), [`device_tree`], [`ramdisk`] and [`images`] (what it boots),
-//! [`setup`] (what this computer lacks).
+//! The modules, from what is asked to what is done:
+//!
+//! 1. the commands: [`test_run`] (`cargo baton test`), the tests of the tests ([`mutate`]), the [`bench`] and the policy
+//!    [`lab`];
+//! 2. the kinds of tests: the [`table`] of cases, special [`inputs`], faults of the hypervisor ([`el2_faults`]), the
+//!    [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
+//!    [`host_tests`];
+//! 3. what a [`test`] is;
+//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]), and
+//!    what this computer lacks ([`setup`]).
 
 mod bench;
 mod console;
@@ -23,15 +29,16 @@ mod mutate;
 mod ramdisk;
 mod save_window;
 mod setup;
-mod suite;
 mod symbols;
 mod table;
+mod test;
+mod test_run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::console::{lines, panic_line, refusal_line};
@@ -56,7 +63,7 @@ enum Command {
     /// Build hypervisor, VMs and RAM disks into target/baton/.
     Build,
     /// Run the host tests and the QEMU tests; exits with 0 only if all passed.
-    Test(Test),
+    Test(test_run::Options),
     /// Count the hypervisor's instructions, row by row.
     Bench(bench::Options),
     /// Take each protection against a race out, in turn, and see that a test notices; exits with 0 only if all did.
@@ -95,29 +102,11 @@ struct Run {
     verbose: bool,
 }
 
-#[derive(Args)]
-struct Test {
-    /// Only tests whose name contains this.
-    name: Option<String>,
-    /// Show the names of the tests, and run none.
-    #[arg(long)]
-    list: bool,
-    /// The long forms of the tests that have one, and the tests that are only long.
-    #[arg(long)]
-    long: bool,
-    /// Boot this image instead of Baton; what goes beyond the ABI of the reference is skipped.
-    #[arg(long, value_name = "IMAGE")]
-    hypervisor: Option<PathBuf>,
-    /// Show the QEMU command line of each test.
-    #[arg(long)]
-    verbose: bool,
-}
-
 fn main() -> ExitCode {
     let result = machine::end_with_us().and_then(|()| match Cli::parse().command {
         Command::Run(options) => run(&options),
         Command::Build => Workspace::open(false)?.build_all().map(|()| true),
-        Command::Test(options) => test(options),
+        Command::Test(options) => test_run::run(&Workspace::open(false)?, &options),
         Command::Bench(options) => bench(&options),
         Command::Mutate(options) => mutate(&options),
         Command::Lab(options) => lab::run(&options),
@@ -193,22 +182,4 @@ fn mutate(options: &mutate::Options) -> Result<bool> {
     let workspace = Workspace::open(false)?;
     setup::qemu()?;
     mutate::run(&workspace, options)
-}
-
-fn test(options: Test) -> Result<bool> {
-    let workspace = Workspace::open(false)?;
-    let run = suite::Options {
-        filter: options.name,
-        long: options.long,
-        hypervisor: options.hypervisor,
-        verbose: options.verbose,
-    };
-    if options.list {
-        return suite::list(&workspace, &run).map(|()| true);
-    }
-    setup::qemu()?;
-    if let Some(image) = &run.hypervisor {
-        std::fs::metadata(image).with_context(|| format!("there is no hypervisor image {}", image.display()))?;
-    }
-    suite::run(&workspace, &run)
 }

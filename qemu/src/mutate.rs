@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::images::Workspace;
 use crate::machine::interrupted;
-use crate::{setup, suite};
+use crate::{setup, test_run};
 
 /// The table, and where the patches are.
 const FOLDER: &str = "tests/mutants";
@@ -275,7 +275,7 @@ impl Copy {
     }
 
     fn run_on_qemu(&self, test: &Noticer) -> Result<Outcome> {
-        let report = suite::one(&self.workspace, &test.name)?;
+        let report = test_run::one(&self.workspace, &test.name)?;
         Ok(match report.problem {
             None => Outcome::Passed,
             Some(problem) => Outcome::Failed(format!("{problem}\n{}", report.outcome.console)),

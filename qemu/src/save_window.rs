@@ -18,17 +18,15 @@
 //! The guest's case `save_window` says on the console how far it is, and fails if nobody holds pCPU 0, because then there
 //! was nothing to wait for.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::gdb::{Debugger, Door};
-use crate::images::Workspace;
 use crate::machine::{Boot, Machine, Running};
 use crate::ramdisk::Format;
-use crate::suite::{Expectation, Kind, Report, Test, judge};
 use crate::symbols::Symbols;
+use crate::test::{Environment, Expectation, Report, Test, judge};
 
 const SYMBOL: &str = "baton_before_publish";
 const CASE: &str = "save_window";
@@ -42,15 +40,9 @@ const TABLES: [&str; 2] = ["baton_tables", "baton_tables_end"];
 /// What the guest prints while pCPU 0 is held, in this order.
 const STEPS: [&str; 3] = ["[suite] cpu1 waiting", "[suite] cpu1 cancelled by interrupt", "[suite] cpu2 send ok"];
 
-/// The features of the hypervisor that has the window's marker.
-pub fn features() -> &'static [String] {
-    static FEATURES: LazyLock<[String; 1]> = LazyLock::new(|| ["save-window".to_owned()]);
-    &*FEATURES
-}
-
 /// What a test of this kind looks for besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Besides {
+enum Besides {
     Nothing,
     /// That no page table changes.
     Tables,
@@ -61,22 +53,17 @@ pub fn tests() -> Vec<Test> {
     let tests = [("save_window_held", Besides::Nothing), ("break_before_make", Besides::Tables)];
     tests
         .map(|(name, besides)| Test {
-            name: name.to_owned(),
-            cpus: CPUS,
-            long: false,
-            beyond_reference: true,
-            timeout: Duration::from_secs(60),
-            kind: Kind::SaveWindow(besides),
+            features: vec!["save-window".to_owned()],
+            ..Test::new(name, CPUS, move |test, environment| run(test, environment, besides))
         })
         .into()
 }
 
 /// Boots, holds, lets go and judges.
-pub fn run(workspace: &Workspace, test: &Test, besides: Besides) -> Result<Report> {
-    let image = workspace.hypervisor(features())?;
-    let symbols = Symbols::read(&image)?;
-    let ramdisk = Some(workspace.ramdisk("suite", Format::OldBinary)?);
-    let boot = Boot::Kernel { image, ramdisk, append: format!("test={CASE}") };
+fn run(test: &Test, environment: &Environment, besides: Besides) -> Result<Report> {
+    let symbols = Symbols::read(environment.image)?;
+    let ramdisk = Some(environment.workspace.ramdisk("suite", Format::OldBinary)?);
+    let boot = Boot::Kernel { image: environment.image.to_owned(), ramdisk, append: format!("test={CASE}") };
     let mut machine =
         Machine { cpu: "cortex-a57".to_owned(), cpus: CPUS, memory: "128M".to_owned(), boot, extra: Vec::new() };
     let command_line = machine.command_line();

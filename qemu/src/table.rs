@@ -1,28 +1,32 @@
-//! The table of ordinary QEMU tests, `tests/qemu.toml`: which case the guest `suite` runs, on which
-//! machine.
+//! The ordinary QEMU tests, from the table `tests/qemu.toml`: which case the guest `suite` runs, on which machine.
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::machine::{Boot, Machine};
+use crate::ramdisk::Format;
+use crate::test::{Environment, Expectation, Report, Test, judge};
+
 /// One `[[test]]` of the table.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+struct Entry {
     /// Unique; what `cargo baton test NAME` looks for.
-    pub name: String,
+    name: String,
     /// The guest's name for the case, if it is not `name`.
     case: Option<String>,
     #[serde(default = "suite")]
-    pub ramdisk: String,
+    ramdisk: String,
     #[serde(default = "four")]
-    pub cpus: u32,
+    cpus: u32,
     #[serde(default = "memory")]
-    pub memory: String,
+    memory: String,
     #[serde(default = "cpu")]
-    pub cpu: String,
+    cpu: String,
     /// `key=value` words for the case.
     #[serde(default)]
     append: String,
@@ -34,25 +38,25 @@ pub struct Entry {
     long_append: String,
     /// Cargo features of the hypervisor.
     #[serde(default)]
-    pub features: Vec<String>,
+    features: Vec<String>,
     /// Tests what the reference does not have.
     #[serde(default)]
-    pub beyond_reference: bool,
+    beyond_reference: bool,
     /// Runs only with `--long`.
     #[serde(default)]
-    pub long: bool,
+    long: bool,
     /// Seconds of wall clock after which the machine counts as hung.
     #[serde(default = "minute")]
-    pub timeout: u64,
+    timeout: u64,
     /// What the console must contain besides the verdict.
     #[serde(default)]
-    pub expect: Vec<String>,
+    expect: Vec<String>,
     /// A negative control: the guest must report a failure, and `expect` says which.
     #[serde(default)]
-    pub expect_fail: bool,
+    expect_fail: bool,
     /// More words for QEMU.
     #[serde(default)]
-    pub machine: String,
+    machine: String,
 }
 
 fn suite() -> String {
@@ -76,12 +80,47 @@ fn minute() -> u64 {
 }
 
 impl Entry {
-    pub fn case(&self) -> &str {
+    fn test(self) -> Test {
+        Test {
+            long: self.long,
+            beyond_reference: self.beyond_reference || !self.features.is_empty(),
+            timeout: Duration::from_secs(self.timeout),
+            features: self.features.clone(),
+            ramdisk: self.ramdisk.clone(),
+            ..Test::new(self.name.clone(), self.cpus, move |test, environment| self.run(test, environment))
+        }
+    }
+
+    fn run(&self, test: &Test, environment: &Environment) -> Result<Report> {
+        let machine = Machine {
+            cpu: self.cpu.clone(),
+            cpus: self.cpus,
+            memory: self.memory.clone(),
+            boot: Boot::Kernel {
+                image: environment.image.to_owned(),
+                ramdisk: Some(environment.workspace.ramdisk(&self.ramdisk, Format::OldBinary)?),
+                append: self.append(environment.long),
+            },
+            extra: shell_words::split(&self.machine).context("`machine` cannot be split into words")?,
+        };
+        let outcome = machine.run(Some(test.timeout), false)?;
+        let case = self.case().to_owned();
+        let expectation = if self.expect_fail { Expectation::Fail { case } } else { Expectation::Pass { case } };
+        let missing = self.expect.iter().find(|text| !outcome.console.contains(text.as_str()));
+        let problem = match (judge(&expectation, &outcome), missing) {
+            (Err(problem), _) => Some(problem),
+            (Ok(()), Some(text)) => Some(format!("the console does not contain `{text}`")),
+            (Ok(()), None) => None,
+        };
+        Ok(Report { command_line: machine.command_line(), outcome, problem })
+    }
+
+    fn case(&self) -> &str {
         self.case.as_deref().unwrap_or(&self.name)
     }
 
     /// The words after the kernel's name.
-    pub fn append(&self, long: bool) -> String {
+    fn append(&self, long: bool) -> String {
         let form = if long { &self.long_append } else { &self.quick_append };
         let test = format!("test={}", self.case());
         [&test, &self.append, form].into_iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join(" ")
@@ -94,10 +133,11 @@ struct Table {
     test: Vec<Entry>,
 }
 
-/// Reads the table.
-pub fn load(path: &Path) -> Result<Vec<Entry>> {
+/// The tests of the table at `path`.
+pub fn tests(path: &Path) -> Result<Vec<Test>> {
     let text = fs::read_to_string(path).with_context(|| format!("could not read the test table {}", path.display()))?;
-    parse(&text).with_context(|| format!("the test table {} is wrong", path.display()))
+    let entries = parse(&text).with_context(|| format!("the test table {} is wrong", path.display()))?;
+    Ok(entries.into_iter().map(Entry::test).collect())
 }
 
 fn parse(text: &str) -> Result<Vec<Entry>> {

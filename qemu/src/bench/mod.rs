@@ -21,19 +21,17 @@ mod several;
 mod trace;
 mod watch;
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::bench::baseline::Finding;
-use crate::bench::guest::PATIENCE;
 use crate::bench::measure::Measured;
 use crate::bench::rows::DEFINITIONS;
 use crate::footprint;
 use crate::images::Workspace;
-use crate::suite::{Kind, Report, Test};
+use crate::test::{Environment, Report, Test};
 
 /// Where the figures are stored that `--check` compares with.
 const BASELINE: &str = "qemu/bench-baseline.json";
@@ -150,46 +148,25 @@ fn contend(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 /// The tests of this kind.
-#[derive(Clone, Copy, Debug)]
-pub enum Check {
-    /// No row has grown since the baseline was stored.
-    Baseline,
-    /// The figures are right: the execution log says so.
-    Referee,
-    Contention(contention::Check),
-}
-
 pub fn tests() -> Vec<Test> {
-    let rows = [("bench_baseline", Check::Baseline, 1), ("bench_referee", Check::Referee, 1)];
-    let contention = contention::Check::ALL.map(|(name, check, cpus)| (name, Check::Contention(check), cpus));
-    rows.into_iter()
-        .chain(contention)
-        .map(|(name, check, cpus)| Test {
-            name: name.to_owned(),
-            cpus,
-            long: false,
-            beyond_reference: true,
-            timeout: PATIENCE.min(Duration::from_secs(60)),
-            kind: Kind::Bench(check),
-        })
-        .collect()
+    let rows = [Test::new("bench_baseline", 1, baseline_holds), Test::new("bench_referee", 1, log_agrees)];
+    let rows = rows.map(|test| Test { ramdisk: "bench".to_owned(), ..test });
+    rows.into_iter().chain(contention::tests()).collect()
 }
 
-/// Runs a test of this kind.
-pub fn run_test(workspace: &Workspace, check: Check, image: &Path) -> Result<Report> {
-    match check {
-        Check::Baseline => {
-            let measured = measure::all(workspace, image)?;
-            let findings = baseline::compare(&baseline::load(&workspace.root().join(BASELINE))?, &measured.rows);
-            Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
-        }
-        Check::Referee => {
-            let measured = measure::one_pcpu(workspace, image)?;
-            let verdicts = watch::referee(workspace, image, &[])?;
-            Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
-        }
-        Check::Contention(check) => check.run(workspace),
-    }
+/// No row has grown since the baseline was stored.
+fn baseline_holds(_: &Test, environment: &Environment) -> Result<Report> {
+    let measured = measure::all(environment.workspace, environment.image)?;
+    let stored = baseline::load(&environment.workspace.root().join(BASELINE))?;
+    let findings = baseline::compare(&stored, &measured.rows);
+    Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
+}
+
+/// The figures are right: the execution log says so.
+fn log_agrees(_: &Test, environment: &Environment) -> Result<Report> {
+    let measured = measure::one_pcpu(environment.workspace, environment.image)?;
+    let verdicts = watch::referee(environment.workspace, environment.image, &[])?;
+    Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
 }
 
 fn report(measured: Measured, problems: impl Iterator<Item = String>) -> Report {

@@ -5,12 +5,9 @@ use std::ops::Range;
 
 use anyhow::Result;
 
-use super::{Answer, Disk, Input, USUAL, test};
+use super::input::{Answer, Disk, Input, Make, USUAL, test};
 use crate::ramdisk::{File, Format, pack};
-use crate::suite::Test;
-
-/// Makes an archive out of the suite's files.
-pub type Make = fn(Format, &[File]) -> Result<Vec<u8>>;
+use crate::test::Test;
 
 /// In both formats.
 const SPOILT: [(&str, Make); 12] = [

@@ -1,7 +1,7 @@
 //! Lists of secondaries, `vms.txt`. A bad line costs its own VM and no other.
 
-use super::{Answer, Disk, Input, USUAL, test};
-use crate::suite::Test;
+use super::input::{Answer, Disk, Input, USUAL, test};
+use crate::test::Test;
 
 /// Each is followed by a good line, which must still be loaded.
 const BAD_LINES: [(&str, &[u8], &str); 18] = [

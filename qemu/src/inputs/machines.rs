@@ -1,8 +1,9 @@
 //! Good machines: both archive formats, the sizes and the kinds of CPU that the contract names.
 
-use super::{Answer, Disk, Input, USUAL, lists, test};
+use super::input::{Answer, Disk, Input, USUAL, test};
+use super::lists;
 use crate::ramdisk::Format;
-use crate::suite::Test;
+use crate::test::Test;
 
 pub fn tests() -> Vec<Test> {
     let without_list = Disk::Files(|files| files.retain(|file| file.name != "vms.txt"));

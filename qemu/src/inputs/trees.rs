@@ -4,9 +4,9 @@
 use anyhow::{Context, Result};
 use dtoolkit::model::DeviceTree;
 
-use super::{Answer, Input, RAMDISK, Tree, USUAL, test};
+use super::input::{Answer, Input, RAMDISK, Tree, USUAL, test};
 use crate::device_tree::{Width, chosen, memory, set, set_address};
-use crate::suite::Test;
+use crate::test::Test;
 
 const START: &str = "linux,initrd-start";
 const END: &str = "linux,initrd-end";

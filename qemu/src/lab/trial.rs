@@ -1,7 +1,5 @@
 //! The QEMU tests of the lab: every policy that there is schedules real vCPUs, its log breaks no rule, and is replayed.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use baton_check::{Replayed, Thresholds, check, replay};
 use baton_policy::policies::{self, Visitor};
@@ -11,14 +9,14 @@ use super::qemu::{self, Settings, WATCH};
 use super::workloads;
 use crate::images::Workspace;
 use crate::machine::Outcome;
-use crate::suite::{Kind, Report, Test};
+use crate::test::{Report, Test};
 
 const CPUS: u32 = 4;
 const SEED: u64 = 1;
 
 /// A policy, and what it has to do with.
 #[derive(Clone, Copy, Debug)]
-pub struct Trial {
+struct Trial {
     policy: &'static str,
     workload: &'static str,
     vcpus: u32,
@@ -44,19 +42,17 @@ pub fn tests() -> Vec<Test> {
     each.chain(others)
         .chain([watched, twice])
         .map(|trial| Test {
-            name: format!("lab_{}_{}", trial.policy, trial.workload),
-            cpus: CPUS,
-            long: false,
-            beyond_reference: true,
-            timeout: Duration::from_secs(120),
-            kind: Kind::Lab(trial),
+            ramdisk: "lab".to_owned(),
+            ..Test::new(format!("lab_{}_{}", trial.policy, trial.workload), CPUS, move |_, environment| {
+                trial.run(environment.workspace)
+            })
         })
         .collect()
 }
 
 impl Trial {
     /// Runs it, and looks at what it says.
-    pub fn run(&self, workspace: &Workspace) -> Result<Report> {
+    fn run(&self, workspace: &Workspace) -> Result<Report> {
         let file = workloads::read(self.workload)?;
         let built = file.build(Some((CPUS, self.vcpus)), SEED)?;
         let workload = &built.workload();

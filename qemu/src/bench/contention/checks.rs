@@ -6,46 +6,30 @@ use crate::bench::contention::figures::Figures;
 use crate::bench::contention::scenes::{Gate, Scene};
 use crate::bench::counter::{Counted, Job, Pace, note};
 use crate::images::Workspace;
-use crate::suite::Report;
+use crate::test::{Report, Test};
 
-/// A test of this kind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Check {
-    /// The counter counts what the PMU counts, where the PMU can.
-    CounterAgrees,
-    /// Where nothing is shared, a run costs the same with 8 pCPUs as with one.
-    UnsharedScales,
-    /// How late an interrupt is that comes in a wait does not depend on how long that is.
-    WaitsRespond,
-    /// With a gate that spins it does: the negative control.
-    SpinsDoNot,
+/// The last machine that ran, and what was wrong.
+type Checked = Result<(Counted, Option<String>)>;
+
+/// The tests of this kind.
+pub fn tests() -> Vec<Test> {
+    let test = |name, cpus, check: fn(&Workspace) -> Checked| Test {
+        ramdisk: "contention".to_owned(),
+        ..Test::new(name, cpus, move |_, environment| {
+            let (Counted { command_line, outcome, .. }, problem) = check(environment.workspace)?;
+            Ok(Report { command_line, outcome, problem })
+        })
+    };
+    vec![
+        test("counter_agrees_with_pmu", 1, counter_agrees),
+        test("unshared_runs_scale", 8, unshared_scales),
+        test("waits_stay_responsive", 6, waits_respond),
+        test("waits_that_spin_are_caught", 6, spins_do_not),
+    ]
 }
 
-impl Check {
-    pub const ALL: [(&str, Check, u32); 4] = [
-        ("counter_agrees_with_pmu", Check::CounterAgrees, 1),
-        ("unshared_runs_scale", Check::UnsharedScales, 8),
-        ("waits_stay_responsive", Check::WaitsRespond, 6),
-        ("waits_that_spin_are_caught", Check::SpinsDoNot, 6),
-    ];
-
-    pub fn run(self, workspace: &Workspace) -> Result<Report> {
-        let (counted, problem) = match self {
-            Check::CounterAgrees => counter_agrees(workspace)?,
-            Check::UnsharedScales => unshared_scales(workspace)?,
-            Check::WaitsRespond => waits(workspace, Gate::Future)?,
-            Check::SpinsDoNot => {
-                let (counted, problem) = waits(workspace, Gate::Spin)?;
-                let cannot_fail = "interrupts are as early with a gate that spins, so this check cannot fail";
-                (counted, problem.is_none().then(|| cannot_fail.to_owned()))
-            }
-        };
-        let Counted { command_line, outcome, .. } = counted;
-        Ok(Report { command_line, outcome, problem })
-    }
-}
-
-fn counter_agrees(workspace: &Workspace) -> Result<(Counted, Option<String>)> {
+/// The counter counts what the PMU counts, where the PMU can.
+fn counter_agrees(workspace: &Workspace) -> Checked {
     let hypervisor = Gate::Future.hypervisor(workspace, &[])?;
     let words = "job=null".to_owned();
     let job = Job { hypervisor: &hypervisor, cpus: 1, words, pace: Pace::Turns, hold: None, list: false };
@@ -64,7 +48,8 @@ fn disagreement(cycles: &[u64], el2: u64) -> Option<String> {
     (el2 == 0 || pmu != el2).then(|| format!("the PMU counts {pmu} instructions at EL2, and the counter {el2}"))
 }
 
-fn unshared_scales(workspace: &Workspace) -> Result<(Counted, Option<String>)> {
+/// Where nothing is shared, a run costs the same with 8 pCPUs as with one.
+fn unshared_scales(workspace: &Workspace) -> Checked {
     let mut points = Vec::new();
     let mut counted = Scene::Apart { cpus: 1 }.count(workspace, Gate::Future, Pace::Turns)?;
     points.push((1, counted.log.el2(), counted.log.runs().iter().sum()));
@@ -97,7 +82,19 @@ fn growth(points: &[(u32, u64, u64)]) -> Option<String> {
     })
 }
 
-fn waits(workspace: &Workspace, gate: Gate) -> Result<(Counted, Option<String>)> {
+/// The latency of an interrupt that comes in a wait does not depend on the length of the wait.
+fn waits_respond(workspace: &Workspace) -> Checked {
+    waits(workspace, Gate::Future)
+}
+
+/// The negative control: with a gate that spins, it does.
+fn spins_do_not(workspace: &Workspace) -> Checked {
+    let (counted, problem) = waits(workspace, Gate::Spin)?;
+    let cannot_fail = "interrupts are as early with a gate that spins, so this check cannot fail";
+    Ok((counted, problem.is_none().then(|| cannot_fail.to_owned())))
+}
+
+fn waits(workspace: &Workspace, gate: Gate) -> Checked {
     let short = Scene::Held { instructions: 1 << 12 }.count(workspace, gate, Pace::Turns)?;
     let long = Scene::Held { instructions: 1 << 15 }.count(workspace, gate, Pace::Turns)?;
     let problem = unresponsive(&Figures::of(&short.log), &Figures::of(&long.log));

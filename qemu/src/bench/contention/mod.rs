@@ -21,7 +21,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-pub use crate::bench::contention::checks::Check;
+pub use crate::bench::contention::checks::tests;
 use crate::bench::contention::figures::{Distribution, Figures};
 use crate::bench::contention::scenes::{Gate, Measured, Scene};
 use crate::bench::counter::Pace;
