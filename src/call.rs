@@ -1,13 +1,15 @@
-//! The hypercalls as values: decoding a guest's registers and encoding the answers. Pure; no state, no effects.
+//! The hypercalls as values: decoding a guest's registers and encoding what it gets. Pure; no state, no effects.
 //!
 //! The numbers are here and nowhere else; what they mean to a VM is the contract, which follows.
 //!
 
 #![doc = include_str!("abi.md")]
 
+use core::fmt;
+
 use crate::handoff::Patience;
 use crate::ids::{VcpuId, VmId};
-use crate::report::Stop;
+use crate::owed::Completion;
 
 /// The answer of a call that was not possible or does not exist.
 pub const FAILED: u64 = u64::MAX;
@@ -21,7 +23,8 @@ pub enum Call {
     VcpuRun {
         vm: u64,
         vcpu: u64,
-        style: Style,
+        format: ResultFormat,
+        patience: Patience,
     },
     VmGetCount,
     VcpuGetCount {
@@ -57,24 +60,18 @@ pub enum Call {
         vcpu: u64,
         counter: u64,
     },
+    VcpuYield,
     /// No function has this number, or it does not take these arguments.
     Unknown,
 }
 
-/// Which of the two run calls was made: they differ in what they wait for and in how much the answer says.
+/// How much a run result says: there are two run calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Style {
+pub enum ResultFormat {
+    /// `vcpu_run`: what the reference ABI has a code for.
     Reference,
-    Extended { patience: Patience },
-}
-
-impl Style {
-    pub const fn patience(self) -> Patience {
-        match self {
-            Self::Reference => Patience::WhileSaving,
-            Self::Extended { patience } => patience,
-        }
-    }
+    /// `vcpu_run_ext`: all that there is to say.
+    Extended,
 }
 
 /// The SMC64 bit of a function number, which says nothing here.
@@ -84,10 +81,12 @@ const FLAG_WAIT: u64 = 1 << 0;
 
 impl Call {
     /// Decodes x0 to x3 of a guest that executed `hvc #0`.
-    #[inline]
+    #[inline(always)]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         match Self::plain(x0) {
-            0xff00 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Reference },
+            0xff00 => {
+                Self::VcpuRun { vm: x1, vcpu: x2, format: ResultFormat::Reference, patience: Patience::WhileSaving }
+            }
             0xff01 => Self::VmGetCount,
             0xff02 => Self::VcpuGetCount { vm: x1 },
             0xff03 => Self::VmConfigure { send: x1, recv: x2 },
@@ -97,45 +96,34 @@ impl Call {
             0xff07 => Self::EnableInterrupt { id: x1, enable: x2 != 0 },
             0xff08 => Self::GetAndAcknowledgeInterrupt,
             0xff09 => Self::InjectInterrupt { vm: x1, vcpu: x2, id: x3 },
-            0xff80 => match x3 {
-                0 => Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Extended { patience: Patience::WhileSaving } },
-                FLAG_WAIT => {
-                    Self::VcpuRun { vm: x1, vcpu: x2, style: Style::Extended { patience: Patience::WhileLoaded } }
-                }
-                _ => Self::Unknown,
-            },
+            0xff80 if x3 == 0 => Self::run_ext(x1, x2, Patience::WhileSaving),
+            0xff80 if x3 == FLAG_WAIT => Self::run_ext(x1, x2, Patience::WhileLoaded),
             0xff81 => Self::CallExists { function: x1 },
             0xff82 => Self::VcpuCounter { vm: x1, vcpu: x2, counter: x3 },
+            0xff83 => Self::VcpuYield,
             _ => Self::Unknown,
         }
     }
 
+    const fn run_ext(vm: u64, vcpu: u64, patience: Patience) -> Self {
+        Self::VcpuRun { vm, vcpu, format: ResultFormat::Extended, patience }
+    }
+
     /// How many functions the reference ABI has, and how many of its own Baton adds.
     pub const FUNCTIONS: usize = 10;
-    pub const EXTENSIONS: usize = 3;
-    const FIRST: u64 = 0xff00;
-    const FIRST_EXTENSION: u64 = 0xff80;
+    pub const OWN_FUNCTIONS: usize = 4;
 
-    /// The number of the function with this index, as x0 has it.
-    pub const fn function(index: u64) -> u64 {
-        Self::FIRST ^ index
-    }
-
-    /// The same, of one of Baton's own.
-    pub const fn extension(index: u64) -> u64 {
-        Self::FIRST_EXTENSION ^ index
-    }
-
-    /// The index of the function that x0 names; [`Self::FUNCTIONS`] or more if it is none of these in its plain form.
+    /// The index of the reference's function that x0 names; [`Self::FUNCTIONS`] or more if it is none of them in its plain
+    /// form.
     #[inline]
     pub const fn index(x0: u64) -> u32 {
-        x0 as u32 ^ Self::FIRST as u32
+        x0 as u32 ^ 0xff00
     }
 
-    /// The same, of Baton's own.
+    /// The same of Baton's own.
     #[inline]
-    pub const fn index_of_extension(x0: u64) -> u32 {
-        x0 as u32 ^ Self::FIRST_EXTENSION as u32
+    pub const fn index_of_own(x0: u64) -> u32 {
+        x0 as u32 ^ 0xff80
     }
 
     /// The function that x0 names, in its plain form.
@@ -149,74 +137,187 @@ impl Call {
     }
 }
 
-/// How a `vcpu_run` ended.
+/// What a hypercall gets: a result at once, or a completion. One value of two registers, so that whoever passes it on can do
+/// so by a jump: the value, and above it what it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+#[must_use]
+pub struct Reply(u128);
+
+/// What the value of a [`Reply`] is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    Yield,
-    /// A physical interrupt for the primary came while it ran.
-    Preempted,
-    WaitForInterrupt,
-    /// It was about to wait when an interrupt was injected from another pCPU: it has something to do.
-    Rewoken {
-        vm: VmId,
-        vcpu: VcpuId,
-    },
-    /// Another vCPU has something to do now; none of them, if it was not waiting.
-    WakeUp {
-        vm: VmId,
-        vcpu: Option<VcpuId>,
-    },
-    /// The primary has a message of this size.
-    Message {
-        size: u32,
-    },
-    /// It is claimed or runs elsewhere.
-    Busy,
-    Stopped(Stop),
-    /// A physical interrupt for the primary ended the wait for it.
-    Interrupted,
-    Absent,
+#[repr(u64)]
+pub enum ReplyKind {
+    /// The result. The caller goes on at once.
+    Now = 0,
+    /// A [`RunResult`]: the primary is told this first. Then the caller, a secondary, goes on with the result 0.
+    Tell,
+    /// A [`Completion`]: the caller goes on when it is ready.
+    Later,
 }
 
-impl Outcome {
-    /// As the caller's x0 has it.
-    #[inline(always)] // mostly of an outcome that is known
-    pub const fn encode(self, style: Style) -> u64 {
-        match style {
-            Style::Reference => self.encode_reference(),
-            Style::Extended { .. } => self.encode_extended(),
-        }
-    }
-
-    /// The reference call can say less: what it has no code for is either "try again later" or "wait".
+impl Reply {
     #[inline(always)]
-    const fn encode_reference(self) -> u64 {
-        match self {
-            Self::Yield | Self::Preempted | Self::Interrupted | Self::Rewoken { .. } => 0,
-            Self::WaitForInterrupt | Self::Busy | Self::Stopped(_) | Self::Absent => 1,
-            Self::WakeUp { .. } | Self::Message { .. } => self.encode_extended(),
-        }
+    const fn new(value: u64, kind: ReplyKind) -> Self {
+        Self::from_registers(value, kind as u64)
     }
 
     #[inline(always)]
-    const fn encode_extended(self) -> u64 {
-        match self {
-            Self::Yield => 0,
-            Self::WaitForInterrupt => 1,
-            Self::Rewoken { vm, vcpu } => Self::WakeUp { vm, vcpu: Some(vcpu) }.encode_extended(),
-            Self::WakeUp { vm, vcpu } => {
-                let vcpu = match vcpu {
-                    Some(vcpu) => vcpu.0 as u64,
-                    None => NO_VCPU,
-                };
-                2 | (vm.0 as u64) << 32 | vcpu << 16
-            }
-            Self::Message { size } => 3 | (size as u64) << 32,
-            Self::Busy => 5,
-            Self::Preempted => 6,
-            Self::Stopped(reason) => 7 | (reason as u64) << 8,
-            Self::Interrupted => 8,
-            Self::Absent => 9,
+    pub const fn now(result: u64) -> Self {
+        Self::new(result, ReplyKind::Now)
+    }
+
+    #[inline(always)]
+    pub const fn tell(told: RunResult) -> Self {
+        Self::new(told.0, ReplyKind::Tell)
+    }
+
+    #[inline(always)]
+    pub const fn later(completion: Completion) -> Self {
+        Self::new(completion as u64, ReplyKind::Later)
+    }
+
+    #[inline(always)]
+    pub const fn kind(self) -> ReplyKind {
+        match (self.0 >> 64) as u64 {
+            0 => ReplyKind::Now,
+            1 => ReplyKind::Tell,
+            _ => ReplyKind::Later,
         }
+    }
+
+    /// The caller's x0 where it goes on at once.
+    #[inline(always)]
+    pub const fn result(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// What the primary is told, if it is.
+    #[inline(always)]
+    pub const fn told(self) -> RunResult {
+        RunResult(self.0 as u64)
+    }
+
+    /// Whether it is this completion that the caller waits for.
+    #[inline(always)]
+    pub const fn waits_for(self, completion: Completion) -> bool {
+        self.0 == Self::later(completion).0
+    }
+
+    /// As it comes out of the vector.
+    #[inline(always)]
+    pub const fn from_registers(value: u64, kind: u64) -> Self {
+        Self((kind as u128) << 64 | value as u128)
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind() {
+            ReplyKind::Now => write!(f, "Now({:#x})", self.result()),
+            ReplyKind::Tell => write!(f, "Tell({:?})", self.told()),
+            ReplyKind::Later => write!(f, "Later({})", self.result()),
+        }
+    }
+}
+
+/// Why a vCPU does not run any more, as the run result's reason has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It was never started.
+    Off = 1,
+    /// It touched an address outside its memory.
+    Abort = 2,
+    /// It used a system register or instruction that a secondary does not have.
+    Undefined = 3,
+    /// It made a call that the convention does not allow.
+    IllegalCall = 4,
+}
+
+impl Stop {
+    /// The reason with this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Off),
+            2 => Some(Self::Abort),
+            3 => Some(Self::Undefined),
+            4 => Some(Self::IllegalCall),
+            _ => None,
+        }
+    }
+}
+
+/// What the primary is told about a run: the word that `vcpu_run_ext` returns, code and what goes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct RunResult(u64);
+
+impl RunResult {
+    pub const YIELD: Self = Self(0);
+    /// The vCPU waits.
+    pub const WAIT_FOR_INTERRUPT: Self = Self(1);
+    /// It is granted to another pCPU or runs there.
+    pub const BUSY: Self = Self(5);
+    /// A physical interrupt for the primary came while it ran.
+    pub const PREEMPTED: Self = Self(6);
+    /// A physical interrupt for the primary ended the wait for it.
+    pub const INTERRUPTED: Self = Self(8);
+    pub const ABSENT: Self = Self(9);
+
+    const WAKE_UP: u64 = 2;
+    const MESSAGE: u64 = 3;
+    const STOPPED: u64 = 7;
+
+    /// Another vCPU has something to do now; none of them, if it was not waiting.
+    #[inline(always)]
+    pub const fn wake_up(vm: VmId, vcpu: Option<VcpuId>) -> Self {
+        let vcpu = match vcpu {
+            Some(vcpu) => vcpu.0 as u64,
+            None => NO_VCPU,
+        };
+        Self(Self::WAKE_UP | (vm.0 as u64) << 32 | vcpu << 16)
+    }
+
+    /// The vCPU itself has something to do: it was about to wait when something was brought for it. To the reference format,
+    /// which has no such code, that is a yield.
+    pub const fn rewoken(vm: VmId, vcpu: VcpuId, format: ResultFormat) -> Self {
+        match format {
+            ResultFormat::Reference => Self::YIELD,
+            ResultFormat::Extended => Self::wake_up(vm, Some(vcpu)),
+        }
+    }
+
+    /// The primary has a message of this size, in bytes.
+    #[inline(always)]
+    pub const fn message(size: u32) -> Self {
+        Self(Self::MESSAGE | (size as u64) << 32)
+    }
+
+    pub const fn stopped(reason: Stop) -> Self {
+        Self(Self::STOPPED | (reason as u64) << 8)
+    }
+
+    /// As the caller's x0 has it. The reference call can say less: what it has no code for is either "run it again" or "it
+    /// waits".
+    #[inline(always)]
+    pub const fn encode(self, format: ResultFormat) -> u64 {
+        match format {
+            ResultFormat::Reference if self.0 & 0xff > Self::MESSAGE => self.encode_for_reference(),
+            _ => self.0,
+        }
+    }
+
+    #[cold]
+    const fn encode_for_reference(self) -> u64 {
+        match self {
+            Self::PREEMPTED | Self::INTERRUPTED => Self::YIELD.0,
+            _ => Self::WAIT_FOR_INTERRUPT.0,
+        }
+    }
+}
+
+impl fmt::Debug for RunResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
     }
 }

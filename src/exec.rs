@@ -1,140 +1,39 @@
-//! The executor of one pCPU: cooperative, without allocation, with guest execution as its idle task.
+//! The executor of one pCPU: cooperative, without allocation, with guest execution as its idle work.
 //!
 //! ```text
 //!    loop {
-//!        1 poll every woken task;
-//!        2 if a task has put a vCPU up for entry: enter the guest; its next exit wakes that task;
-//!        3 else sleep until a wake, or until a physical interrupt that a task listens for is pending
+//!        1 poll every woken task; the main task enters a guest when no other task is woken
+//!        2 sleep until a wake, or until a physical interrupt that a task listens for is pending
 //!    }
 //! ```
 //!
 //! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
-//! which prints what the other one has to say before the next guest is entered (so that no formatting is near the hot path).
-//! Both are pinned on the pCPU's stack and known by type.
+//! which prints what the main task has to say before the next guest is entered, so that no formatting is near the hot path.
+//! Both are pinned on the pCPU's stack and known by type. Entering a guest is a function call that returns at the guest's
+//! next exit; the main task makes it where it has awaited [`Local::idle`].
 //!
-//! Two shortcuts keep the loop out of what is done all the time. When nothing else is woken, step 2 happens right where the
-//! main task awaits it. And a call of the primary's is polled once on the way in, on top of the entry that it comes from:
-//! what is ready then, be it a whole run of a secondary, never gets here. What has to wait does.
-//!
-//! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
-//! interrupt for one that sleeps in WFI. A pCPU that is going to sleep says so, then looks at the bits once more, then
-//! sleeps. Whatever order the two run in, one of them sees the other; WFE remembers an event that came before it, and WFI
-//! does not sleep while an interrupt is pending.
-//!
-//! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, whose alignment leaves the low bits to
-//! the task. No reference counts, no allocation; waking takes no lock of a vCPU or VM, and polls nothing.
+//! A hypercall of the primary is polled once by the exception vector, on top of that function call. What is ready then, be
+//! it a whole run of a secondary, never gets here. A call that is pending stays in the [`Slot`] in which it was made, and
+//! the main task polls it there when it is woken.
 
-#![allow(unsafe_code)] // the waker's vtable
+#![allow(unsafe_code)] // a slot is pinned, and only its own pCPU uses it
 
-use core::cell::Cell;
-use core::future::Future;
+use core::cell::{Cell, UnsafeCell};
+use core::convert::Infallible;
+use core::future::{Future, poll_fn};
 use core::pin::Pin;
-use core::ptr::NonNull;
-use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use core::task::{Context, Poll};
 
 use crate::arch;
-use crate::exit::Exit;
 use crate::ids::CpuId;
-use crate::pcpu::Pcpu;
-use crate::sync::{AtomicU32, Ordering, fence};
-use crate::vcpu::{Held, LoadedVcpu};
-use crate::vm::Machine;
+use crate::pcpu::{Pcpu, Task};
 
-/// A task of a pCPU; the number is its bit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Task {
-    Main = 0,
-    Reporter = 1,
-}
-
-/// The part of an executor that other pCPUs may touch.
-pub struct Wakeups {
-    /// Bit n: task n is woken.
-    woken: AtomicU32,
-}
-
-impl Wakeups {
-    pub const fn new() -> Self {
-        Self { woken: AtomicU32::new(0) }
-    }
-
-    /// Whether nobody is woken.
-    #[inline]
-    fn are_none(&self) -> bool {
-        // Relaxed: who sees a bit takes it, with acquire, before anything is done because of it.
-        self.woken.load(Ordering::Relaxed) == 0
-    }
-
-    /// Takes the bit of one task; whether it was set.
-    fn take(&self, task: Task) -> bool {
-        let bit = 1 << task as u32;
-        if self.woken.load(Ordering::Relaxed) & bit == 0 {
-            return false; // the common case: an exit was the wake. Relaxed: as `are_none`.
-        }
-        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
-        self.woken.fetch_and(!bit, Ordering::Acquire) & bit != 0
-    }
-}
-
-impl Default for Wakeups {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Wakes `task` of `pcpu`. May be called on any pCPU, and under embassy-sync's locks; takes no lock of a vCPU or VM.
-pub fn wake(pcpu: &'static Pcpu, task: Task) {
-    // Release: pairs with the acquire of `take`.
-    pcpu.wakeups.woken.fetch_or(1 << task as u32, Ordering::Release);
-    if pcpu.id == arch::this_cpu() {
-        return; // its loop looks at the bits before it enters a guest or sleeps
-    }
-    // Pairs with the fence in `sleep`: either it sees the bit, or we see that it is asleep.
-    fence(Ordering::SeqCst);
-    if arch::is_asleep(pcpu) {
-        arch::kick(pcpu, || arch::is_asleep(pcpu));
-    } else {
-        arch::send_event();
-    }
-}
-
-/// The waker of `task` on `pcpu`.
-pub fn waker(pcpu: &'static Pcpu, task: Task) -> Waker {
-    let data = core::ptr::from_ref(pcpu).cast::<u8>().wrapping_add(task as usize);
-    // SAFETY: the vtable's functions keep the contract of `RawWaker`: they only read the pointer's two parts, and a
-    // `Pcpu` lives for ever.
-    unsafe { Waker::from_raw(RawWaker::new(data.cast(), &VTABLE)) }
-}
-
-const VTABLE: RawWakerVTable = RawWakerVTable::new(
-    |data| RawWaker::new(data, &VTABLE),
-    wake_raw,
-    wake_raw,
-    |_| {}, // nothing is owned
-);
-
-fn wake_raw(data: *const ()) {
-    let task = match data.addr() % align_of::<Pcpu>() {
-        0 => Task::Main,
-        _ => Task::Reporter,
-    };
-    let pcpu = data.cast::<u8>().wrapping_sub(task as usize).cast::<Pcpu>();
-    // SAFETY: `waker` made the pointer from a `&'static Pcpu`, whose alignment is larger than the number of tasks.
-    wake(unsafe { &*pcpu }, task);
-}
-
-/// The part of an executor that only its own pCPU touches: what the main task asked it to do.
+/// The part of a pCPU that only this pCPU touches.
 pub struct Local {
     cpu: CpuId,
     pcpu: &'static Pcpu,
-    machine: &'static Machine,
+    pcpus: &'static [Pcpu],
     arch: arch::Cpu,
-    /// The loaded vCPU that is to be entered when nothing else is to be done.
-    entry: Cell<Option<NonNull<LoadedVcpu<'static>>>>,
-    /// How that vCPU came back.
-    exit: Cell<Option<Exit>>,
-    /// The place in the queue that was given to the call that the primary is in.
-    held: Cell<Option<Held>>,
     /// A task waits for a physical interrupt.
     listens: Cell<bool>,
 }
@@ -142,24 +41,16 @@ pub struct Local {
 /// What one round of the loop came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Round {
-    Entered,
+    /// A task is woken still.
+    Busy,
     Slept,
 }
 
 impl Local {
-    /// The executor's local part, for the pCPU of `machine` that the caller runs on.
-    pub fn new(machine: &'static Machine, cpu: CpuId) -> Self {
-        let pcpu = &machine.pcpus[cpu.index()];
-        Self {
-            cpu,
-            pcpu,
-            machine,
-            arch: arch::Cpu::new(pcpu),
-            entry: Cell::new(None),
-            exit: Cell::new(None),
-            held: Cell::new(None),
-            listens: Cell::new(false),
-        }
+    /// For pCPU `cpu` of these, which the caller runs on.
+    pub fn new(pcpus: &'static [Pcpu], cpu: CpuId) -> Self {
+        let pcpu = &pcpus[cpu.index()];
+        Self { cpu, pcpu, pcpus, arch: arch::Cpu::new(&pcpu.arch), listens: Cell::new(false) }
     }
 
     #[inline]
@@ -174,12 +65,7 @@ impl Local {
 
     #[inline]
     pub fn pcpus(&self) -> &'static [Pcpu] {
-        self.machine.pcpus
-    }
-
-    #[inline]
-    pub fn machine(&self) -> &'static Machine {
-        self.machine
+        self.pcpus
     }
 
     #[inline]
@@ -187,38 +73,19 @@ impl Local {
         &self.arch
     }
 
-    /// Leaves a place in the queue for a vCPU with the executor, from inside the call that asks to run it.
-    pub fn leave_held(&self, held: Held) {
-        self.held.set(Some(held));
-    }
-
-    /// Takes it, where the call's exit arrives.
-    pub fn take_held(&self) -> Option<Held> {
-        self.held.take()
-    }
-
-    /// Enters the loaded vCPU, and resolves to its next exit. If no other task is woken it is entered in the poll itself,
-    /// which is where the loop would come to.
+    /// Resolves when the main task is the only one that has something to do.
     ///
-    /// Cancel safety: must not be dropped between its polls; a loaded vCPU is never abandoned. Nothing in [`crate::run`]
-    /// selects over it.
+    /// Cancel safety: dropping it at any point leaves no trace but a wake of the main task.
     #[inline]
-    pub fn enter<'a>(&'a self, vcpu: &'a mut LoadedVcpu<'_>) -> impl Future<Output = Exit> + 'a {
-        let vcpu = NonNull::from(vcpu).cast::<LoadedVcpu<'static>>();
-        let mut put_up = false;
-        core::future::poll_fn(move |_| {
-            if put_up {
-                return match self.exit.take() {
-                    Some(exit) => Poll::Ready(exit),
-                    None => Poll::Pending,
-                };
+    pub fn idle(&self) -> impl Future<Output = ()> {
+        let mut polled = false;
+        poll_fn(move |cx| {
+            // The tests' hardware has each entry of a guest in a round of its own.
+            if self.pcpu.is_idle() && (polled || !arch::STEPWISE) {
+                return Poll::Ready(());
             }
-            if !arch::STEPWISE && self.pcpu.wakeups.are_none() {
-                // SAFETY: the exclusive borrow that this future was made with.
-                return Poll::Ready(unsafe { &mut *vcpu.as_ptr() }.enter(false));
-            }
-            put_up = true;
-            self.entry.set(Some(vcpu));
+            polled = true;
+            cx.waker().wake_by_ref();
             Poll::Pending
         })
     }
@@ -226,85 +93,73 @@ impl Local {
     /// Resolves when a physical interrupt is pending for this pCPU; it stays pending, for the primary.
     ///
     /// Cancel safety: dropping it at any point leaves no trace.
-    pub fn interrupt(&self) -> Interrupt<'_> {
+    pub fn interrupt(&'static self) -> Interrupt {
         Interrupt(&self.listens)
     }
 
-    /// One round of the loop: polls what is woken, then enters a guest or sleeps.
-    pub fn round<M: Future<Output = Never>, R: Future<Output = Never>>(
+    /// One round of the loop: polls what is woken, then sleeps if nothing is.
+    pub fn round<M: Future<Output = Infallible>, R: Future<Output = Infallible>>(
         &self,
         main: Pin<&mut M>,
         reporter: Pin<&mut R>,
-        woken_by_exit: bool,
     ) -> Round {
-        let wakeups = &self.pcpu.wakeups;
-        // 1: each bit is taken just before its task is polled, so that `enter` sees who is left.
-        if wakeups.take(Task::Main) || woken_by_exit {
-            let waker = waker(self.pcpu, Task::Main);
-            let Poll::Pending = main.poll(&mut Context::from_waker(&waker));
+        // 1: each bit is taken just before its task is polled, so that `idle` sees who is left.
+        if self.pcpu.take_woken(Task::Main) {
+            let Poll::Pending = main.poll(&mut Context::from_waker(&self.pcpu.waker(Task::Main)));
         }
-        if wakeups.take(Task::Reporter) {
-            let waker = waker(self.pcpu, Task::Reporter);
-            let Poll::Pending = reporter.poll(&mut Context::from_waker(&waker));
+        if self.pcpu.take_woken(Task::Reporter) {
+            let Poll::Pending = reporter.poll(&mut Context::from_waker(&self.pcpu.waker(Task::Reporter)));
         }
         // 2
-        if let Some(mut vcpu) = self.entry.take() {
-            // SAFETY: `enter` made the pointer from an exclusive borrow that its future holds until the exit is taken.
-            let exit = unsafe { vcpu.as_mut() }.enter(false);
-            self.exit.set(Some(exit));
-            return Round::Entered;
+        if !self.pcpu.is_idle() {
+            return Round::Busy;
         }
-        // 3
         self.sleep();
         Round::Slept
     }
 
     /// Runs the pCPU for ever.
-    pub fn run<M: Future<Output = Never>, R: Future<Output = Never>>(&self, main: M, reporter: R) -> ! {
+    pub fn run<M: Future<Output = Infallible>, R: Future<Output = Infallible>>(&self, main: M, reporter: R) -> ! {
         let mut main = core::pin::pin!(main);
         let mut reporter = core::pin::pin!(reporter);
-        wake(self.pcpu, Task::Main);
-        wake(self.pcpu, Task::Reporter);
-        let mut woken_by_exit = false;
+        self.pcpu.wake(Task::Main);
+        self.pcpu.wake(Task::Reporter);
         loop {
-            woken_by_exit = self.round(main.as_mut(), reporter.as_mut(), woken_by_exit) == Round::Entered;
+            self.round(main.as_mut(), reporter.as_mut());
         }
     }
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
     ///
-    /// Out of line: out of the way of those who do not, and instruments find the wait by it.
+    /// Out of line, because instruments find the wait by it.
     #[inline(never)]
     fn sleep(&self) {
-        let wakeups = &self.pcpu.wakeups;
         if self.listens.get() {
             // A wait for somebody's save is short: doze, an event ends it. Physical interrupts do not end WFE while they
             // are masked, so the architecture's event stream bounds how late one is seen.
             // A wake later than this look sends an event, which WFE remembers: no fence.
-            if wakeups.are_none() && !arch::interrupt_pending() {
+            if self.pcpu.is_idle() && !arch::interrupt_pending() {
                 arch::doze();
             }
             if arch::interrupt_pending() {
-                wake(self.pcpu, Task::Main);
+                self.pcpu.wake(Task::Main);
             }
         } else {
             // Turned off: it may take hours. Say so, look again, sleep: No Wake Is Lost.
-            arch::lie_down(self.pcpu);
-            // Pairs with the fence in `wake`.
-            fence(Ordering::SeqCst);
-            if wakeups.are_none() {
+            arch::prepare_sleep(&self.pcpu.arch);
+            if self.pcpu.is_idle() {
                 arch::sleep();
             }
-            arch::get_up(self.pcpu);
+            arch::finish_sleep(&self.pcpu.arch);
         }
     }
 }
 
 /// Made by [`Local::interrupt`]. While it waits, its pCPU listens.
 #[must_use = "futures do nothing unless polled"]
-pub struct Interrupt<'a>(&'a Cell<bool>);
+pub struct Interrupt(&'static Cell<bool>);
 
-impl Future for Interrupt<'_> {
+impl Future for Interrupt {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
@@ -314,12 +169,61 @@ impl Future for Interrupt<'_> {
     }
 }
 
-impl Drop for Interrupt<'_> {
+impl Drop for Interrupt {
     fn drop(&mut self) {
-        self.0.set(false); // who sleeps now does so for another reason
+        self.0.set(false); // whoever sleeps now does so for another reason
     }
 }
 
-/// The output of a task that never ends.
-#[derive(Debug)]
-pub enum Never {}
+/// A place for one future, which is made here, polled here and dropped here: it never moves. Used by its own pCPU only.
+pub struct Slot<F>(UnsafeCell<Option<F>>);
+
+impl<F: Future + 'static> Slot<F> {
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new(None))
+    }
+
+    /// Makes the future, to be polled here. A future that was ready when it was polled right away is still here: it owns nothing
+    /// any more, and is forgotten, not dropped.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // as the comment below says
+    pub fn make(&'static self, future: F) -> Pin<&'static mut F> {
+        // SAFETY: only this pCPU uses the slot, and not while it polls: whoever is polled in here does not come back here.
+        // Pinned: the slot lives for ever, and what is in it is forgotten or dropped in place.
+        unsafe {
+            self.0.get().write(Some(future));
+            Pin::new_unchecked((*self.0.get()).as_mut().unwrap_unchecked())
+        }
+    }
+
+    /// Resolves with the future that is here, and drops it.
+    ///
+    /// Cancel safety: dropping it leaves the future where it is.
+    ///
+    /// # Panics
+    ///
+    /// When it is polled, if there is none.
+    pub fn finish(&'static self) -> impl Future<Output = F::Output> {
+        poll_fn(|cx| {
+            // SAFETY: as in `make`.
+            let future = unsafe { Pin::new_unchecked((*self.0.get()).as_mut().expect("a future was made here")) };
+            let output = future.poll(cx);
+            if output.is_ready() {
+                self.cancel();
+            }
+            output
+        })
+    }
+
+    /// Drops the future that is here, if there is one.
+    pub fn cancel(&'static self) {
+        // SAFETY: as in `make`.
+        unsafe { *self.0.get() = None };
+    }
+}
+
+impl<F: Future + 'static> Default for Slot<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

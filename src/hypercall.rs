@@ -1,32 +1,30 @@
-//! Serving the hypercalls, on the way in: [`arrive`] is called straight from the exception vector, and a call that answers
-//! at once goes back to its guest from there, without a register saved that the answer does not need.
+//! Serving the hypercalls, on the way in: the exception vector calls [`dispatch`], and a call that answers at once goes back
+//! to its guest from there, without a register saved that the answer does not need.
 //!
 //! Each function follows its row of the contract (`src/abi.md`): who may call, what is checked, in which order, and the
 //! number that says no. A guest's mistake is an answer, never a fault of ours.
 
-use core::fmt;
+#![allow(unsafe_code)] // the vector calls it by its symbol
 
 use crate::arch;
-use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
-use crate::exec::Local;
-use crate::exit::Leave;
-use crate::ids::CpuId;
+use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ResultFormat, RunResult};
+use crate::handoff::{Patience, Wake};
+use crate::ids::VcpuId;
 use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
-use crate::owed::{INTERRUPTS, Injected};
+use crate::owed::{Completion, INTERRUPTS, Injected};
 use crate::psci;
-use crate::run;
-use crate::sync::Ordering;
+use crate::run::Dispatcher;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// Who calls: a vCPU, and the executor of the pCPU that it runs on.
+/// Who calls: a vCPU, and the dispatcher of the pCPU that it runs on.
 #[derive(Clone, Copy)]
-pub struct Guest<'a> {
-    pub local: &'a Local,
+pub struct Caller {
+    pub dispatcher: &'static Dispatcher,
     pub vcpu: &'static Vcpu,
 }
 
-impl Guest<'_> {
+impl Caller {
     #[inline]
     pub fn vm(&self) -> &'static Vm {
         self.vcpu.vm()
@@ -38,309 +36,270 @@ impl Guest<'_> {
     }
 }
 
-/// What becomes of the caller: its x0, and whether it goes on. One value of two registers, so that whoever passes it on can
-/// do so by a jump.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(transparent)]
-#[must_use]
-pub struct Verdict(u128);
-
-impl Verdict {
-    /// A secondary goes on with what it did.
-    pub const RESUME: Self = Self::new(0, Leave::RESUME);
-
-    #[inline]
-    const fn new(result: u64, leave: Leave) -> Self {
-        Self((leave.word() as u128) << 64 | result as u128)
-    }
-
-    /// It goes on at once.
-    #[inline]
-    pub const fn answer(result: u64) -> Self {
-        Self::new(result, Leave::NOT)
-    }
-
-    /// It waits for its result, or for more than that.
-    #[inline]
-    pub const fn leave(leave: Leave) -> Self {
-        Self::new(0, leave)
-    }
-
-    /// It goes on when what there is to report has been reported.
-    pub const fn report(result: u64) -> Self {
-        Self::new(result, Leave::REPORT)
-    }
-
-    /// It goes on when the primary has been told.
-    #[inline(always)]
-    pub const fn then_tell(result: u64, outcome: Outcome) -> Self {
-        Self::new(result, Leave::with(outcome))
-    }
-
-    /// Its x0 when it runs next, unless it waits for that.
-    #[inline]
-    pub const fn result(self) -> u64 {
-        self.0 as u64
-    }
-
-    /// Why it does not go on at once.
-    #[inline]
-    pub const fn why(self) -> Leave {
-        Leave::from_word((self.0 >> 64) as u64)
-    }
-}
-
-impl fmt::Debug for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x} and {:?}", self.result(), self.why())
-    }
-}
-
-/// Serves the hypercall that `guest` has just made with these registers x0 to x3.
-#[inline]
-pub fn arrive(guest: Guest<'_>, [x0, x1, x2, x3]: [u64; 4]) -> Verdict {
+/// Straight from the vector: the guest that runs has executed `hvc #0`. Returns the reply, as two registers.
+#[unsafe(no_mangle)]
+extern "C-unwind" fn baton_hypercall(
+    x0: u64,
+    x1: u64,
+    x2: u64,
+    x3: u64,
+    vcpu: &'static Vcpu,
+    dispatcher: &'static Dispatcher,
+) -> Reply {
     match Call::index(x0) {
         // The one that all the others are there for.
-        VCPU_RUN => vcpu_run(guest, x1, x2, Style::Reference),
-        index => match SERVICES.get(index as usize) {
-            Some(service) => service(x0, x1, x2, x3, guest.vcpu, guest.local),
-            None => arrive_otherwise(x0, x1, x2, x3, guest.vcpu, guest.local),
+        0 => vcpu_run(Caller { dispatcher, vcpu }, x1, x2),
+        index => match FUNCTIONS.get(index as usize) {
+            Some(function) => function(x0, x1, x2, x3, vcpu, dispatcher),
+            None => rare(x0, x1, x2, x3, vcpu, dispatcher),
         },
     }
 }
 
-const VCPU_RUN: u32 = 0;
-const _: () = assert!(matches!(Call::decode([Call::function(VCPU_RUN as u64), 0, 0, 0]), Call::VcpuRun { .. }));
-
-/// As [`arrive`], of what is not in its plain form, not of the reference ABI, or not a function at all.
+/// Baton's own calls, and what is in no plain form or no function at all.
 #[cold]
 #[inline(never)]
-extern "C" fn arrive_otherwise(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
+fn rare(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, dispatcher: &'static Dispatcher) -> Reply {
     let plain = Call::plain(x0);
-    match SERVICES.get(Call::index(plain) as usize).or_else(|| EXTENSIONS.get(Call::index_of_extension(plain) as usize))
-    {
-        Some(service) => service(plain, x1, x2, x3, vcpu, local),
-        None => unknown(Guest { local, vcpu }, [x0, x1, x2, x3]),
+    let own = || OWN_FUNCTIONS.get(Call::index_of_own(plain) as usize);
+    match FUNCTIONS.get(Call::index(plain) as usize).or_else(own) {
+        Some(function) => function(plain, x1, x2, x3, vcpu, dispatcher),
+        None => unknown(Caller { dispatcher, vcpu }, [x0, x1, x2, x3]),
     }
 }
 
-/// Serves one function: its arguments are where they came in, and everything that it does not need is compiled out of it.
-type Service = extern "C" fn(u64, u64, u64, u64, &'static Vcpu, &Local) -> Verdict;
+/// One function of the dispatcher, as the vector calls it: everything that the others need is compiled out of it, and its
+/// arguments are where they came in.
+type Function = fn(u64, u64, u64, u64, &'static Vcpu, &'static Dispatcher) -> Reply;
 
-extern "C" fn service<const FUNCTION: u64>(
+fn function<const X0: u64>(
     _: u64,
     x1: u64,
     x2: u64,
     x3: u64,
     vcpu: &'static Vcpu,
-    local: &Local,
-) -> Verdict {
-    serve(Guest { local, vcpu }, Call::decode([FUNCTION, x1, x2, x3]))
+    dispatcher: &'static Dispatcher,
+) -> Reply {
+    dispatch(Caller { dispatcher, vcpu }, [X0, x1, x2, x3])
 }
 
-macro_rules! services {
-    ($function:path: $($index:literal)*) => {
-        [$(service::<{ $function($index) }> as Service),*]
-    };
+macro_rules! functions {
+    ($($x0:literal)*) => { [$(function::<$x0>),*] };
 }
 
-static SERVICES: [Service; Call::FUNCTIONS] = services!(Call::function: 0 1 2 3 4 5 6 7 8 9);
-static EXTENSIONS: [Service; Call::EXTENSIONS] = services!(Call::extension: 0 1 2);
+static FUNCTIONS: [Function; Call::FUNCTIONS] =
+    functions!(0xff00 0xff01 0xff02 0xff03 0xff04 0xff05 0xff06 0xff07 0xff08 0xff09);
+static OWN_FUNCTIONS: [Function; Call::OWN_FUNCTIONS] = functions!(0xff80 0xff81 0xff82 0xff83);
 
-/// Serves a call that is decoded.
+/// Serves the call with these x0 to x3.
 #[inline(always)]
-pub fn serve(guest: Guest<'_>, call: Call) -> Verdict {
-    match call {
-        Call::VcpuRun { vm, vcpu, style } => vcpu_run_ext(guest, vm, vcpu, style),
-        Call::VmGetCount => Verdict::answer(guest.local.machine().vms.len() as u64),
-        Call::VcpuGetCount { vm } => Verdict::answer(vcpu_get_count(guest, vm)),
-        Call::VmConfigure { send, recv } => vm_configure(guest, send, recv),
-        Call::MailboxSend { vm, size } => mailbox_send(guest, vm, size),
-        Call::MailboxReceive { block } => mailbox_receive(guest, block),
-        Call::MailboxClear => mailbox_clear(guest),
-        Call::EnableInterrupt { id, enable } => enable_interrupt(guest, id, enable),
-        Call::GetAndAcknowledgeInterrupt => get_and_acknowledge_interrupt(guest),
-        Call::InjectInterrupt { vm, vcpu, id } => inject_interrupt(guest, vm, vcpu, id),
-        Call::CallExists { function } => call_exists(function),
-        Call::VcpuCounter { vm, vcpu, counter } => vcpu_counter(guest, vm, vcpu, counter),
-        Call::Unknown => Verdict::answer(FAILED),
+pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
+    match Call::decode(args) {
+        Call::VcpuRun { vm, vcpu, format: ResultFormat::Reference, .. } => vcpu_run(caller, vm, vcpu),
+        Call::VcpuRun { vm, vcpu, patience, .. } => vcpu_run_ext(caller, vm, vcpu, patience),
+        Call::VmGetCount => Reply::now(caller.dispatcher.machine().vms.len() as u64),
+        Call::VcpuGetCount { vm } => vcpu_get_count(caller, vm),
+        Call::VmConfigure { send, recv } => vm_configure(caller, send, recv),
+        Call::MailboxSend { vm, size } => mailbox_send(caller, vm, size),
+        Call::MailboxReceive { block } => mailbox_receive(caller, block),
+        Call::MailboxClear => mailbox_clear(caller),
+        Call::EnableInterrupt { id, enable } => enable_interrupt(caller, id, enable),
+        Call::GetAndAcknowledgeInterrupt => get_and_acknowledge_interrupt(caller),
+        Call::InjectInterrupt { vm, vcpu, id } => inject_interrupt(caller, vm, vcpu, id),
+        Call::CallExists { function } => Reply::now(Call::exists(function).into()),
+        Call::VcpuCounter { vm, vcpu, counter } => vcpu_counter(caller, vm, vcpu, counter),
+        Call::VcpuYield => vcpu_yield(caller),
+        Call::Unknown => unknown(caller, args),
     }
 }
 
-/// The primary's; what it names is looked up here.
+/// `vcpu_run`, the one that all the others are there for.
 #[inline(always)]
-fn vcpu_run(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
-    if !guest.is_primary() {
-        return Verdict::answer(match style {
-            Style::Reference => Outcome::Absent.encode(style),
-            Style::Extended { .. } => FAILED,
-        });
-    }
-    match guest.local.machine().runnable(vm, vcpu) {
-        Some(target) => run::vcpu_run(guest, target, style),
-        None => Verdict::answer(Outcome::Absent.encode(style)),
+fn vcpu_run(caller: Caller, vm: u64, vcpu: u64) -> Reply {
+    match caller.dispatcher.machine().runnable(vm, vcpu) {
+        Some(target) if caller.is_primary() => {
+            caller.dispatcher.vcpu_run(target, ResultFormat::Reference, Patience::WhileSaving)
+        }
+        _ => Reply::now(RunResult::ABSENT.encode(ResultFormat::Reference)),
     }
 }
 
+/// `vcpu_run_ext`.
 #[inline(never)]
-fn vcpu_run_ext(guest: Guest<'_>, vm: u64, vcpu: u64, style: Style) -> Verdict {
-    vcpu_run(guest, vm, vcpu, style)
-}
-
-#[inline]
-fn vcpu_get_count(guest: Guest<'_>, vm: u64) -> u64 {
-    if !guest.is_primary() {
-        return FAILED;
+fn vcpu_run_ext(caller: Caller, vm: u64, vcpu: u64, patience: Patience) -> Reply {
+    if !caller.is_primary() {
+        return Reply::now(FAILED);
     }
-    guest.local.machine().vm(vm).map_or(FAILED, |vm| vm.vcpus.len() as u64)
-}
-
-fn vm_configure(guest: Guest<'_>, send: u64, recv: u64) -> Verdict {
-    Verdict::answer(guest.vm().configure(send, recv).map_or(FAILED, |()| 0))
-}
-
-fn mailbox_send(guest: Guest<'_>, to: u64, size: u64) -> Verdict {
-    if size > MAX_MESSAGE || to == guest.vm().id.0.into() {
-        return Verdict::answer(FAILED);
+    match caller.dispatcher.machine().runnable(vm, vcpu) {
+        Some(target) => caller.dispatcher.vcpu_run(target, ResultFormat::Extended, patience),
+        None => Reply::now(RunResult::ABSENT.encode(ResultFormat::Extended)),
     }
-    let Some(to) = guest.local.machine().vm(to) else { return Verdict::answer(FAILED) };
+}
+
+#[inline(always)]
+fn vcpu_get_count(caller: Caller, vm: u64) -> Reply {
+    if !caller.is_primary() {
+        return Reply::now(FAILED);
+    }
+    Reply::now(caller.dispatcher.machine().vcpu_count(vm).map_or(FAILED, |count| count as u64))
+}
+
+#[inline(always)]
+fn vm_configure(caller: Caller, send: u64, recv: u64) -> Reply {
+    Reply::now(caller.vm().configure(send, recv).map_or(FAILED, |()| 0))
+}
+
+#[inline(always)]
+fn mailbox_send(caller: Caller, to: u64, size: u64) -> Reply {
+    if size > MAX_MESSAGE || to == caller.vm().id.0.into() {
+        return Reply::now(FAILED);
+    }
+    let Some(to) = caller.dispatcher.machine().vm(to) else { return Reply::now(FAILED) };
     // A stopped VM reads nothing any more.
     if to.is_stopped() {
-        return Verdict::answer(FAILED);
+        return Reply::now(FAILED);
     }
-    let (Some(send), Some(recv)) = (guest.vm().send_page(), to.recv_page()) else { return Verdict::answer(FAILED) };
-    let Ok(filling) = to.mailbox.begin() else { return Verdict::answer(FAILED) };
+    let (Some(send), Some(recv)) = (caller.vm().send_page(), to.recv_page()) else { return Reply::now(FAILED) };
+    let Ok(filling) = to.mailbox.begin() else { return Reply::now(FAILED) };
     if size != 0 {
         arch::copy_message(send, recv, size as usize);
     }
-    let message = Message { from: guest.vm().id, size: size as u32 };
+    let message = Message { from: caller.vm().id, size: size as u32 };
     if to.id.is_primary() {
         filling.deliver_read();
-        return Verdict::then_tell(0, Outcome::Message { size: message.size });
+        return Reply::tell(RunResult::message(message.size));
     }
-    let woken = filling.deliver(message);
-    if guest.is_primary() {
-        Verdict::answer(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into()))
-    } else {
-        Verdict::then_tell(0, Outcome::WakeUp { vm: to.id, vcpu: woken })
+    match filling.deliver(message) {
+        None => sent(caller.vcpu, to, None),
+        Some(vcpu) if to.handoff(vcpu).wake_parked(Completion::Receive) => sent(caller.vcpu, to, Some(vcpu)),
+        Some(vcpu) => wake_receiver(caller.vcpu, to, vcpu),
     }
 }
 
-fn mailbox_receive(guest: Guest<'_>, block: bool) -> Verdict {
-    if guest.is_primary() {
-        return Verdict::answer(NO_MESSAGE);
+/// The end of a send to a vCPU that waits, and is granted, being saved, or on its way to block: then it looks for the message
+/// itself.
+#[cold]
+#[inline(never)]
+fn wake_receiver(sender: &Vcpu, to: &Vm, receiver: VcpuId) -> Reply {
+    let _ = to.handoff(receiver).wake(|on| on == Completion::Receive);
+    sent(sender, to, Some(receiver))
+}
+
+/// Who was woken is the primary's to know.
+#[inline(always)]
+fn sent(sender: &Vcpu, to: &Vm, woken: Option<VcpuId>) -> Reply {
+    if sender.is_primarys() {
+        Reply::now(woken.map_or(NO_VCPU, |vcpu| vcpu.0.into()))
+    } else {
+        Reply::tell(RunResult::wake_up(to.id, woken))
+    }
+}
+
+#[inline(always)]
+fn mailbox_receive(caller: Caller, block: bool) -> Reply {
+    if caller.is_primary() {
+        return Reply::now(NO_MESSAGE);
     }
     // Nothing there, and nobody waits: the likely one of those that block.
-    if block && !guest.vcpu.interrupts.deliverable() && guest.vm().mailbox.wait_alone(guest.vcpu.id()) {
-        return Verdict::leave(Leave::BLOCKED);
+    if block && !caller.vcpu.interrupts.deliverable() && caller.vm().mailbox.wait_alone(caller.vcpu.id()) {
+        return Reply::later(Completion::Receive);
     }
-    mailbox_receive_or_queue(guest, block)
+    mailbox_receive_or_queue(caller, block)
 }
 
 #[inline(never)]
-fn mailbox_receive_or_queue(guest: Guest<'_>, block: bool) -> Verdict {
-    let mailbox = &guest.vm().mailbox;
-    if !block || guest.vcpu.interrupts.deliverable() {
-        return Verdict::answer(mailbox.take(guest.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
+fn mailbox_receive_or_queue(caller: Caller, block: bool) -> Reply {
+    let mailbox = &caller.vm().mailbox;
+    if !block || caller.vcpu.interrupts.deliverable() {
+        return Reply::now(mailbox.take(caller.vcpu.id()).map_or(NO_MESSAGE, Message::encode));
     }
-    match mailbox.take_or_wait(guest.vcpu.id()) {
-        Some(message) => Verdict::answer(message.encode()),
-        None => Verdict::leave(Leave::BLOCKED),
+    match mailbox.take_or_wait(caller.vcpu.id()) {
+        Some(message) => Reply::now(message.encode()),
+        None => Reply::later(Completion::Receive),
     }
 }
 
-fn mailbox_clear(guest: Guest<'_>) -> Verdict {
-    Verdict::answer(if guest.vm().mailbox.clear() { 0 } else { FAILED })
+#[inline(always)]
+fn mailbox_clear(caller: Caller) -> Reply {
+    Reply::now(if caller.vm().mailbox.clear() { 0 } else { FAILED })
 }
 
-fn enable_interrupt(guest: Guest<'_>, id: u64, enable: bool) -> Verdict {
-    let Some(id) = checked_id(id) else { return Verdict::answer(FAILED) };
-    guest.vcpu.interrupts.enable(id, enable);
-    settle_line(guest);
-    Verdict::answer(0)
+#[inline(always)]
+fn enable_interrupt(caller: Caller, id: u64, enable: bool) -> Reply {
+    let Some(id) = checked_id(id) else { return Reply::now(FAILED) };
+    caller.vcpu.interrupts.enable(id, enable);
+    settle_line(caller);
+    Reply::now(0)
 }
 
-fn get_and_acknowledge_interrupt(guest: Guest<'_>) -> Verdict {
-    let Some(id) = guest.vcpu.interrupts.fetch() else { return Verdict::answer(NO_INTERRUPT) };
-    guest.vcpu.counters.interrupts.fetch_add(1, Ordering::Relaxed);
-    settle_line(guest);
-    Verdict::answer(id.into())
+#[inline(always)]
+fn get_and_acknowledge_interrupt(caller: Caller) -> Reply {
+    let Some(id) = caller.vcpu.interrupts.fetch() else { return Reply::now(NO_INTERRUPT) };
+    caller.vcpu.counters.interrupts.count();
+    settle_line(caller);
+    Reply::now(id.into())
 }
 
-fn inject_interrupt(guest: Guest<'_>, vm: u64, vcpu: u64, id: u64) -> Verdict {
-    let (Some(vcpu), Some(id)) = (guest.local.machine().vcpu(vm, vcpu), checked_id(id)) else {
-        return Verdict::answer(FAILED);
+#[inline(always)]
+fn inject_interrupt(caller: Caller, vm: u64, vcpu: u64, id: u64) -> Reply {
+    let (Some(vcpu), Some(id)) = (caller.dispatcher.machine().vcpu(vm, vcpu), checked_id(id)) else {
+        return Reply::now(FAILED);
     };
     let vm = vcpu.vm();
-    if !guest.is_primary() && vm.id != guest.vm().id {
-        return Verdict::answer(FAILED);
+    if !caller.is_primary() && vm.id != caller.vm().id {
+        return Reply::now(FAILED);
     }
     if vcpu.interrupts.inject(id) == Injected::NothingNew {
-        return Verdict::answer(0);
+        return Reply::now(0);
     }
-    if core::ptr::eq(vcpu, guest.vcpu) {
-        settle_line(guest);
-        return Verdict::answer(0);
+    if core::ptr::eq(vcpu, caller.vcpu) {
+        settle_line(caller);
+        return Reply::now(0);
     }
     if vm.id.is_primary() {
-        return Verdict::answer(0); // it has no line: it fetches what is pending when it likes
+        return Reply::now(0); // it has no line: it fetches what is pending when it likes
     }
-    if let Some(cpu) = vcpu.loaded_on() {
+    if let Wake::Running(cpu) = vcpu.wake(Completion::ends_with_interrupt) {
         // It runs on another pCPU and would see it only at its next exit.
-        vcpu.counters.kicks.fetch_add(1, Ordering::Relaxed);
-        kick(guest.local, vcpu, cpu);
-        return Verdict::answer(0);
+        vcpu.counters.kicks.count_shared();
+        vcpu.kick(caller.dispatcher.local(), cpu);
+        return Reply::now(0);
     }
-    if guest.is_primary() {
-        Verdict::answer(0) // the one who schedules knows already
+    if caller.is_primary() {
+        Reply::now(0) // the one who schedules knows already
     } else {
-        Verdict::then_tell(0, Outcome::WakeUp { vm: vm.id, vcpu: Some(vcpu.id()) })
+        Reply::tell(RunResult::wake_up(vm.id, Some(vcpu.id())))
     }
-}
-
-/// Makes `vcpu`, which was seen to run on `cpu`, exit from there.
-pub fn kick(local: &Local, vcpu: &Vcpu, cpu: CpuId) {
-    arch::kick(&local.pcpus()[cpu.index()], || vcpu.loaded_on() == Some(cpu));
 }
 
 /// The caller's own virtual interrupt line, when what is deliverable has changed. The primary has none: its interrupts
 /// are physical.
-fn settle_line(guest: Guest<'_>) {
-    if !guest.is_primary() {
-        arch::set_virtual_interrupt(guest.vcpu.interrupts.deliverable());
+fn settle_line(caller: Caller) {
+    if !caller.is_primary() {
+        arch::set_virtual_interrupt(caller.vcpu.interrupts.deliverable());
     }
 }
 
-fn vcpu_counter(guest: Guest<'_>, vm: u64, vcpu: u64, counter: u64) -> Verdict {
-    if !guest.is_primary() {
-        return Verdict::answer(FAILED);
-    }
-    let Some(vcpu) = guest.local.machine().vcpu(vm, vcpu) else { return Verdict::answer(FAILED) };
-    let counters = &vcpu.counters;
-    let counter = match counter {
-        0 => &counters.waits,
-        1 => &counters.migrations,
-        2 => &counters.interrupts,
-        3 => &counters.kicks,
-        4 => &counters.runs,
-        _ => return Verdict::answer(FAILED),
-    };
-    Verdict::answer(counter.load(Ordering::Relaxed).into())
+#[inline(always)]
+fn vcpu_counter(caller: Caller, vm: u64, vcpu: u64, counter: u64) -> Reply {
+    let vcpu = if caller.is_primary() { caller.dispatcher.machine().vcpu(vm, vcpu) } else { None };
+    let counter = vcpu.and_then(|vcpu| vcpu.counters.numbered(counter));
+    Reply::now(counter.map_or(FAILED, |counter| counter.get().into()))
 }
 
-fn call_exists(function: u64) -> Verdict {
-    Verdict::answer(Call::exists(function).into())
+#[inline(never)]
+fn vcpu_yield(caller: Caller) -> Reply {
+    if caller.is_primary() { Reply::now(FAILED) } else { Reply::tell(RunResult::YIELD) }
 }
 
 /// None of ours; the primary's may be one to the firmware.
-fn unknown(guest: Guest<'_>, args: [u64; 4]) -> Verdict {
-    if !guest.is_primary() {
-        return Verdict::answer(FAILED);
+#[cold]
+#[inline(never)]
+fn unknown(caller: Caller, args: [u64; 4]) -> Reply {
+    if !caller.is_primary() {
+        return Reply::now(FAILED);
     }
-    match psci::serve(guest.local.machine(), args) {
-        psci::Answer::Return(result) => Verdict::answer(result),
-        psci::Answer::TurnOff => Verdict::leave(Leave::TURN_OFF),
-    }
+    psci::serve(caller.dispatcher.machine(), args)
 }
 
 fn checked_id(id: u64) -> Option<u32> {

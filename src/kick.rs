@@ -6,7 +6,8 @@
 //! - a target is to be kicked out of a secondary, which is *there* while its word says `Loaded`, or out of its sleep, which
 //!   its own flag says; otherwise a kick has no purpose, for it is about to look anyway;
 //! - a kicker says `kicked`, then looks whether the target is still there; a target says that it is not any more, then
-//!   looks whether it was `kicked` (a fence between the two on both sides): at least one sees the other;
+//!   looks whether it was `kicked`: at least one sees the other, because for a secondary both look at or change the handoff
+//!   word by a read-modify-write, and for a sleep there is a fence between the two steps on both sides;
 //! - a target that was kicked waits for the kicker's few instructions at the gate, then cleans up.
 //!
 //! Raising the interrupt and clearing it is the hardware's part, and given by the caller.
@@ -28,37 +29,40 @@ impl Kick {
         Self { asleep: AtomicBool::new(false), kicked: AtomicBool::new(false), gate: Lock::new(()) }
     }
 
-    /// This pCPU is going to sleep. Followed by a fence, and a look at what a kick would be for.
+    /// This pCPU is going to sleep. Whoever wakes it from here on sees that; what was woken before, its next look sees.
     #[inline]
-    pub fn lie_down(&self) {
-        // Relaxed: pairs with nothing but by the fences, here and in `exec::wake`.
+    pub fn prepare_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `is_asleep`.
+        fence(Ordering::SeqCst);
     }
 
-    /// Whether the pCPU sleeps, or is about to. After a fence.
+    /// Whether the pCPU sleeps, or is about to. If not, it sees what the caller did before.
     #[inline]
     pub fn is_asleep(&self) -> bool {
+        // Pairs with the fences in `prepare_sleep` and `finish_sleep`.
+        fence(Ordering::SeqCst);
         self.asleep.load(Ordering::Relaxed)
     }
 
     /// It does not any more: no kick is pending afterwards, and none will be.
     #[inline]
-    pub fn get_up(&self, clear: impl FnOnce()) {
+    pub fn finish_sleep(&self, clear: impl FnOnce()) {
         self.asleep.store(false, Ordering::Relaxed);
-        // Pairs with the fence in `send`.
+        // Pairs with the fence in `is_asleep`.
         fence(Ordering::SeqCst);
         self.take(clear);
     }
 
     /// Makes the pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself,
     /// and looks. Takes the gate, which is held for a few instructions.
+    ///
+    /// `still_there` is [`Self::is_asleep`] or `Handoff::is_loaded_on`, which keep their order with what came before them.
     #[inline]
     pub fn send(&self, still_there: impl FnOnce() -> bool, raise: impl FnOnce()) {
         let _one_at_a_time = self.gate.lock();
         // Relaxed, here and in `take`: what it announces is behind the gate.
         let was_kicked = self.kicked.swap(true, Ordering::Relaxed);
-        // Pairs with the fence in `get_up`, and with the one behind the publish of a vCPU that was run.
-        fence(Ordering::SeqCst);
         if still_there() {
             raise();
         } else {
@@ -67,7 +71,7 @@ impl Kick {
     }
 
     /// Whether this pCPU was kicked; if so the kick is cleared, and whatever interrupt is pending now is the primary's.
-    /// Behind the publish and a fence, no kick for that vCPU comes any more.
+    /// Behind the publish, no kick for that vCPU comes any more.
     #[inline]
     pub fn take(&self, clear: impl FnOnce()) -> bool {
         self.kicked.load(Ordering::Relaxed) && self.clean_up(clear)

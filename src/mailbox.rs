@@ -214,11 +214,11 @@ impl Mailbox {
         before.unwrap_or_else(|word| word).message_for(me)
     }
 
-    /// Whether there is a message that nobody has taken. Stale as soon as it is returned: whoever brings one says so.
+    /// Whether there is a message that `vcpu` may take. Stale as soon as it is returned: whoever sends one wakes the waiter.
     #[inline]
-    pub fn has_message(&self) -> bool {
+    pub fn has_message_for(&self, vcpu: VcpuId) -> bool {
         // Relaxed: `take` has the order.
-        Word(self.0.load(Ordering::Relaxed)).is(bits::RECEIVED)
+        Word(self.0.load(Ordering::Relaxed)).message_for(number(vcpu)).is_some()
     }
 
     /// Edge 6: `vcpu` waits no more; a message that was promised to it is anybody's again.
@@ -229,6 +229,13 @@ impl Mailbox {
             let rest = word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().without(me)).0;
             Some(Word(if word.promised() == me { rest & !(0xf << bits::PROMISED) } else { rest }))
         });
+    }
+
+    /// Edge 6 of every waiter.
+    pub fn forget_waiters(&self) {
+        // Relaxed: as in `forget_waiter`.
+        let _ =
+            self.edit(Ordering::Relaxed, |word| Some(Word(word.0 & u64::from(u32::MAX) & !(0xf << bits::PROMISED))));
     }
 
     /// Edge 4: makes the mailbox ready for the next message; false if there is nothing read to clear.

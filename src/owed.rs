@@ -1,27 +1,26 @@
-//! What the hypervisor still owes a vCPU: virtual interrupts, and the return value of a call that blocks.
+//! What the hypervisor owes a vCPU: virtual interrupts, and the results of calls that complete later.
 //!
-//! **Owed, Not Written**: nobody writes registers that it does not own. Whoever has something for a vCPU that is not its
-//! own records it here (an interrupt) or in the mailbox (a message); the pCPU that next claims the vCPU settles it just
-//! before the load. Pull at resume, never push by the sender.
+//! **Owed, Not Written**: nobody writes registers that it does not own. A sender or injector records what it has for a vCPU,
+//! here or in the mailbox, and then takes the wake edge of the vCPU's [handoff word](crate::handoff). The pCPU that next
+//! acquires the vCPU settles it just before the load: pull at resume, never push by the sender.
 //!
-//! **No Wake Is Lost**, against an injector: the injector first makes the interrupt pending and then looks where the vCPU
-//! is; a pCPU first says `Loaded` and then looks what is pending. A fence stands between the two steps on both sides (store
-//! buffering), so either the pCPU sees the interrupt, or the injector sees `Loaded` and kicks it. The same holds when the
-//! vCPU enables an id, and when it stops being `Loaded` because it wants to wait.
+//! **No Wake Is Lost**: whoever brings something records it first and wakes second. A vCPU looks before it blocks, and so
+//! sees what was recorded before it was acquired. A wake that finds it loaded is noted in its word, and it looks once more
+//! when the word says that it is blocked. A wake that comes later finds it blocked. All of these edges are
+//! read-modify-writes of one word, and therefore in an order. A vCPU that enables an interrupt does not change its word; there a fence on both
+//! sides does the same, inside [`VirtualInterrupts::inject`] and [`VirtualInterrupts::enable`].
 
-use core::future::Future;
-use core::pin::Pin;
-use core::task::{Context, Poll};
+use core::task::Poll;
 
-use crate::mailbox::{Message, NO_MESSAGE};
+use crate::ids::VcpuId;
+use crate::mailbox::{Mailbox, Message, NO_MESSAGE};
 use crate::sync::{AtomicU64, Ordering, fence};
-use crate::vcpu::Vcpu;
 
 /// Virtual interrupt ids are below this.
 pub const INTERRUPTS: u32 = 64;
 
 /// The virtual interrupts of one vCPU: two sets of ids, lock-free.
-#[repr(C)] // side by side, for they are looked at together
+#[repr(C)] // side by side, because they are read together
 pub struct VirtualInterrupts {
     /// Changed by the vCPU itself only.
     enabled: AtomicU64,
@@ -29,13 +28,13 @@ pub struct VirtualInterrupts {
     pending: AtomicU64,
 }
 
-/// What an injection came to.
+/// The outcome of an injection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use = "a vCPU that is not told misses its interrupt until its next exit"]
+#[must_use = "a vCPU that is not woken or kicked misses its interrupt until its next exit"]
 pub enum Injected {
-    /// The vCPU has something to take now that it had not before.
+    /// The vCPU has an interrupt to take that it did not have before.
     Deliverable,
-    /// It was pending already, or is not enabled.
+    /// The interrupt was pending already, or is not enabled.
     NothingNew,
 }
 
@@ -47,11 +46,10 @@ impl VirtualInterrupts {
     /// Makes `id` (below [`INTERRUPTS`]) pending. Any pCPU may.
     pub fn inject(&self, id: u32) -> Injected {
         let bit = 1 << id;
-        // Release: what the injector did before is visible to the vCPU that fetches the id.
+        // Release: the vCPU that fetches the id sees what the injector did before.
         let before = self.pending.fetch_or(bit, Ordering::Release);
-        // Pairs with the fence in `look_again`.
+        // Pairs with the fence in `enable`.
         fence(Ordering::SeqCst);
-        // Relaxed: that the vCPU enables it is the fence's, in `enable`.
         if before & bit == 0 && self.enabled.load(Ordering::Relaxed) & bit != 0 {
             Injected::Deliverable
         } else {
@@ -59,29 +57,22 @@ impl VirtualInterrupts {
         }
     }
 
-    /// Stands between saying `Loaded`, or no longer saying it, and looking for interrupts. Pairs with the fence in
-    /// [`Self::inject`]; also with that of a kick, and of who stops the VM.
-    #[inline]
-    pub fn look_again(&self) {
-        fence(Ordering::SeqCst);
-    }
-
     /// Whether the vCPU's virtual interrupt line is high.
     #[inline]
     pub fn deliverable(&self) -> bool {
-        // Relaxed: where it has to be seen, `look_again` is before it; what came with it is acquired by `fetch`.
+        // Relaxed: an edge of the handoff word, or the fence in `enable`, comes before a look that must not miss one.
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
     }
 
     /// Enables or disables `id` (below [`INTERRUPTS`]). By the vCPU itself.
     pub fn enable(&self, id: u32, on: bool) {
         let bit = 1 << id;
-        // Relaxed: by the fence, or because only the vCPU itself looks for what it has disabled.
         if on {
             self.enabled.fetch_or(bit, Ordering::Relaxed);
-            // Pairs with the fence in `inject`: it sees that the id is enabled, or the vCPU sees it pending before it goes on.
+            // Pairs with the fence in `inject`: it sees that the id is enabled, or the vCPU's next look sees it pending.
             fence(Ordering::SeqCst);
         } else {
+            // Relaxed: only the vCPU itself cares that it is disabled.
             self.enabled.fetch_and(!bit, Ordering::Relaxed);
         }
     }
@@ -106,42 +97,65 @@ impl Default for VirtualInterrupts {
     }
 }
 
-/// A blocked `mailbox_receive`, as a future of its return value.
+/// What a vCPU waits for whose call has no result yet.
 ///
-/// Ready when a message for this vCPU is there, or when a virtual interrupt that it has enabled is pending. It has no
-/// waker: the one to tell is the primary, by the answer of the send or injection that ends the block, and the next
-/// `vcpu_run` of the vCPU polls it.
+/// A vCPU that is blocked has its completion in its handoff word. The wake is an edge of that word, taken by whoever brings
+/// what it waits for; the pCPU that next acquires the vCPU polls the completion and injects the result.
 ///
-/// Cancel safety: it holds nothing; the vCPU's place among the waiters is the mailbox's, and is given up when it resolves
-/// or when its VM stops.
-pub struct BlockedReceive {
-    pub vcpu: &'static Vcpu,
+/// Cancel safety: a completion holds nothing. A receiver's place among the waiters is the mailbox's; it is given up when the
+/// completion is ready, or when the VM stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Completion {
+    /// `mailbox_receive`: a message, or an interrupt that the vCPU has enabled.
+    Receive = 1,
+    /// `wfi`: an interrupt that the vCPU has enabled.
+    Interrupt = 2,
+    /// CPU_OFF, or never started: a vCPU that is turned on.
+    PowerOn = 3,
+    /// `vcpu_run`: the run request in the slot of this pCPU. Never in a word, because the primary's vCPU stays loaded.
+    Run = 4,
 }
 
-impl BlockedReceive {
-    /// What a poll finds in the likely case, if it is that: a message, and nobody else who waits for one.
+impl Completion {
+    /// Whether an interrupt ends the wait.
     #[inline]
-    pub fn likely_result(&self) -> Option<u64> {
-        self.vcpu.vm().mailbox.take_alone(self.vcpu.id()).map(Message::encode)
+    pub fn ends_with_interrupt(self) -> bool {
+        matches!(self, Self::Receive | Self::Interrupt)
+    }
+
+    /// Whether a poll on behalf of vCPU `id` would be ready now.
+    pub fn is_ready(self, id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> bool {
+        self.ends_with_interrupt() && interrupts.deliverable() || self == Self::Receive && mailbox.has_message_for(id)
+    }
+
+    /// Polls on behalf of vCPU `id`, which the caller has acquired. Ready with the result of the call, or with none if there
+    /// is nothing to inject.
+    #[inline(always)] // as above
+    pub fn poll(self, id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> Poll<Option<u64>> {
+        match self {
+            Self::Receive => match mailbox.take_alone(id) {
+                Some(message) => Poll::Ready(Some(message.encode())), // the likely case
+                None => receive(id, interrupts, mailbox).map(Some),
+            },
+            Self::Interrupt if !interrupts.deliverable() => Poll::Pending,
+            Self::Interrupt | Self::PowerOn | Self::Run => Poll::Ready(None),
+        }
     }
 }
 
-impl Future for BlockedReceive {
-    type Output = u64;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u64> {
-        let vcpu = self.vcpu;
-        let mailbox = &vcpu.vm().mailbox;
-        // The wait is over before it looks for a message: who brings one later tells somebody else.
-        let interrupted = vcpu.interrupts.deliverable();
-        if interrupted {
-            mailbox.forget_waiter(vcpu.id());
-        }
-        if mailbox.has_message()
-            && let Some(message) = mailbox.take(vcpu.id())
-        {
-            return Poll::Ready(message.encode());
-        }
-        if interrupted { Poll::Ready(NO_MESSAGE) } else { Poll::Pending }
+/// The poll of a receive that other vCPUs wait beside, or that an interrupt has ended.
+#[inline(never)]
+fn receive(id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> Poll<u64> {
+    let interrupted = interrupts.deliverable();
+    if interrupted {
+        // Before it looks for a message: a message that is sent later is promised to the next waiter, who is woken. The
+        // other way round, one that is sent in between would be promised to this vCPU and then be nobody's.
+        mailbox.forget_waiter(id);
+    }
+    match mailbox.take(id).map(Message::encode) {
+        Some(message) => Poll::Ready(message),
+        None if interrupted => Poll::Ready(NO_MESSAGE),
+        None => Poll::Pending,
     }
 }

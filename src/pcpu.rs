@@ -1,55 +1,121 @@
-//! A physical CPU as the others see it: how to wake it, turn it on, and what it has to report.
+//! A physical CPU as the others see it: its power switch, what it has to report, and how its tasks are woken.
+//!
+//! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
+//! interrupt for one that sleeps in WFI. A pCPU that is going to sleep says so, then looks at the bits once more, then
+//! sleeps ([`crate::exec`]). Whatever order the two run in, one of them sees the other; WFE remembers an event that came
+//! before it, and WFI does not sleep while an interrupt is pending.
+//!
+//! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, whose alignment leaves the low bits to
+//! the task. No reference counts, no allocation; waking takes no lock of a vCPU or VM, and polls nothing.
+
+#![allow(unsafe_code)] // the waker's vtable
+
+use core::task::{RawWaker, RawWakerVTable, Waker};
 
 use crate::arch;
-use crate::exec::Wakeups;
 use crate::ids::{CpuId, MAX_CPUS};
-use crate::psci::Power;
+use crate::power::Power;
 use crate::report::Reports;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
+
+/// A task of a pCPU; the number is its bit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Task {
+    Main = 0,
+    Reporter = 1,
+}
 
 /// What every pCPU may know and touch of one pCPU. Aligned so that no two share a cache line, and so that a waker has low
 /// bits for the task.
 #[repr(align(128))]
 pub struct Pcpu {
-    pub id: CpuId,
-    pub wakeups: Wakeups,
+    /// Bit n: task n is woken.
+    woken: AtomicU32,
     pub power: Power,
     pub reports: Reports,
     pub arch: arch::PcpuArch,
-    mpidr: AtomicU64,
 }
 
 impl Pcpu {
-    const fn new(id: CpuId) -> Self {
-        Self {
-            id,
-            wakeups: Wakeups::new(),
-            power: Power::new(),
-            reports: Reports::new(),
-            arch: arch::PcpuArch::new(),
-            mpidr: AtomicU64::new(0),
-        }
+    const fn new() -> Self {
+        Self { woken: AtomicU32::new(0), power: Power::new(), reports: Reports::new(), arch: arch::PcpuArch::new() }
     }
 
     /// As many pCPUs as Baton drives, none of them present yet.
     pub const fn table() -> [Self; MAX_CPUS] {
-        let mut table = [const { Self::new(CpuId::new(0)) }; MAX_CPUS];
+        let mut table = [const { Self::new() }; MAX_CPUS];
         let mut n = 0;
         while n < MAX_CPUS {
-            table[n].id = CpuId::new(n);
+            table[n].arch.id = CpuId::new(n);
             n += 1;
         }
         table
     }
 
-    /// The affinity fields of this pCPU's MPIDR, as the device tree's `reg` has them.
-    pub fn mpidr(&self) -> u64 {
-        self.mpidr.load(Ordering::Relaxed)
+    #[inline]
+    pub fn id(&self) -> CpuId {
+        self.arch.id
     }
 
-    /// Says that this pCPU exists. At boot, before any other pCPU runs.
+    /// Says that this pCPU exists, with these affinity fields of its MPIDR. At boot, before any other pCPU runs.
     pub fn set_present(&self, mpidr: u64) {
-        self.mpidr.store(mpidr, Ordering::Relaxed);
+        self.arch.set_mpidr(mpidr);
         self.power.set_present();
     }
+
+    /// Wakes a task. May be called on any pCPU, and under embassy-sync's locks; takes no lock of a vCPU or VM.
+    pub fn wake(&self, task: Task) {
+        // Release: pairs with the acquire of `take_woken`.
+        self.woken.fetch_or(1 << task as u32, Ordering::Release);
+        if self.id() == arch::this_cpu() {
+            return; // its loop looks at the bits before it enters a guest or sleeps
+        }
+        if arch::is_asleep(&self.arch) {
+            arch::kick(&self.arch, || arch::is_asleep(&self.arch));
+        } else {
+            arch::send_event();
+        }
+    }
+
+    /// Whether no task is woken.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        // Relaxed: whoever sees a bit takes it, with acquire, before anything is done because of it.
+        self.woken.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes the bit of one task; whether it was set. By the pCPU's own executor.
+    pub(crate) fn take_woken(&self, task: Task) -> bool {
+        let bit = 1 << task as u32;
+        if self.woken.load(Ordering::Relaxed) & bit == 0 {
+            return false; // relaxed: as `is_idle`
+        }
+        // Acquire: pairs with the release of `wake`; what was done before the wake is visible to the poll.
+        self.woken.fetch_and(!bit, Ordering::Acquire) & bit != 0
+    }
+
+    /// The waker of a task.
+    pub fn waker(&'static self, task: Task) -> Waker {
+        let data = core::ptr::from_ref(self).cast::<u8>().wrapping_add(task as usize);
+        // SAFETY: the vtable's functions keep the contract of `RawWaker`: they only read the pointer's two parts, and a
+        // `Pcpu` lives for ever.
+        unsafe { Waker::from_raw(RawWaker::new(data.cast(), &VTABLE)) }
+    }
+}
+
+const VTABLE: RawWakerVTable = RawWakerVTable::new(
+    |data| RawWaker::new(data, &VTABLE),
+    wake_raw,
+    wake_raw,
+    |_| {}, // nothing is owned
+);
+
+fn wake_raw(data: *const ()) {
+    let task = match data.addr() % align_of::<Pcpu>() {
+        0 => Task::Main,
+        _ => Task::Reporter,
+    };
+    let pcpu = data.cast::<u8>().wrapping_sub(task as usize).cast::<Pcpu>();
+    // SAFETY: `waker` made the pointer from a `&'static Pcpu`, whose alignment is larger than the number of tasks.
+    unsafe { &*pcpu }.wake(task);
 }

@@ -3,40 +3,14 @@
 //! The main task sends a [`Report`] and goes on; the reporter task of the same pCPU prints it before the next guest is
 //! entered. So the code that formats sentences is not in the code that runs vCPUs, and the console keeps the order of events.
 
+use core::convert::Infallible;
 use core::fmt;
 
 use embassy_sync::channel::Channel;
 
-use crate::exec::Never;
 use crate::exit::Fault;
 use crate::ids::{VcpuId, VmId};
 use crate::sync::RawLock;
-
-/// Why a vCPU does not run any more, as the run result's reason has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stop {
-    /// It was never started.
-    Off = 1,
-    /// It touched an address outside its memory.
-    Abort = 2,
-    /// It used a system register or instruction that a secondary does not have.
-    Undefined = 3,
-    /// It made a call that the convention does not allow.
-    IllegalCall = 4,
-}
-
-impl Stop {
-    /// The reason with this number.
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Off),
-            2 => Some(Self::Abort),
-            3 => Some(Self::Undefined),
-            4 => Some(Self::IllegalCall),
-            _ => None,
-        }
-    }
-}
 
 /// One thing to say.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +47,7 @@ impl Reports {
     }
 
     /// The reporter task: prints whatever comes, for ever.
-    pub async fn print_all(&self) -> Never {
+    pub async fn print_all(&self) -> Infallible {
         loop {
             let report = self.0.receive().await;
             crate::console::say!("{report}");

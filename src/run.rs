@@ -1,339 +1,424 @@
 //! The life of a pCPU, and in it the life of a `vcpu_run`, in the order in which it happens.
 //!
-//! 1. the primary's `vcpu_run(vm, vcpu)` arrives: decode and validate ([`crate::hypercall`])
-//! 2. take the registers if nothing is owed; else claim them: now, or, if another pCPU is still saving them, later; a
-//!    physical interrupt for the primary ends the wait (**Nobody Spins**)
+//! 1. the primary's `vcpu_run(vm, vcpu)` arrives in the exception vector, which decodes and validates it
+//!    ([`crate::hypercall`]), makes a [`RunRequest`] in the slot of this pCPU, and polls it once
+//! 2. acquire the registers: at once if the vCPU is parked; later if another pCPU is still saving it, unless a physical
+//!    interrupt for the primary ends the wait (**Nobody Spins**)
 //! 3. settle what is owed, now that the registers are exclusively ours
 //! 4. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
 //! 5. save, publish; whoever waits for this vCPU is woken
-//! 6. encode the answer for the primary, and go back to it
+//! 6. the result is the primary's x0, and the primary goes on
 //!
-//! All of that is polled once on the way in from the primary, on top of the entry that the primary is in: its general
-//! registers stay where that poll put them. Only a run that has to wait brings it back to the executor, which awaits the
-//! claim and then runs the same function.
+//! If nothing has to be waited for, all of that happens within the first poll, on top of the entry that the primary is in:
+//! its general registers stay where that poll has put them. A request that has to wait stays in its slot, the primary's exit
+//! brings the main task to it, and the main task polls it there when the save completion wakes this pCPU.
 
-use futures_util::future::{Either, FutureExt, select};
+use core::convert::Infallible;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+use futures_util::future::{Either, FutureExt, Select, select};
 
 use crate::arch::{self, Regs};
-use crate::call::{Outcome, Style};
-use crate::exec::{Local, Never};
-use crate::exit::{Cause, Exit, Fault, Leave};
-use crate::handoff::{Life, Patience};
-use crate::hypercall::{self, Guest, Verdict};
-use crate::owed::BlockedReceive;
+use crate::call::{FAILED, Reply, ReplyKind, ResultFormat, RunResult, Stop};
+use crate::exec::{Interrupt, Local, Slot};
+use crate::exit::{Cause, Exit, Fault};
+use crate::handoff::{Life, Patience, Wake};
+use crate::ids::{CpuId, VmId};
+use crate::machine::Machine;
+use crate::owed::Completion;
+use crate::pcpu::Task;
 use crate::psci;
-use crate::report::{Report, Stop};
-use crate::vcpu::{Claim, LoadedVcpu, OwedVcpu, ParkedRegs, ReadyVcpu, Requested, Vcpu};
+use crate::report::Report;
+use crate::sync::Ordering;
+use crate::vcpu::{Grant, LoadedVcpu, ParkedRegs, Unavailable, Vcpu};
 
-/// The main task of a pCPU: off, on, off, on.
-pub async fn live(local: &Local) -> Never {
-    let vcpu = &local.machine().primary().vcpus[local.cpu().index()];
-    loop {
-        let start = local.pcpu().power.turned_on().await;
-        // Nobody else ever asks for a vCPU of the primary: this resolves at once.
-        let Ok(mut regs) = vcpu.claim(local, Patience::WhileLoaded).await else { continue };
-        regs.owned().regs.start(start.entry, start.context);
-        run_primary(local, regs.load()).await;
-        local.pcpu().power.set_off();
-    }
+/// What serves the guests of one pCPU: its executor, the machine, and the run request that the primary has made here.
+#[repr(C)] // one pointer to it and to its first part
+pub struct Dispatcher {
+    local: Local,
+    machine: &'static Machine,
+    /// The primary's vCPU that lives here.
+    primary: &'static Vcpu,
+    /// The main task's.
+    waker: Waker,
+    request: Slot<RunRequest>,
 }
 
-/// Runs the primary's vCPU of this pCPU until it turns itself off.
-async fn run_primary(local: &Local, mut primary: LoadedVcpu<'_>) {
-    loop {
-        let exit = local.enter(&mut primary).await;
-        match exit {
-            Exit::Call(leave) => match (leave.waits(), local.take_held()) {
-                (Some(style), Some(held)) => {
-                    let verdict = match wait(held.take_up(local)).await {
-                        Ok(ready) => run_for(primary.vcpu(), ready, style),
-                        Err(outcome) => tell(outcome, style),
-                    };
-                    primary.owned().regs.return_from_hypercall(verdict.result());
-                }
-                _ if leave == Leave::TURN_OFF => return,
-                _ => {} // it has its result already
-            },
-            exit => match serve_primary(&mut primary, exit) {
-                psci::Answer::Return(_) => {}
-                psci::Answer::TurnOff => return,
-            },
+impl Dispatcher {
+    /// For pCPU `cpu` of `machine`, which the caller runs on.
+    pub fn new(machine: &'static Machine, cpu: CpuId) -> Self {
+        let local = Local::new(machine.pcpus, cpu);
+        let (primary, waker) = (&machine.vcpus(VmId::PRIMARY)[cpu.index()], local.pcpu().waker(Task::Main));
+        Self { local, machine, primary, waker, request: Slot::new() }
+    }
+
+    #[inline]
+    pub fn local(&'static self) -> &'static Local {
+        &self.local
+    }
+
+    #[inline]
+    pub fn machine(&self) -> &'static Machine {
+        self.machine
+    }
+
+    /// The main task of a pCPU: off, on, off, on.
+    pub async fn live(&'static self) -> Infallible {
+        let (local, power) = (&self.local, &self.local.pcpu().power);
+        loop {
+            let start = power.turned_on().await;
+            let _ = self.primary.wake(|on| on == Completion::PowerOn);
+            let Ok(mut regs) = self.primary.acquire(local, Patience::WhileSaving) else {
+                unreachable!("nobody but this pCPU asks for its vCPU of the primary")
+            };
+            regs.owned().regs.start(start.entry, start.context);
+            let mut primary = regs.load();
+            self.run_primary(&mut primary).await;
+            primary.block(Completion::PowerOn);
+            let _ = primary.park();
+            power.set_off();
         }
     }
-}
 
-/// An exit of the primary that is not a hypercall.
-#[cold]
-#[inline(never)]
-fn serve_primary(primary: &mut LoadedVcpu<'_>, exit: Exit) -> psci::Answer {
-    let local = primary.local();
-    let regs = &mut primary.owned().regs;
-    match exit {
-        Exit::Smc { .. } => {
-            let answer = psci::serve(local.machine(), regs.args());
-            if let psci::Answer::Return(result) = answer {
-                regs.return_from_smc(result);
+    /// Runs the primary's vCPU of this pCPU until it turns itself off.
+    async fn run_primary(&'static self, primary: &mut LoadedVcpu) {
+        loop {
+            self.local.idle().await;
+            let reply = match primary.enter(self, false) {
+                Exit::Call(reply) => reply,
+                exit => self.serve_primary(primary, exit),
+            };
+            if reply.waits_for(Completion::Run) {
+                let result = self.request.finish().await;
+                primary.owned().regs.return_from_hypercall(result); // 6
+            } else if reply.waits_for(Completion::PowerOn) {
+                return;
             }
-            answer
         }
-        // Nothing of the primary's is taken away from it but memory and features that are not there.
-        Exit::Fault => {
-            regs.raise(local.arch().fault(regs));
-            psci::Answer::Return(0)
+    }
+
+    /// An exit of the primary that is not a hypercall.
+    #[cold]
+    #[inline(never)]
+    fn serve_primary(&self, primary: &mut LoadedVcpu, exit: Exit) -> Reply {
+        let regs = &mut primary.owned().regs;
+        match exit {
+            Exit::Smc { .. } => {
+                let reply = psci::serve(self.machine, regs.args());
+                if reply.kind() == ReplyKind::Now {
+                    regs.return_from_smc(reply.result());
+                }
+                return reply;
+            }
+            // Nothing of the primary's is taken away from it but memory and features that are not there.
+            Exit::Fault => regs.raise(self.local.arch().fault(regs)),
+            _ => {}
         }
-        _ => psci::Answer::Return(0),
+        Reply::now(0)
     }
-}
 
-/// Steps 2 to 6, in one poll: runs the vCPU that the primary, which is in the call, wants to run; unless it has to wait for
-/// it, which the executor does.
-#[inline]
-pub fn vcpu_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
-    match target.take(caller.local) {
-        Some(ready) => run_for(caller.vcpu, ready, style),
-        // Not even claimed, unless there is something to settle.
-        None if target.is_blocked() && !target.vm().is_stopped() => Verdict::answer(WAIT),
-        None => receive_and_run(caller, target, style),
-    }
-}
-
-/// As [`vcpu_run`], for one that may have been brought what it waits for.
-#[inline(never)]
-fn receive_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
-    let Some(owed) = target.take_owed(caller.local) else { return claim_and_run(caller, target, style) };
-    match owed.call().likely_result() {
-        Some(result) => run_for(caller.vcpu, owed.settle(result), style),
-        None => poll_and_run(caller, owed, style),
-    }
-}
-
-/// As [`receive_and_run`], when it was not only a message.
-#[cold]
-#[inline(never)]
-fn poll_and_run(caller: Guest<'_>, owed: OwedVcpu<'_>, style: Style) -> Verdict {
-    if let Some(result) = owed.call().now_or_never() {
-        return run_for(caller.vcpu, owed.settle(result), style);
-    }
-    let (vcpu, local) = (owed.vcpu(), owed.local());
-    drop(owed); // it counted as loaded until here
-    match vcpu.vm().stopped() {
-        None => tell_that_it_waits(vcpu, style),
-        Some(reason) => tell(stopped(local, vcpu, reason), style),
-    }
-}
-
-/// As [`vcpu_run`], for one that is not simply there to be taken.
-#[inline(never)]
-fn claim_and_run(caller: Guest<'_>, target: &'static Vcpu, style: Style) -> Verdict {
-    let local = caller.local;
-    match target.request(local, style.patience()) {
-        Requested::Granted(regs) => match settle(regs) {
-            Ok(ready) => run_for(caller.vcpu, ready, style),
-            Err(outcome) => tell(outcome, style),
-        },
-        Requested::Queued(claim) => {
-            local.leave_held(claim.hold());
-            Verdict::leave(Leave::to_wait(style))
+    /// Step 1, when the numbers that the primary gave are those of a vCPU. One that waits is answered from its word.
+    #[inline(always)]
+    pub fn vcpu_run(&'static self, target: &'static Vcpu, format: ResultFormat, patience: Patience) -> Reply {
+        match target.blocked_on() {
+            Some(Completion::Receive | Completion::Interrupt) if !target.vm().is_stopped() => {
+                Reply::now(RunResult::WAIT_FOR_INTERRUPT.encode(format))
+            }
+            _ => self.request(target, format, patience),
         }
-        Requested::Busy => tell(Outcome::Busy, style),
+    }
+
+    /// Makes the request, and polls it once.
+    #[inline(always)]
+    fn request(&'static self, target: &'static Vcpu, format: ResultFormat, patience: Patience) -> Reply {
+        let request = RunRequest { dispatcher: self, target, format, patience, stage: Stage::New };
+        self.request.make(request).get_mut().begin()
+    }
+
+    /// Cancels the request that waits in the slot, if there is one.
+    pub fn cancel(&'static self) {
+        self.request.cancel();
     }
 }
 
-/// What the primary is told about a run that did not happen.
-#[cold]
-#[inline(never)]
-fn tell(outcome: Outcome, style: Style) -> Verdict {
-    let told = outcome.encode(style);
-    if let Outcome::Stopped(_) = outcome { Verdict::report(told) } else { Verdict::answer(told) }
-}
-
-/// Step 3: makes a claimed vCPU ready to run, or says why it cannot.
+/// What `vcpu_run` asks for, from the call to its answer: a future of the primary's x0.
 ///
-/// Nothing that is owed is taken unless the run happens.
-#[inline(never)]
-fn settle(mut regs: ParkedRegs<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
-    let vcpu = regs.vcpu();
-    if vcpu.vm().is_stopped() {
-        let reason = vcpu.vm().stopped().unwrap_or(Stop::Off);
-        return Err(stopped(regs.local(), vcpu, reason));
+/// Cancel safety: dropping it at any point leaves the vCPU as if it had not been asked for (**Cancel Is Clean**). There is no
+/// point between load and save: a loaded vCPU is never abandoned.
+struct RunRequest {
+    dispatcher: &'static Dispatcher,
+    target: &'static Vcpu,
+    format: ResultFormat,
+    patience: Patience,
+    stage: Stage,
+}
+
+#[repr(u8)]
+enum Stage {
+    New = 0,
+    /// In step 2. The interrupt is looked for first: the primary is not kept from it for a run that would end at once.
+    Waiting(Select<Interrupt, Grant>),
+    /// The run is over, and what was reported of it is to be printed before the primary goes on.
+    Reported(RunResult),
+}
+
+impl Future for RunRequest {
+    type Output = u64;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<u64> {
+        debug_assert!(cx.waker().will_wake(&self.dispatcher.waker), "it is the main task's");
+        let reply = self.get_mut().go_on();
+        if reply.kind() == ReplyKind::Now { Poll::Ready(reply.result()) } else { Poll::Pending }
     }
-    match regs.life() {
-        Life::Ready => {}
-        Life::Off => return Err(Outcome::Stopped(Stop::Off)),
-        Life::BlockedInReceive => {
-            let result = BlockedReceive { vcpu }.now_or_never().ok_or(Outcome::WaitForInterrupt)?;
-            regs.owned().regs.return_from_hypercall(result);
+}
+
+impl RunRequest {
+    /// The first poll, and the one that finds the vCPU granted. In the form that the vector makes it in: with the waker of
+    /// the main task, and with a reply.
+    #[inline(never)] // so that whoever is answered at once needs no stack
+    fn begin(&mut self) -> Reply {
+        let dispatcher = self.dispatcher;
+        // 2
+        let result = match self.target.acquire(&dispatcher.local, self.patience) {
+            Ok(regs) => self.run(dispatcher, regs),
+            Err(unavailable) => return self.wait(unavailable),
+        };
+        self.reply(result)
+    }
+
+    /// Step 6.
+    #[inline(always)]
+    fn reply(&self, result: Poll<RunResult>) -> Reply {
+        match result {
+            Poll::Ready(result) => Reply::now(result.encode(self.format)),
+            Poll::Pending => Reply::later(Completion::Run),
         }
     }
-    Ok(regs.ready())
-}
 
-/// What not every VM needs before it runs: one that was stopped does not, and one with several vCPUs shares its TLB entries
-/// among them.
-#[cold]
-#[inline(never)]
-fn attend(vcpu: &Vcpu, local: &Local) -> Option<Stop> {
-    let stopped = vcpu.vm().stopped();
-    if stopped.is_none() {
-        local.arch().drop_translations_of_others(vcpu.vm().id, vcpu.id());
+    /// Any other poll.
+    #[cold]
+    #[inline(never)]
+    fn go_on(&mut self) -> Reply {
+        let result = match &mut self.stage {
+            Stage::New => return self.begin(),
+            Stage::Reported(result) => Poll::Ready(*result),
+            Stage::Waiting(wait) => match wait.poll_unpin(&mut Context::from_waker(&self.dispatcher.waker)) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Either::Left(((), _withdrawn))) => Poll::Ready(RunResult::INTERRUPTED),
+                Poll::Ready(Either::Right(((), _))) => {
+                    self.stage = Stage::New;
+                    return self.begin();
+                }
+            },
+        };
+        self.reply(result)
     }
-    stopped
-}
 
-/// The primary asks for a vCPU of a VM that was stopped. The log says so once.
-#[cold]
-fn stopped(local: &Local, vcpu: &Vcpu, reason: Stop) -> Outcome {
-    if !vcpu.stop_was_reported.swap(true, crate::sync::Ordering::Relaxed) {
-        local.pcpu().reports.send(Report::RanStopped { vm: vcpu.vm().id, vcpu: vcpu.id() });
+    /// Step 2, of a vCPU that is not there to be had.
+    #[cold]
+    #[inline(never)]
+    fn wait(&mut self, unavailable: Unavailable) -> Reply {
+        let result = match unavailable {
+            Unavailable::Blocked(on) => self.blocked(on),
+            Unavailable::Busy => Poll::Ready(RunResult::BUSY),
+            Unavailable::Queued(grant) => {
+                self.stage = Stage::Waiting(select(self.dispatcher.local.interrupt(), grant));
+                return self.go_on();
+            }
+        };
+        self.reply(result)
     }
-    Outcome::Stopped(reason)
-}
 
-/// [`run`], for the primary's vCPU that is in the call, or has come from it to the executor.
-#[inline(never)]
-#[allow(unsafe_code)] // takes the caller's token
-fn run_for(primary: &'static Vcpu, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
-    // SAFETY: it is this pCPU's, was entered here, and goes on only when this has returned.
-    let mut primary = unsafe { LoadedVcpu::calling(primary, ready.local()) };
-    run(&mut primary, ready, style)
-}
-
-/// Steps 4 to 6: runs a secondary's vCPU on this pCPU until the primary is needed.
-///
-/// There is nothing to await in here: what this pCPU has to do besides can only come from an exit, and a loaded vCPU is
-/// never abandoned.
-#[inline(always)]
-fn run(primary: &mut LoadedVcpu<'_>, ready: ReadyVcpu<'_>, style: Style) -> Verdict {
-    let (vcpu, local) = (ready.vcpu(), ready.local());
-    // 4. Not before the word says Loaded: whoever stops the VM later than this look sees that, and kicks the vCPU.
-    if vcpu.vm().needs_attention()
-        && let Some(reason) = attend(vcpu, local)
-    {
-        return tell(stopped(local, vcpu, reason), style);
-    }
-    let mut guest = primary.make_way_for(ready);
-    let told = loop {
-        let line = vcpu.interrupts.deliverable();
-        let exit = guest.enter(line);
-        match serve(&mut guest, exit, style) {
-            Served::Resume => {}
-            Served::Leave(told) => break told,
+    /// Step 2, of a vCPU that waits: it is not even loaded.
+    #[inline(always)]
+    fn blocked(&mut self, on: Completion) -> Poll<RunResult> {
+        match self.target.vm().stopped() {
+            Some(reason) => self.stopped(reason),
+            None if on == Completion::PowerOn => Poll::Ready(RunResult::stopped(Stop::Off)),
+            None => Poll::Ready(RunResult::WAIT_FOR_INTERRUPT),
         }
-    };
-    // 5
-    guest.park();
-    vcpu.interrupts.look_again();
-    arch::take_kick(local.pcpu()); // one that crossed; it stays until here, so the primary never sees it
-    primary.come_back();
-    // 6
-    match told {
-        Told::Verdict(verdict) => verdict,
-        Told::Waits => tell_that_it_waits(vcpu, style),
+    }
+
+    /// Steps 3 to 5: runs the vCPU until the primary is needed.
+    ///
+    /// There is nothing to await in here: what this pCPU has to do besides can only come from an exit.
+    #[inline(always)]
+    #[allow(unsafe_code)] // takes the caller's token
+    fn run(&mut self, dispatcher: &'static Dispatcher, mut regs: ParkedRegs) -> Poll<RunResult> {
+        let vcpu = regs.vcpu();
+        // 3. Of a VM that was stopped, nobody sees it any more.
+        if regs.life() != Life::READY && regs.settle().is_pending() {
+            return self.waits_still(regs);
+        }
+        // Whoever stops the VM after this look sees that the vCPU counts as loaded, and kicks it.
+        if vcpu.vm().is_special()
+            && let Some(reason) = self.prepare_special()
+        {
+            drop(regs);
+            return self.stopped(reason);
+        }
+        // 4
+        // SAFETY: it is this pCPU's, was entered here, and goes on only when its request is ready.
+        let mut primary = unsafe { LoadedVcpu::calling(dispatcher.primary, &dispatcher.local) };
+        let mut guest = primary.make_way_for(regs);
+        let result = loop {
+            let exit = guest.enter(dispatcher, vcpu.interrupts.deliverable());
+            match dispatcher.serve(&mut guest, exit) {
+                Next::Resume => {}
+                Next::Leave(result) => break result,
+                Next::Block(on) => {
+                    guest.block(on);
+                    break RunResult::WAIT_FOR_INTERRUPT;
+                }
+                Next::Stop(reason) => return self.stopped_in(guest, &mut primary, reason),
+            }
+        };
+        // 5
+        let woken = guest.park();
+        primary.come_back();
+        Poll::Ready(if woken { self.rewoken() } else { result })
+    }
+
+    /// Step 3, of a VM that was stopped, or whose vCPUs share TLB entries.
+    #[cold]
+    #[inline(never)]
+    fn prepare_special(&self) -> Option<Stop> {
+        let (vcpu, vm) = (self.target, self.target.vm());
+        let stopped = vm.stopped();
+        if stopped.is_none() {
+            self.dispatcher.local.arch().drop_translations_of_others(vm.id, vcpu.id());
+        }
+        stopped
+    }
+
+    /// Step 5, of a vCPU that has stopped its VM.
+    #[cold]
+    #[inline(never)]
+    fn stopped_in(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, reason: Stop) -> Poll<RunResult> {
+        drop(guest);
+        primary.come_back();
+        self.reported(RunResult::stopped(reason))
+    }
+
+    /// The primary asks for a vCPU of a VM that was stopped. The log says so once.
+    #[cold]
+    #[inline(never)]
+    fn stopped(&mut self, reason: Stop) -> Poll<RunResult> {
+        let (vcpu, result) = (self.target, RunResult::stopped(reason));
+        if vcpu.stop_was_reported.swap(true, Ordering::Relaxed) {
+            return Poll::Ready(result);
+        }
+        self.dispatcher.local.pcpu().reports.send(Report::RanStopped { vm: vcpu.vm().id, vcpu: vcpu.id() });
+        self.reported(result)
+    }
+
+    /// Lets the reporter print before the primary goes on.
+    fn reported(&mut self, result: RunResult) -> Poll<RunResult> {
+        self.stage = Stage::Reported(result);
+        self.dispatcher.waker.wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Step 3, of a vCPU that was granted, and waits: it is not loaded.
+    #[cold]
+    #[inline(never)]
+    fn waits_still(&mut self, regs: ParkedRegs) -> Poll<RunResult> {
+        let woken = regs.release();
+        match self.target.vm().stopped() {
+            Some(reason) => self.stopped(reason),
+            None if woken => Poll::Ready(self.rewoken()),
+            None => Poll::Ready(RunResult::WAIT_FOR_INTERRUPT),
+        }
+    }
+
+    /// What the primary is told of a vCPU that was about to wait, and was woken here.
+    #[cold]
+    #[inline(never)]
+    fn rewoken(&self) -> RunResult {
+        RunResult::rewoken(self.target.vm().id, self.target.id(), self.format)
     }
 }
 
-/// What the primary is told about a vCPU that wants to wait and does not count as loaded any more.
-///
-/// An injector that saw the vCPU loaded has only kicked it. If it was about to block just then, nobody else will say that
-/// it has something to do (**No Wake Is Lost**). A vCPU that is only claimed needs no such look: whoever injects then is
-/// the primary, or answers that it woke it.
-#[inline(always)]
-fn tell_that_it_waits(vcpu: &Vcpu, style: Style) -> Verdict {
-    if vcpu.interrupts.deliverable() { rewoken(vcpu, style) } else { Verdict::answer(WAIT) }
+impl Dispatcher {
+    /// Step 4, after an exit.
+    #[inline(always)]
+    fn serve(&self, guest: &mut LoadedVcpu, exit: Exit) -> Next {
+        let vcpu = guest.vcpu();
+        match exit {
+            Exit::Call(reply) => match reply.kind() {
+                ReplyKind::Now => Next::Resume,
+                ReplyKind::Tell => Next::Leave(reply.told()),
+                ReplyKind::Later => Next::Block(Completion::Receive), // the only one that a secondary waits in
+            },
+            // An interrupt that came before the vCPU was acquired, or before it was enabled: nobody else looks for it.
+            Exit::Wfi if vcpu.interrupts.deliverable() => self.skip(&mut guest.owned().regs),
+            Exit::Wfi => Next::Block(Completion::Interrupt),
+            Exit::Interrupt => self.interrupted(vcpu).map_or(Next::Resume, Next::Leave),
+            exit => self.serve_rare(vcpu, &mut guest.owned().regs, exit),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn skip(&self, regs: &mut Regs) -> Next {
+        regs.skip_instruction();
+        Next::Resume
+    }
+
+    /// A kick is only to make us look: at interrupts, or that the VM was stopped; none if that is all. Any other interrupt is
+    /// the primary's.
+    #[inline(always)]
+    fn interrupted(&self, vcpu: &Vcpu) -> Option<RunResult> {
+        let kicked = arch::take_kick(&self.local.pcpu().arch) && !arch::interrupt_pending();
+        if kicked { vcpu.vm().stopped().map(RunResult::stopped) } else { Some(RunResult::PREEMPTED) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> Next {
+        let fault = match exit {
+            Exit::Wfe => {
+                regs.skip_instruction();
+                return Next::Leave(RunResult::YIELD);
+            }
+            Exit::Smc { immediate: 0 } => {
+                regs.return_from_smc(FAILED);
+                return Next::Resume;
+            }
+            Exit::Smc { immediate } => {
+                Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
+            }
+            _ => self.local.arch().fault(regs),
+        };
+        self.stop(vcpu, fault)
+    }
+
+    /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
+    fn stop(&self, vcpu: &Vcpu, fault: Fault) -> Next {
+        let (local, vm) = (&self.local, vcpu.vm());
+        vm.stop(fault.reason());
+        for other in self.machine.vcpus(vm.id) {
+            if let Wake::Running(cpu) = other.wake(|_| false)
+                && cpu != local.cpu()
+            {
+                other.kick(local, cpu);
+            }
+        }
+        local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
+        Next::Stop(fault.reason())
+    }
 }
 
-#[cold]
-#[inline(never)]
-fn rewoken(vcpu: &Vcpu, style: Style) -> Verdict {
-    tell(Outcome::Rewoken { vm: vcpu.vm().id, vcpu: vcpu.id() }, style)
-}
-
-/// What an exit of a secondary came to.
+/// What an exit of a secondary comes to.
 #[must_use]
-enum Served {
+enum Next {
     Resume,
-    /// The primary is needed, or at least told.
-    Leave(Told),
-}
-
-/// What the primary is told.
-enum Told {
-    Verdict(Verdict),
-    /// That the vCPU waits; unless it does not any more.
-    Waits,
-}
-
-/// Steps 2 and 3 of a run that has to wait. The interrupt is looked for first: also if the grant came with it, the primary is
-/// not kept from it for the time of a run that would end at once.
-async fn wait(claim: Claim<'_>) -> Result<ReadyVcpu<'_>, Outcome> {
-    let local = claim.local();
-    match select(local.interrupt(), claim).await {
-        Either::Left(((), _withdrawn)) => Err(Outcome::Interrupted),
-        Either::Right((Ok(regs), _)) => settle(regs),
-        Either::Right((Err(_busy), _)) => Err(Outcome::Busy),
-    }
-}
-
-/// What the primary is told about a vCPU that waits, in either style.
-const WAIT: u64 = Outcome::WaitForInterrupt.encode(Style::Reference);
-
-/// Step 4, after an exit: serves it, and lets the guest go on, or says what the primary is to be told.
-#[inline(always)]
-fn serve(guest: &mut LoadedVcpu<'_>, exit: Exit, style: Style) -> Served {
-    let verdict = match exit {
-        Exit::Call(Leave::BLOCKED) => {
-            guest.block();
-            return Served::Leave(Told::Waits);
-        }
-        Exit::Call(leave) => Verdict::answer(leave.word()),
-        // The program counter stays on it: it runs again. What has come since the entry is looked for when it is saved.
-        Exit::Wfi => return Served::Leave(Told::Waits),
-        Exit::Interrupt => interrupted(guest.vcpu(), guest.local(), style),
-        exit => serve_rare(guest.vcpu(), guest.local(), &mut guest.owned().regs, exit, style),
-    };
-    if verdict == Verdict::RESUME { Served::Resume } else { Served::Leave(Told::Verdict(verdict)) }
-}
-
-/// A kick is only to make us look: at interrupts, or that the VM was stopped. Any other interrupt is the primary's.
-#[inline(never)]
-fn interrupted(vcpu: &Vcpu, local: &Local, style: Style) -> Verdict {
-    let kicked = arch::take_kick(local.pcpu()) && !arch::interrupt_pending();
-    match (kicked, vcpu.vm().stopped()) {
-        (true, None) => Verdict::RESUME,
-        (true, Some(reason)) => Verdict::answer(Outcome::Stopped(reason).encode(style)),
-        (false, _) => Verdict::answer(Outcome::Preempted.encode(style)),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn serve_rare(vcpu: &Vcpu, local: &Local, regs: &mut Regs, exit: Exit, style: Style) -> Verdict {
-    let fault = match exit {
-        Exit::Wfe => {
-            regs.skip_instruction();
-            return Verdict::answer(Outcome::Yield.encode(style));
-        }
-        Exit::Smc { immediate: 0 } => {
-            regs.return_from_smc(crate::call::FAILED);
-            return Verdict::RESUME;
-        }
-        Exit::Smc { immediate } => {
-            Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
-        }
-        _ => local.arch().fault(regs),
-    };
-    Verdict::report(stop(local, vcpu, fault).encode(style))
-}
-
-/// A secondary did what it may not: its VM never runs again, and everybody else runs on.
-fn stop(local: &Local, vcpu: &Vcpu, fault: Fault) -> Outcome {
-    let vm = vcpu.vm();
-    vm.stop(fault.reason());
-    for other in vm.vcpus {
-        if let Some(cpu) = other.loaded_on().filter(|&cpu| cpu != local.cpu()) {
-            hypercall::kick(local, other, cpu);
-        }
-    }
-    local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
-    Outcome::Stopped(fault.reason())
+    /// The vCPU makes way for the primary, which is told this.
+    Leave(RunResult),
+    /// The vCPU waits.
+    Block(Completion),
+    /// It has stopped its VM.
+    Stop(Stop),
 }

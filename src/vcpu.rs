@@ -1,16 +1,16 @@
 //! A vCPU, and the tokens that are the only ways to its registers.
 //!
 //! ```text
-//!    Vcpu::claim(..).await ──► ParkedRegs ──ready──► ReadyVcpu ──load──► LoadedVcpu ──park──► (saved and published)
-//!    Vcpu::request(..) ────────────┘                     │                    │ drop: the same as park
-//!    Vcpu::take(..) ─────────────────────────────────────┤                    ▼
-//!    Vcpu::take_owed(..) ──► OwedVcpu ──settle───────────┘       a loaded vCPU is never abandoned
-//!                              drop: released        drop: given back
+//!    Vcpu::acquire ──► ParkedRegs ── load, or make_way_for ──► LoadedVcpu ── park ──► (saved and published)
+//!          │              ▲  │ drop: let go                        │ drop: the same as park
+//!          └──► Grant ────┘  ▼                                     ▼
+//!      a place in the queue;                            a loaded vCPU is never abandoned
+//!      drop: withdrawn
 //! ```
 //!
-//! Holding a token *is* owning the registers (**Single Owner**): each is made only by an edge of the
-//! [handoff word](crate::handoff), borrows this pCPU's executor, and so can go to no other pCPU. A place in the queue for
-//! one goes from the call that asks to the executor that waits as [`Held`].
+//! Holding [`ParkedRegs`] or a [`LoadedVcpu`] *is* owning the registers (**Single Owner**): each is made only by an edge of
+//! the [handoff word](crate::handoff), which says Loaded from then on, borrows this pCPU's executor, and so can go to no
+//! other pCPU.
 
 #![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
 
@@ -19,14 +19,16 @@ use core::mem::ManuallyDrop;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
+use crate::arch::guest::Guest;
 use crate::arch::{self, Regs};
-use crate::exec::{self, Local, Task};
+use crate::counters::Counters;
+use crate::exec::Local;
 use crate::exit::Exit;
-use crate::handoff::{Handoff, Life, Next, Patience, Phase, Request};
+use crate::handoff::{Acquire, Handoff, Life, Next, Patience, State, Wake};
 use crate::ids::{CpuId, VcpuId};
-use crate::owed::{BlockedReceive, VirtualInterrupts};
-use crate::pcpu::Pcpu;
-use crate::sync::{AtomicBool, AtomicU16, AtomicU32, Fixed, Ordering, ProtocolCell};
+use crate::owed::{Completion, VirtualInterrupts};
+use crate::pcpu::Task;
+use crate::sync::{AtomicBool, AtomicU16, Fixed, Ordering, ProtocolCell};
 use crate::vm::{self, Vm};
 
 /// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
@@ -55,39 +57,11 @@ pub struct Owned {
 
 const NOWHERE: u8 = u8::MAX;
 
-/// What happened to a vCPU, for whoever schedules it. Written by the owner (`kicks`: by the kicker), read by anybody.
-#[derive(Default)]
-pub struct Counters {
-    /// Runs: loads by `vcpu_run`.
-    pub runs: AtomicU32,
-    /// Run requests that had to wait, and were granted: for a save, or, those that are willing to, for a run elsewhere.
-    pub waits: AtomicU32,
-    /// Loads on another pCPU than the last one.
-    pub migrations: AtomicU32,
-    /// Virtual interrupts that it fetched.
-    pub interrupts: AtomicU32,
-    /// Times it was kicked out of the guest to see an interrupt.
-    pub kicks: AtomicU32,
-}
-
-/// Adds one to a counter that only its owner writes.
-fn count(counter: &AtomicU32) {
-    // Relaxed: who owns it has acquired it with the registers, and for everybody else it is a number.
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-}
-
-impl Counters {
-    const fn new() -> Self {
-        let [runs, waits, migrations, interrupts, kicks] = [const { AtomicU32::new(0) }; 5];
-        Self { runs, waits, migrations, interrupts, kicks }
-    }
-}
-
 impl Vcpu {
-    /// A vCPU that is off.
+    /// A vCPU that was not turned on.
     pub const fn new() -> Self {
         Self {
-            handoff: Handoff::parked(Life::Off),
+            handoff: Handoff::parked(Life::blocked(Completion::PowerOn)),
             id: AtomicU16::new(0),
             vm: Fixed::new(&vm::NOBODYS),
             interrupts: VirtualInterrupts::new(),
@@ -117,92 +91,78 @@ impl Vcpu {
     }
 
     /// Says so. At boot, before anybody runs.
-    pub fn belongs_to(&self, vm: &'static Vm, id: VcpuId) {
+    pub fn belongs_to(&'static self, vm: &'static Vm, id: VcpuId) {
         self.primary.store(vm.id.is_primary(), Ordering::Relaxed);
         self.id.store(id.0, Ordering::Relaxed);
         self.vm.set(vm);
+        vm.set_handoff(id, &self.handoff);
     }
 
-    /// Takes a vCPU that is owed nothing, to run it on the pCPU whose executor this is. None if it is not to be had like
-    /// that: then [`Self::request`] knows more.
-    #[inline]
-    pub fn take<'a>(&'static self, local: &'a Local) -> Option<ReadyVcpu<'a>> {
-        if !self.handoff.take(local.cpu(), Life::Ready) {
-            return None;
-        }
-        self.interrupts.look_again();
-        Some(ReadyVcpu { vcpu: self, local })
-    }
-
-    /// The same, of one that is blocked in `mailbox_receive`, to settle that first.
-    #[inline]
-    pub fn take_owed<'a>(&'static self, local: &'a Local) -> Option<OwedVcpu<'a>> {
-        if !self.handoff.take(local.cpu(), Life::BlockedInReceive) {
-            return None;
-        }
-        self.interrupts.look_again();
-        Some(OwedVcpu { vcpu: self, local })
-    }
-
-    /// Asks for the registers once, on the pCPU whose executor this is: the first poll of a [`Claim`], without the future.
-    #[inline]
-    pub fn request<'a>(&'static self, local: &'a Local, patience: Patience) -> Requested<'a> {
-        match self.handoff.request(local.cpu(), patience) {
-            Request::Granted(life) => Requested::Granted(ParkedRegs { vcpu: self, local, life }),
-            Request::Queued if cfg!(feature = "spin-gate") => Requested::Granted(self.spin_until_granted(local)),
-            // Whoever lets go finds us in the word and wakes our main task: no waker to register.
-            Request::Queued => Requested::Queued(Claim { vcpu: self, local, patience, stage: Stage::Queued }),
-            Request::Busy => Requested::Busy,
+    /// Asks for the registers, on the pCPU whose executor this is.
+    ///
+    /// # Errors
+    ///
+    /// Why they are not there to be had, or a place in the queue for them.
+    #[inline(always)]
+    pub fn acquire(&'static self, local: &'static Local, patience: Patience) -> Result<ParkedRegs, Unavailable> {
+        match self.handoff.acquire(local.cpu(), patience) {
+            Acquire::Owned(life) => Ok(ParkedRegs { vcpu: self, local, life }),
+            Acquire::Blocked(on) => Err(Unavailable::Blocked(on)),
+            Acquire::Queued if cfg!(feature = "spin-gate") => Ok(self.spin_until_granted(local)),
+            Acquire::Queued => Err(Unavailable::Queued(Grant { vcpu: self, local, waits: true })),
+            Acquire::Busy => Err(Unavailable::Busy),
         }
     }
 
     /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
     #[inline(never)]
-    fn spin_until_granted<'a>(&'static self, local: &'a Local) -> ParkedRegs<'a> {
+    fn spin_until_granted(&'static self, local: &'static Local) -> ParkedRegs {
         loop {
-            if let Some(life) = self.handoff.is_granted(local.cpu()) {
-                count(&self.counters.waits);
+            if let Acquire::Owned(life) = self.handoff.acquire(local.cpu(), Patience::WhileSaving) {
+                self.counters.waits.count();
                 return ParkedRegs { vcpu: self, local, life };
             }
             core::hint::spin_loop();
         }
     }
 
-    /// Asks for the registers, on the pCPU whose executor this is.
-    ///
-    /// Resolves at once if the vCPU is parked; later, if another pCPU is saving it (or, with
-    /// [`Patience::WhileLoaded`], running it); with [`Busy`] if it is somebody else's and one may not or would not wait.
-    ///
-    /// Cancel safety: dropping it withdraws the request, granted or not (**Cancel Is Clean**).
-    pub fn claim<'a>(&'static self, local: &'a Local, patience: Patience) -> Claim<'a> {
-        Claim { vcpu: self, local, patience, stage: Stage::New }
+    /// What the vCPU waits for, if nobody has it and it waits.
+    #[inline(always)]
+    pub fn blocked_on(&self) -> Option<Completion> {
+        self.handoff.blocked_on()
     }
 
-    /// Sets a vCPU up that nobody has run yet. At boot, on the boot pCPU, which `me` is.
+    /// Something was brought for this vCPU, which ends its wait if it is in one of those that `ends` names.
+    #[inline(always)]
+    pub fn wake(&self, ends: impl Fn(Completion) -> bool) -> Wake {
+        self.handoff.wake(ends)
+    }
+
+    /// Makes the vCPU, which was found running on `cpu`, exit from there, unless it has by itself.
+    #[inline]
+    pub fn kick(&self, local: &Local, cpu: CpuId) {
+        arch::kick(&local.pcpus()[cpu.index()].arch, || self.handoff.is_loaded_on(cpu));
+    }
+
+    /// Sets a vCPU up that nobody has run yet, or runs. At boot, on the boot pCPU, which `me` is.
     pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned) -> Life) {
-        if let Request::Granted(_) = self.handoff.request(me, Patience::WhileSaving) {
-            // SAFETY: Single Owner: the word says Claimed by this pCPU until it is released below.
+        let _ = self.handoff.wake(|_| true);
+        if let Acquire::Owned(_) = self.handoff.acquire(me, Patience::WhileSaving) {
+            // SAFETY: Single Owner: the word says Loaded by this pCPU until it is published below.
             let life = prepare(unsafe { self.owned.get_mut() });
-            let Next::Nobody = self.handoff.release(me, life) else { unreachable!("at boot nobody waits") };
+            let _ = self.handoff.deschedule(me, life);
+            let (Next::Nobody, _) = self.handoff.publish(me, life) else { unreachable!("at boot nobody waits") };
         }
     }
 
-    /// Whether it is parked in `mailbox_receive` and there is nothing for it: then there is no need to claim it to know that
-    /// it waits. Whoever brings something later than this look says that it woke it.
-    #[inline]
-    pub fn is_blocked(&self) -> bool {
-        self.handoff.is_blocked() && !self.vm().mailbox.has_message() && !self.interrupts.deliverable()
+    /// Where it is and what it would do next. Stale as soon as it is returned.
+    pub fn state(&self) -> State {
+        self.handoff.state()
     }
 
-    /// The pCPU that runs it now, if one does.
-    pub fn loaded_on(&self) -> Option<CpuId> {
-        let state = self.handoff.state();
-        if state.phase == Phase::Loaded { state.owner } else { None }
-    }
-
-    /// Whether it is in nobody's hands. Stale as soon as it is returned.
-    pub fn is_parked(&self) -> bool {
-        self.handoff.state().owner.is_none()
+    /// Whether the completion of its call would be ready.
+    fn is_ready(&self, completion: Completion) -> bool {
+        completion.is_ready(self.id(), &self.interrupts, &self.vm().mailbox)
     }
 }
 
@@ -212,100 +172,48 @@ impl Default for Vcpu {
     }
 }
 
-/// The vCPU is claimed or runs elsewhere, or somebody else waits for it already.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Busy;
-
-/// What a request for the registers came to at once.
+/// Why the registers are not there to be had; see [`Acquire`].
 #[must_use]
-pub enum Requested<'a> {
-    Granted(ParkedRegs<'a>),
-    /// It is next, and is woken when the owner lets go.
-    Queued(Claim<'a>),
+pub enum Unavailable {
+    Blocked(Completion),
+    Queued(Grant),
     Busy,
 }
 
-/// A run request's wait for the registers; see [`Vcpu::claim`].
-#[must_use = "a claim does nothing until it is polled"]
-pub struct Claim<'a> {
+/// A place in the queue for the registers. Resolves when the owner has let go of them, in favour of this pCPU: then they are
+/// there to be acquired.
+///
+/// Its waker is the word: the number of a pCPU is all that the waker of its main task holds, so the main task is the one
+/// that awaits it.
+///
+/// Cancel safety: dropping it before it has resolved withdraws the request, granted or not (**Cancel Is Clean**).
+#[must_use = "dropping a place in the queue gives it up"]
+pub struct Grant {
     vcpu: &'static Vcpu,
-    local: &'a Local,
-    patience: Patience,
-    stage: Stage,
+    local: &'static Local,
+    waits: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    New,
-    Queued,
-    Done,
-}
+impl Future for Grant {
+    type Output = ();
 
-impl<'a> Claim<'a> {
-    pub fn local(&self) -> &'a Local {
-        self.local
-    }
-
-    /// Takes the place in the queue out of this call; see [`Held`].
-    pub fn hold(self) -> Held {
-        let held = Held(self.vcpu);
-        core::mem::forget(self);
-        held
-    }
-}
-
-impl<'a> Future for Claim<'a> {
-    type Output = Result<ParkedRegs<'a>, Busy>;
-
-    #[inline(never)]
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let (vcpu, local) = (self.vcpu, self.local);
-        match self.stage {
-            Stage::New => match vcpu.request(local, self.patience) {
-                Requested::Granted(regs) => {
-                    self.stage = Stage::Done;
-                    Poll::Ready(Ok(regs))
-                }
-                Requested::Queued(queued) => {
-                    let Held(_) = queued.hold(); // this is the one now
-                    self.stage = Stage::Queued;
-                    Poll::Pending
-                }
-                Requested::Busy => {
-                    self.stage = Stage::Done;
-                    Poll::Ready(Err(Busy))
-                }
-            },
-            Stage::Queued => match vcpu.handoff.is_granted(local.cpu()) {
-                None => Poll::Pending,
-                Some(life) => {
-                    count(&vcpu.counters.waits);
-                    self.stage = Stage::Done;
-                    Poll::Ready(Ok(ParkedRegs { vcpu, local, life }))
-                }
-            },
-            Stage::Done => unreachable!("a claim was polled after it had resolved"),
+        debug_assert!(cx.waker().will_wake(&local.pcpu().waker(Task::Main)), "a grant wakes the main task");
+        if !vcpu.handoff.is_granted(local.cpu()) {
+            return Poll::Pending;
         }
+        vcpu.counters.waits.count();
+        self.waits = false;
+        Poll::Ready(())
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Grant {
     fn drop(&mut self) {
-        if self.stage == Stage::Queued {
+        if self.waits {
             wake_next(self.local, self.vcpu.handoff.withdraw(self.local.cpu()));
         }
-    }
-}
-
-/// A place in the queue, on the way from the call that asked to the executor that waits. It must be taken up again: it has
-/// no drop that would give it up.
-#[must_use = "a place in the queue that is held and not taken up keeps everybody else out"]
-pub struct Held(&'static Vcpu);
-
-impl Held {
-    /// Back to the claim, on the same pCPU.
-    pub fn take_up(self, local: &Local) -> Claim<'_> {
-        Claim { vcpu: self.0, local, patience: Patience::WhileSaving, stage: Stage::Queued }
     }
 }
 
@@ -315,7 +223,7 @@ impl Held {
 ///
 /// ```
 /// # use baton::vcpu::{LoadedVcpu, ParkedRegs};
-/// fn run(mut regs: ParkedRegs<'_>) -> LoadedVcpu<'_> {
+/// fn run(mut regs: ParkedRegs) -> LoadedVcpu {
 ///     regs.owned().regs.skip_instruction();
 ///     regs.load()
 /// }
@@ -323,96 +231,75 @@ impl Held {
 ///
 /// ```compile_fail
 /// # use baton::vcpu::{LoadedVcpu, ParkedRegs};
-/// fn run(mut regs: ParkedRegs<'_>) -> LoadedVcpu<'_> {
+/// fn run(mut regs: ParkedRegs) -> LoadedVcpu {
 ///     let loaded = regs.load();
 ///     regs.owned().regs.skip_instruction();
 ///     loaded
 /// }
 /// ```
-pub struct ParkedRegs<'a> {
+pub struct ParkedRegs {
     vcpu: &'static Vcpu,
-    local: &'a Local,
+    local: &'static Local,
+    /// What it does next, if it is let go of without having run.
     life: Life,
 }
 
-impl<'a> ParkedRegs<'a> {
-    #[inline]
-    pub fn local(&self) -> &'a Local {
-        self.local
-    }
-
+impl ParkedRegs {
     #[inline]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
 
-    /// What it would do next; [`Self::ready`] says that this is settled.
+    #[inline]
+    pub fn owned(&mut self) -> &mut Owned {
+        // SAFETY: Single Owner: the word says Loaded by this pCPU for as long as the token lives.
+        unsafe { self.vcpu.owned.get_mut() }
+    }
+
+    /// What it would do next.
     #[inline]
     pub fn life(&self) -> Life {
         self.life
     }
 
-    #[inline]
-    pub fn owned(&mut self) -> &mut Owned {
-        // SAFETY: Single Owner: the word says Claimed by this pCPU for as long as the token lives.
-        unsafe { self.vcpu.owned.get_mut() }
+    /// Settles what its call owes: ready if the result is injected, or there is none; else the vCPU is blocked still.
+    #[inline(always)]
+    pub fn settle(&mut self) -> Poll<()> {
+        let (vcpu, life) = (self.vcpu, self.life);
+        let Some(call) = life.completion() else { return Poll::Ready(()) };
+        let Poll::Ready(result) = call.poll(vcpu.id(), &vcpu.interrupts, &vcpu.vm().mailbox) else {
+            self.life = Life::blocked(call);
+            return Poll::Pending;
+        };
+        if let Some(result) = result {
+            self.owned().regs.return_from_hypercall(result);
+        }
+        self.life = Life::READY;
+        Poll::Ready(())
     }
 
-    /// Everything is settled: from here on this pCPU counts as running the vCPU.
-    #[inline]
-    pub fn ready(self) -> ReadyVcpu<'a> {
-        let Self { vcpu, local, .. } = *ManuallyDrop::new(self); // the claim becomes the load
-        vcpu.handoff.load(local.cpu());
-        vcpu.interrupts.look_again();
-        ReadyVcpu { vcpu, local }
-    }
-
-    /// Puts the vCPU into this pCPU's hardware.
-    pub fn load(self) -> LoadedVcpu<'a> {
-        self.ready().load()
-    }
-}
-
-impl Drop for ParkedRegs<'_> {
+    /// Lets go of a vCPU that was not loaded, so that there is nothing to save. Returns as [`LoadedVcpu::park`].
     #[cold]
-    #[inline(never)]
-    fn drop(&mut self) {
-        wake_next(self.local, self.vcpu.handoff.release(self.local.cpu(), self.life));
-    }
-}
-
-/// A vCPU that this pCPU is about to load: everybody takes it for loaded, and only the registers are not there yet.
-pub struct ReadyVcpu<'a> {
-    vcpu: &'static Vcpu,
-    local: &'a Local,
-}
-
-impl<'a> ReadyVcpu<'a> {
-    #[inline]
-    pub fn local(&self) -> &'a Local {
-        self.local
-    }
-
-    #[inline]
-    pub fn vcpu(&self) -> &'static Vcpu {
-        self.vcpu
+    #[must_use = "as of `LoadedVcpu::park`"]
+    pub fn release(self) -> bool {
+        let Self { vcpu, local, life } = *ManuallyDrop::new(self);
+        let_go(vcpu, local, life, |_| ())
     }
 
     /// Puts the registers into this pCPU's hardware.
     #[inline(never)] // the primary's, once
-    pub fn load(self) -> LoadedVcpu<'a> {
+    pub fn load(self) -> LoadedVcpu {
         let mut loaded = self.loading();
         loaded.local.arch().load(&loaded.owned().regs);
         loaded
     }
 
     /// The token for registers that are being put into the hardware.
-    #[inline]
-    fn loading(self) -> LoadedVcpu<'a> {
-        let (vcpu, local) = (self.vcpu, self.local);
-        core::mem::forget(self); // there is something to save from here on
-        let mut loaded = LoadedVcpu { vcpu, local, life: Life::Ready };
-        count(&vcpu.counters.runs);
+    #[inline(always)]
+    fn loading(self) -> LoadedVcpu {
+        let Self { vcpu, local, .. } = *ManuallyDrop::new(self); // there is something to save from here on
+        let mut loaded = LoadedVcpu { vcpu, local, life: Life::READY };
+        vcpu.counters.runs.count();
         let (owned, me) = (loaded.owned(), local.cpu().index() as u8);
         if owned.last != me {
             owned.moved_to(me, &vcpu.counters);
@@ -421,61 +308,13 @@ impl<'a> ReadyVcpu<'a> {
     }
 }
 
-impl Drop for ReadyVcpu<'_> {
+impl Drop for ParkedRegs {
+    #[cold]
+    #[inline(never)]
     fn drop(&mut self) {
-        give_back(self.vcpu, self.local, Life::Ready);
+        // Not blocked: `release` is for that.
+        let _ = let_go(self.vcpu, self.local, self.life, |_| ());
     }
-}
-
-/// As [`ReadyVcpu`], but the result of its `mailbox_receive` is still owed.
-pub struct OwedVcpu<'a> {
-    vcpu: &'static Vcpu,
-    local: &'a Local,
-}
-
-impl<'a> OwedVcpu<'a> {
-    #[inline]
-    pub fn local(&self) -> &'a Local {
-        self.local
-    }
-
-    #[inline]
-    pub fn vcpu(&self) -> &'static Vcpu {
-        self.vcpu
-    }
-
-    /// The call that it is in.
-    #[inline]
-    pub fn call(&self) -> BlockedReceive {
-        BlockedReceive { vcpu: self.vcpu }
-    }
-
-    /// The call returns this.
-    #[inline]
-    pub fn settle(self, result: u64) -> ReadyVcpu<'a> {
-        let Self { vcpu, local } = *ManuallyDrop::new(self);
-        // SAFETY: Single Owner: the word says Loaded by this pCPU for as long as the token lives.
-        unsafe { vcpu.owned.get_mut() }.regs.return_from_hypercall(result);
-        ReadyVcpu { vcpu, local }
-    }
-}
-
-impl Drop for OwedVcpu<'_> {
-    fn drop(&mut self) {
-        give_back(self.vcpu, self.local, Life::BlockedInReceive);
-    }
-}
-
-/// Lets go of a vCPU that was taken and not loaded, so that there is nothing to save. Everybody took it for loaded, and may
-/// have kicked this pCPU, which is about to go back to the primary.
-#[cold]
-#[inline(never)]
-fn give_back(vcpu: &Vcpu, local: &Local, life: Life) {
-    vcpu.handoff.deschedule(local.cpu());
-    wake_next(local, vcpu.handoff.publish(local.cpu(), life));
-    // Whoever took it for loaded has kicked this pCPU, which goes back to the primary.
-    vcpu.interrupts.look_again();
-    arch::take_kick(local.pcpu());
 }
 
 impl Owned {
@@ -483,7 +322,7 @@ impl Owned {
     #[inline(never)]
     fn moved_to(&mut self, here: u8, counters: &Counters) {
         if self.last != NOWHERE {
-            count(&counters.migrations);
+            counters.migrations.count();
         }
         self.last = here;
     }
@@ -496,7 +335,7 @@ impl Owned {
 /// ```
 /// # use baton::vcpu::LoadedVcpu;
 /// # fn on_another_pcpu<T: Send>(_: T) {}
-/// fn hand_over(loaded: LoadedVcpu<'_>) {
+/// fn hand_over(loaded: LoadedVcpu) {
 ///     on_another_pcpu(loaded.vcpu());
 /// }
 /// ```
@@ -504,7 +343,7 @@ impl Owned {
 /// ```compile_fail
 /// # use baton::vcpu::LoadedVcpu;
 /// # fn on_another_pcpu<T: Send>(_: T) {}
-/// fn hand_over(loaded: LoadedVcpu<'_>) {
+/// fn hand_over(loaded: LoadedVcpu) {
 ///     on_another_pcpu(loaded);
 /// }
 /// ```
@@ -512,32 +351,33 @@ impl Owned {
 /// What was borrowed of it does not outlive it:
 ///
 /// ```
-/// # use baton::vcpu::LoadedVcpu;
-/// fn leave(mut loaded: LoadedVcpu<'_>) {
+/// # use baton::{handoff::Life, vcpu::LoadedVcpu};
+/// fn leave(mut loaded: LoadedVcpu) -> bool {
 ///     let owned = loaded.owned();
 ///     owned.regs.skip_instruction();
-///     loaded.park();
+///     loaded.park()
 /// }
 /// ```
 ///
 /// ```compile_fail
-/// # use baton::vcpu::LoadedVcpu;
-/// fn leave(mut loaded: LoadedVcpu<'_>) {
+/// # use baton::{handoff::Life, vcpu::LoadedVcpu};
+/// fn leave(mut loaded: LoadedVcpu) -> bool {
 ///     let owned = loaded.owned();
-///     loaded.park();
+///     let woken = loaded.park();
 ///     owned.regs.skip_instruction();
+///     woken
 /// }
 /// ```
-pub struct LoadedVcpu<'a> {
+pub struct LoadedVcpu {
     vcpu: &'static Vcpu,
-    local: &'a Local,
+    local: &'static Local,
     /// What it would do next if it were parked now.
     life: Life,
 }
 
-impl<'l> LoadedVcpu<'l> {
+impl LoadedVcpu {
     #[inline]
-    pub fn local(&self) -> &'l Local {
+    pub fn local(&self) -> &'static Local {
         self.local
     }
 
@@ -552,13 +392,15 @@ impl<'l> LoadedVcpu<'l> {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit.
-    #[inline]
-    pub fn enter(&mut self, line: bool) -> Exit {
+    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit. Its hypercalls are
+    /// served by `dispatcher`; see [`Guest::new`].
+    #[inline(always)]
+    pub fn enter<D>(&mut self, dispatcher: &'static D, line: bool) -> Exit {
         let (vcpu, local) = (self.vcpu, self.local);
+        let guest = Guest::new(vcpu, dispatcher);
         // Not through `owned`: while the guest runs, its calls are served with a token of their own (`calling`).
         // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
-        unsafe { local.arch().enter(&raw mut (*vcpu.owned.as_ptr()).regs, vcpu, local, line) }
+        unsafe { local.arch().enter(&raw mut (*vcpu.owned.as_ptr()).regs, guest, line) }
     }
 
     /// The token of the guest whose call is being served, from inside its [`Self::enter`].
@@ -567,20 +409,14 @@ impl<'l> LoadedVcpu<'l> {
     ///
     /// `vcpu` has been entered on the pCPU of `local` by that function, which goes on only when the call has been served.
     #[inline]
-    pub unsafe fn calling<'a>(vcpu: &'static Vcpu, local: &'a Local) -> ManuallyDrop<LoadedVcpu<'a>> {
-        ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::Ready })
-    }
-
-    /// It is in `mailbox_receive`: whoever runs it next settles that first.
-    #[inline]
-    pub fn block(&mut self) {
-        self.life = Life::BlockedInReceive;
+    pub unsafe fn calling(vcpu: &'static Vcpu, local: &'static Local) -> ManuallyDrop<LoadedVcpu> {
+        ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::READY })
     }
 
     /// Makes room in the hardware for another vCPU, and loads that, without giving this one up: only the primary's does this.
-    #[inline]
-    pub fn make_way_for<'a>(&mut self, ready: ReadyVcpu<'a>) -> LoadedVcpu<'a> {
-        let mut loaded = ready.loading();
+    #[inline(always)]
+    pub fn make_way_for(&mut self, regs: ParkedRegs) -> LoadedVcpu {
+        let mut loaded = regs.loading();
         self.local.arch().switch(&mut self.owned().regs, &loaded.owned().regs);
         loaded
     }
@@ -592,40 +428,68 @@ impl<'l> LoadedVcpu<'l> {
         local.arch().take_back(&self.owned().regs);
     }
 
-    /// Saves the vCPU and lets go of it. Whoever waited for it is woken.
-    #[inline]
-    pub fn park(mut self) {
-        self.save_and_publish();
-        core::mem::forget(self);
+    /// It waits for this: whoever brings it wakes it, once it is parked.
+    #[inline(always)]
+    pub fn block(&mut self, on: Completion) {
+        self.life = Life::blocked(on);
     }
 
-    /// The save, in the only order that is right: deschedule, every register to memory, publish, wake.
+    /// Saves the vCPU and lets go of it. Whoever waited for it is woken. Returns whether it was about to block and was woken
+    /// meanwhile.
     #[inline(always)]
-    fn save_and_publish(&mut self) {
-        let (vcpu, local) = (self.vcpu, self.local);
-        let me = local.cpu();
-        vcpu.handoff.deschedule(me);
-        if cfg!(feature = "no-gate") {
-            // The negative control: what everybody else has had to find out the hard way.
-            wake_next(local, vcpu.handoff.publish(me, self.life));
-        }
-        // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
-        let owned = unsafe { vcpu.owned.get_mut() };
-        local.arch().save(&mut owned.regs);
-        if cfg!(feature = "save-window") {
-            arch::before_publish();
-        }
-        if cfg!(not(feature = "no-gate")) {
-            wake_next(local, vcpu.handoff.publish(me, self.life));
-        }
+    #[must_use = "the primary is to be told of a vCPU that is woken meanwhile: it may be that nobody else tells it"]
+    pub fn park(self) -> bool {
+        let Self { vcpu, local, life } = *ManuallyDrop::new(self);
+        let_go(vcpu, local, life, |owned| local.arch().save(&mut owned.regs))
     }
 }
 
-impl Drop for LoadedVcpu<'_> {
+impl Drop for LoadedVcpu {
     #[cold]
     #[inline(never)]
     fn drop(&mut self) {
-        self.save_and_publish();
+        let local = self.local;
+        let _ = let_go(self.vcpu, local, self.life, |owned| local.arch().save(&mut owned.regs));
+    }
+}
+
+/// Lets go of a vCPU, in the only order that is right: deschedule, every register to memory, publish, wake.
+///
+/// What was brought while it was loaded has not woken it: if it is about to block, it looks for that itself, when its word
+/// says Blocked already (**No Wake Is Lost**). Returns whether it was to block, and was woken before it was published.
+#[inline(always)]
+fn let_go(vcpu: &'static Vcpu, local: &Local, life: Life, save: impl FnOnce(&mut Owned)) -> bool {
+    let me = local.cpu();
+    let brought = vcpu.handoff.deschedule(me, life);
+    if cfg!(feature = "no-gate") {
+        // The negative control: what everybody else has had to find out the hard way.
+        wake_next(local, vcpu.handoff.publish(me, life).0);
+    }
+    // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
+    save(unsafe { vcpu.owned.get_mut() });
+    if cfg!(feature = "save-window") {
+        arch::before_publish();
+    }
+    if brought {
+        wake_itself(vcpu, life);
+    }
+    let mut published = life;
+    if cfg!(not(feature = "no-gate")) {
+        let (next, woken_or_not) = vcpu.handoff.publish(me, life);
+        published = woken_or_not;
+        wake_next(local, next);
+    }
+    // A kick that crossed is cleaned up here, so that the primary never sees it.
+    arch::take_kick(&local.pcpu().arch);
+    published != life
+}
+
+/// Wakes a vCPU that is about to wait, if what it waits for was brought while it was loaded.
+#[cold]
+#[inline(never)]
+fn wake_itself(vcpu: &Vcpu, life: Life) {
+    if life.blocked_on().is_some_and(|on| vcpu.is_ready(on)) {
+        let _ = vcpu.handoff.wake(|_| true);
     }
 }
 
@@ -633,7 +497,6 @@ impl Drop for LoadedVcpu<'_> {
 #[inline]
 fn wake_next(local: &Local, next: Next) {
     if let Next::Wake(cpu) = next {
-        let pcpu: &'static Pcpu = &local.pcpus()[cpu.index()];
-        exec::wake(pcpu, Task::Main);
+        local.pcpus()[cpu.index()].wake(Task::Main);
     }
 }

@@ -1,15 +1,14 @@
-//! A VM: its memory, its mailbox and its vCPUs; and all of them together, the machine.
+//! A VM: its memory, its mailbox, and whether it was stopped.
 
 use core::ops::Range;
 
 use heapless::Vec;
 
-use crate::ids::{MAX_VCPUS, MAX_VMS, PAGE_SIZE, Pa, VcpuId, VmId};
+use crate::call::Stop;
+use crate::handoff::{Handoff, Life};
+use crate::ids::{MAX_VCPUS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
-use crate::pcpu::Pcpu;
-use crate::report::Stop;
-use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
-use crate::vcpu::Vcpu;
+use crate::sync::{AtomicU8, AtomicU64, Fixed, Ordering};
 
 /// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
 pub const MAX_REGIONS: usize = 8;
@@ -20,32 +19,47 @@ pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
 /// A VM. Everything but the atomics is fixed at boot.
 pub struct Vm {
     pub id: VmId,
-    pub vcpus: &'static [Vcpu],
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
     /// The addresses of the mailbox pages, fixed by the first `vm_configure`; until then 0, where no VM has a page.
     send_page: AtomicU64,
     recv_page: AtomicU64,
     pub mailbox: Mailbox,
+    /// The handoff words of its vCPUs, for whoever sends to them.
+    handoffs: [Fixed<Handoff>; MAX_VCPUS],
     /// A [`Stop`], or 0; and [`SHARES_TLB`].
-    attention: AtomicU8,
+    special: AtomicU8,
 }
 
 /// Other vCPUs of the VM may run on the same pCPU.
 const SHARES_TLB: u8 = 1 << 7;
 
 impl Vm {
-    pub const fn new(id: VmId, vcpus: &'static [Vcpu], memory: Regions) -> Self {
+    /// A VM with this many vCPUs.
+    pub const fn new(id: VmId, vcpus: usize, memory: Regions) -> Self {
         // A vCPU of the primary never leaves its pCPU.
-        let attention = if id.is_primary() || vcpus.len() <= 1 { 0 } else { SHARES_TLB };
+        let special = if id.is_primary() || vcpus <= 1 { 0 } else { SHARES_TLB };
         Self {
             id,
-            vcpus,
             memory,
             send_page: AtomicU64::new(0),
             recv_page: AtomicU64::new(0),
             mailbox: Mailbox::new(),
-            attention: AtomicU8::new(attention),
+            handoffs: [const { Fixed::new(&NOBODYS_HANDOFF) }; MAX_VCPUS],
+            special: AtomicU8::new(special),
+        }
+    }
+
+    /// The handoff word of a vCPU of this VM, which is a secondary.
+    #[inline(always)]
+    pub fn handoff(&self, vcpu: VcpuId) -> &'static Handoff {
+        self.handoffs[vcpu.index() % MAX_VCPUS].get()
+    }
+
+    /// Says which it is. At boot, before anybody runs.
+    pub fn set_handoff(&self, vcpu: VcpuId, handoff: &'static Handoff) {
+        if let Some(place) = self.handoffs.get(vcpu.index()) {
+            place.set(handoff);
         }
     }
 
@@ -94,33 +108,28 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether there is something to be done before one of its vCPUs runs: it was stopped, or its vCPUs share TLB entries.
+    /// Whether a run of one of its vCPUs is a special one: the VM was stopped, or its vCPUs share TLB entries.
     #[inline]
-    pub fn needs_attention(&self) -> bool {
-        // Relaxed, here and below: where it has to be seen, a fence is in between that pairs with the one of `stop`.
-        self.attention.load(Ordering::Relaxed) != 0
+    pub fn is_special(&self) -> bool {
+        // Relaxed, here and below: `stop` is followed by a wake of each vCPU, and a run looks behind its acquire.
+        self.special.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the VM was stopped.
     #[inline]
     pub fn is_stopped(&self) -> bool {
-        self.attention.load(Ordering::Relaxed) & !SHARES_TLB != 0
+        self.special.load(Ordering::Relaxed) & !SHARES_TLB != 0
     }
 
     /// Why the VM was stopped, if it was.
     pub fn stopped(&self) -> Option<Stop> {
-        Stop::from_number(self.attention.load(Ordering::Relaxed) & !SHARES_TLB)
+        Stop::from_number(self.special.load(Ordering::Relaxed) & !SHARES_TLB)
     }
 
-    /// Stops the VM: none of its vCPUs is entered again. Those that run elsewhere are the caller's to kick.
+    /// Stops the VM: none of its vCPUs is entered again. The caller wakes them all, and kicks those that run elsewhere.
     pub fn stop(&self, reason: Stop) {
-        self.attention.store(reason as u8, Ordering::Relaxed);
-        // Pairs with the fence behind `Handoff::take` and `Handoff::load`: a vCPU that is about to run sees this, or the
-        // caller sees it loaded.
-        fence(Ordering::SeqCst);
-        for (n, _) in self.vcpus.iter().enumerate() {
-            self.mailbox.forget_waiter(VcpuId(n as u16));
-        }
+        self.special.store(reason as u8, Ordering::Relaxed);
+        self.mailbox.forget_waiters();
     }
 }
 
@@ -128,65 +137,7 @@ impl Vm {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refused;
 
-/// Everything that there is, fixed once boot is over.
-pub struct Machine {
-    pub pcpus: &'static [Pcpu],
-    /// By id; the primary first.
-    pub vms: Vec<Vm, MAX_VMS>,
-    /// What `vcpu_run` can run, by the numbers that it is given.
-    runnable: [[Option<&'static Vcpu>; MAX_VCPUS]; MAX_VMS],
-}
+static NOBODYS_HANDOFF: Handoff = Handoff::parked(Life::READY);
 
 /// The VM of a vCPU that belongs to none yet.
-pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), &[], Regions::new());
-
-impl Machine {
-    /// A machine without VMs.
-    pub const fn new(pcpus: &'static [Pcpu]) -> Self {
-        Self { pcpus, vms: Vec::new(), runnable: [[None; MAX_VCPUS]; MAX_VMS] }
-    }
-
-    /// Adds the next VM, whose id is its place.
-    ///
-    /// # Panics
-    ///
-    /// If there are [`MAX_VMS`] already.
-    pub fn add(&mut self, vm: Vm) {
-        let vcpus = if vm.id.is_primary() { &[] } else { vm.vcpus };
-        let row = self.vms.len();
-        assert!(self.vms.push(vm).is_ok(), "there are no more VMs than there may be");
-        for (entry, vcpu) in self.runnable[row].iter_mut().zip(vcpus) {
-            *entry = Some(vcpu);
-        }
-    }
-
-    /// Tells every vCPU whose it is, now that this is the machine.
-    pub fn settle(&'static self) -> &'static Self {
-        for vm in &self.vms {
-            for (n, vcpu) in vm.vcpus.iter().enumerate() {
-                vcpu.belongs_to(vm, VcpuId(n as u16));
-            }
-        }
-        self
-    }
-
-    pub fn vm(&self, id: u64) -> Option<&Vm> {
-        self.vms.get(usize::try_from(id).ok()?)
-    }
-
-    pub fn primary(&self) -> &Vm {
-        &self.vms[VmId::PRIMARY.index()]
-    }
-
-    /// A vCPU of a secondary, by the numbers that the primary gave.
-    #[inline]
-    pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
-        *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
-    }
-
-    /// A vCPU of any VM, by the numbers a guest gave.
-    #[inline]
-    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
-        self.vm(vm)?.vcpus.get(usize::try_from(vcpu).ok()?)
-    }
-}
+pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), 0, Regions::new());

@@ -1,17 +1,19 @@
 //! Decoding calls and encoding answers (`src/call.rs`): each row of the contract.
 
-use baton::call::{Call, Outcome, Style};
+use baton::call::{Call, Reply, ReplyKind, ResultFormat, RunResult, Stop};
 use baton::handoff::Patience;
 use baton::ids::{VcpuId, VmId};
-use baton::report::Stop;
+use baton::owed::Completion;
 use proptest::prelude::*;
 
-const WAITS: Style = Style::Extended { patience: Patience::WhileLoaded };
-const EXTENDED: Style = Style::Extended { patience: Patience::WhileSaving };
+/// Asks to run vCPU 2 of VM 1.
+const fn run(format: ResultFormat, patience: Patience) -> Call {
+    Call::VcpuRun { vm: 1, vcpu: 2, format, patience }
+}
 
 /// Registers, and the call that they are.
-const CALLS: [([u64; 4], Call); 21] = [
-    ([0xff00, 1, 2, 9], Call::VcpuRun { vm: 1, vcpu: 2, style: Style::Reference }),
+const CALLS: [([u64; 4], Call); 22] = [
+    ([0xff00, 1, 2, 9], run(ResultFormat::Reference, Patience::WhileSaving)),
     ([0xff01, 9, 9, 9], Call::VmGetCount),
     ([0xff02, 1, 9, 9], Call::VcpuGetCount { vm: 1 }),
     ([0xff03, 0x1000, 0x2000, 9], Call::VmConfigure { send: 0x1000, recv: 0x2000 }),
@@ -23,13 +25,14 @@ const CALLS: [([u64; 4], Call); 21] = [
     ([0xff07, 3, 2, 9], Call::EnableInterrupt { id: 3, enable: true }),
     ([0xff08, 9, 9, 9], Call::GetAndAcknowledgeInterrupt),
     ([0xff09, 1, 2, 3], Call::InjectInterrupt { vm: 1, vcpu: 2, id: 3 }),
-    ([0xff80, 1, 2, 0], Call::VcpuRun { vm: 1, vcpu: 2, style: EXTENDED }),
-    ([0xff80, 1, 2, 1], Call::VcpuRun { vm: 1, vcpu: 2, style: WAITS }),
+    ([0xff80, 1, 2, 0], run(ResultFormat::Extended, Patience::WhileSaving)),
+    ([0xff80, 1, 2, 1], run(ResultFormat::Extended, Patience::WhileLoaded)),
     ([0xff80, 1, 2, 2], Call::Unknown),
     ([0xff80, 1, 2, 3], Call::Unknown),
     ([0xff80, 1, 2, 1 << 32], Call::Unknown),
     ([0xff81, 0xff05, 9, 9], Call::CallExists { function: 0xff05 }),
     ([0xff82, 1, 2, 3], Call::VcpuCounter { vm: 1, vcpu: 2, counter: 3 }),
+    ([0xff83, 1, 2, 3], Call::VcpuYield),
     ([0xff7f, 0, 0, 0], Call::Unknown),
     ([0, 0, 0, 0], Call::Unknown),
 ];
@@ -61,39 +64,66 @@ fn the_function_is_32_bits_without_smc64() {
 #[test]
 fn which_calls_exist() {
     let known: Vec<u64> = (0..0x2_0000).filter(|&function| Call::exists(function)).collect();
-    assert_eq!(known, [(0xff00..=0xff09).collect::<Vec<_>>(), (0xff80..=0xff82).collect()].concat());
-}
-
-#[test]
-fn what_a_style_waits_for() {
-    assert_eq!(Style::Reference.patience(), Patience::WhileSaving);
-    assert_eq!(EXTENDED.patience(), Patience::WhileSaving);
-    assert_eq!(WAITS.patience(), Patience::WhileLoaded);
+    assert_eq!(known, [(0xff00..=0xff09).collect::<Vec<_>>(), (0xff80..=0xff83).collect()].concat());
 }
 
 /// Also `preempted_taken_for_yield` and `busy_taken_for_blocked`: what the reference call cannot say, Baton's can.
 #[test]
-fn each_outcome() {
+fn each_result() {
     let rows = [
-        (Outcome::Yield, 0, 0),
-        (Outcome::Preempted, 0, 6),
-        (Outcome::WaitForInterrupt, 1, 1),
-        (Outcome::WakeUp { vm: VmId(3), vcpu: Some(VcpuId(2)) }, 0x3_0002_0002, 0x3_0002_0002),
-        (Outcome::WakeUp { vm: VmId(3), vcpu: None }, 0x3_ffff_0002, 0x3_ffff_0002),
-        (Outcome::Message { size: 4096 }, 0x1000_0000_0003, 0x1000_0000_0003),
-        (Outcome::Message { size: 0 }, 3, 3),
-        (Outcome::Busy, 1, 5),
-        (Outcome::Stopped(Stop::Off), 1, 0x107),
-        (Outcome::Stopped(Stop::Abort), 1, 0x207),
-        (Outcome::Stopped(Stop::Undefined), 1, 0x307),
-        (Outcome::Stopped(Stop::IllegalCall), 1, 0x407),
-        (Outcome::Interrupted, 0, 8),
-        (Outcome::Absent, 1, 9),
+        (RunResult::YIELD, 0, 0),
+        (RunResult::PREEMPTED, 0, 6),
+        (RunResult::WAIT_FOR_INTERRUPT, 1, 1),
+        (RunResult::wake_up(VmId(3), Some(VcpuId(2))), 0x3_0002_0002, 0x3_0002_0002),
+        (RunResult::wake_up(VmId(3), None), 0x3_ffff_0002, 0x3_ffff_0002),
+        (RunResult::message(4096), 0x1000_0000_0003, 0x1000_0000_0003),
+        (RunResult::message(0), 3, 3),
+        (RunResult::BUSY, 1, 5),
+        (RunResult::stopped(Stop::Off), 1, 0x107),
+        (RunResult::stopped(Stop::Abort), 1, 0x207),
+        (RunResult::stopped(Stop::Undefined), 1, 0x307),
+        (RunResult::stopped(Stop::IllegalCall), 1, 0x407),
+        (RunResult::INTERRUPTED, 0, 8),
+        (RunResult::ABSENT, 1, 9),
     ];
-    for (outcome, reference, extended) in rows {
-        assert_eq!(outcome.encode(Style::Reference), reference, "{outcome:?}");
-        assert_eq!(outcome.encode(EXTENDED), extended, "{outcome:?}");
-        assert_eq!(outcome.encode(WAITS), extended, "{outcome:?}");
+    for (result, reference, extended) in rows {
+        assert_eq!(result.encode(ResultFormat::Reference), reference, "{result:?}");
+        assert_eq!(result.encode(ResultFormat::Extended), extended, "{result:?}");
+    }
+}
+
+/// A vCPU that was woken just when it was about to wait: "run it again" is all that the reference call can say.
+#[test]
+fn a_vcpu_that_was_about_to_wait() {
+    for (format, code) in [(ResultFormat::Reference, 0), (ResultFormat::Extended, 0x3_0002_0002)] {
+        assert_eq!(RunResult::rewoken(VmId(3), VcpuId(2), format).encode(format), code, "{format:?}");
+    }
+}
+
+/// A reply is a result, something to tell the primary, or a completion, also where it has come through two registers.
+#[test]
+fn each_kind_of_reply() {
+    let through_registers = |reply: Reply| {
+        assert_eq!(Reply::from_registers(reply.result(), reply.kind() as u64), reply);
+        reply
+    };
+    let completions = [Completion::Receive, Completion::Interrupt, Completion::PowerOn, Completion::Run];
+    for result in [0, 1, u64::MAX, Completion::Run as u64] {
+        let reply = through_registers(Reply::now(result));
+        assert_eq!((reply.kind(), reply.result()), (ReplyKind::Now, result));
+        assert!(!completions.iter().any(|&completion| reply.waits_for(completion)), "{reply:?} waits for nothing");
+    }
+    for told in [RunResult::YIELD, RunResult::message(4096), RunResult::wake_up(VmId(3), None)] {
+        let reply = through_registers(Reply::tell(told));
+        assert_eq!((reply.kind(), reply.told()), (ReplyKind::Tell, told));
+        assert!(!completions.iter().any(|&completion| reply.waits_for(completion)), "{reply:?} waits for nothing");
+    }
+    for completion in completions {
+        let reply = through_registers(Reply::later(completion));
+        assert_eq!(reply.kind(), ReplyKind::Later);
+        for other in completions {
+            assert_eq!(reply.waits_for(other), other == completion, "{reply:?} and {other:?}");
+        }
     }
 }
 
@@ -115,7 +145,7 @@ proptest! {
             let call = Call::decode([x0, registers[1], registers[2], registers[3]]);
             let exists = Call::exists(x0);
             prop_assert_eq!(exists, (x0 as u32 & !(1 << 30)).wrapping_sub(0xff00) < 10
-                || (x0 as u32 & !(1 << 30)).wrapping_sub(0xff80) < 3);
+                || (x0 as u32 & !(1 << 30)).wrapping_sub(0xff80) < 4);
             prop_assert!(exists || call == Call::Unknown);
         }
     }

@@ -1,41 +1,47 @@
-//! The executor of a pCPU (`src/exec.rs`): who is polled when, and that no wake is lost.
+//! The executor of a pCPU (`src/exec.rs`): who is polled when, that no wake is lost, and where a future stays.
 
 mod common;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
+use std::marker::PhantomPinned;
 use std::mem::ManuallyDrop;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use baton::arch::{self, Regs, fake};
-use baton::exec::{Local, Never, Round, Task, wake, waker};
+use baton::exec::{Local, Slot};
 use baton::exit::Exit;
 use baton::handoff::Patience;
 use baton::ids::{CpuId, MAX_CPUS, VcpuId, VmId};
-use baton::pcpu::Pcpu;
+use baton::pcpu::{Pcpu, Task};
 use baton::report::Report;
 use baton::vcpu::{LoadedVcpu, Vcpu};
-use baton::vm::Machine;
 use common::{On, P0, P1, Turn, refuses, said, trace};
 use futures_util::FutureExt;
 
-/// A machine without VMs.
-fn machine(pcpus: &'static [Pcpu]) -> &'static Machine {
-    Box::leak(Box::new(Machine::new(pcpus)))
+/// Two pCPUs with executors and nothing on them.
+fn executors() -> (&'static [Pcpu], [&'static Local; 2]) {
+    let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
+    fake::reset(pcpus.iter().map(|pcpu| &pcpu.arch));
+    (pcpus, [P0, P1].map(|cpu| executor(pcpus, cpu)))
 }
 
-/// Two pCPUs with executors and nothing on them.
-fn executors() -> (&'static [Pcpu], [Local; 2]) {
-    let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
-    fake::reset(pcpus);
-    let machine = machine(pcpus);
-    (pcpus, [P0, P1].map(|cpu| Local::new(machine, cpu)))
+/// The executor of one of them.
+fn executor(pcpus: &'static [Pcpu], cpu: CpuId) -> &'static Local {
+    Box::leak(Box::new(Local::new(pcpus, cpu)))
+}
+
+/// Wakes a task, on that pCPU.
+fn wake_from(cpu: CpuId, target: &'static Pcpu, task: Task) {
+    let _until_the_end = On::pcpu(cpu);
+    target.wake(task);
 }
 
 /// A task that counts its polls.
-fn counting(polls: &Cell<u32>) -> impl Future<Output = Never> {
+fn counting(polls: &Cell<u32>) -> impl Future<Output = Infallible> {
     poll_fn(move |_| {
         polls.set(polls.get() + 1);
         Poll::Pending
@@ -43,19 +49,13 @@ fn counting(polls: &Cell<u32>) -> impl Future<Output = Never> {
 }
 
 /// A round on a pCPU, unless it sleeps.
-fn round<M: Future<Output = Never>, R: Future<Output = Never>>(
+fn round<M: Future<Output = Infallible>, R: Future<Output = Infallible>>(
     local: &Local,
     main: Pin<&mut M>,
     reporter: Pin<&mut R>,
 ) -> Turn {
-    let _until_the_end = On::pcpu(local.pcpu().id);
-    match fake::wake_up(local.pcpu().id) {
-        false => Turn::Asleep,
-        true => match local.round(main, reporter, false) {
-            Round::Entered => Turn::Entered,
-            Round::Slept => Turn::Slept,
-        },
-    }
+    let _until_the_end = On::pcpu(local.cpu());
+    if fake::wake_up(local.cpu()) { local.round(main, reporter).into() } else { Turn::Asleep }
 }
 
 #[test]
@@ -65,11 +65,9 @@ fn only_who_is_woken_is_polled() {
     let (mut main, mut reporter) = (pin!(counting(&main_polls)), pin!(counting(&reporter_polls)));
     for (task, expected) in [(None, (0, 0)), (Some(Task::Main), (1, 0)), (Some(Task::Reporter), (1, 1))] {
         if let Some(task) = task {
-            fake::run_on(P1);
-            wake(&pcpus[0], task);
-            fake::run_on(P0);
+            wake_from(P1, &pcpus[0], task);
         }
-        round(&local, main.as_mut(), reporter.as_mut());
+        round(local, main.as_mut(), reporter.as_mut());
         assert_eq!((main_polls.get(), reporter_polls.get()), expected, "after a wake of {task:?}");
     }
 }
@@ -78,25 +76,23 @@ fn only_who_is_woken_is_polled() {
 fn wake_before_sleep() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
-    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Never>()));
-    fake::run_on(P1);
-    wake(&pcpus[0], Task::Main);
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
+    wake_from(P1, &pcpus[0], Task::Main);
+    wake_from(P1, &pcpus[0], Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(polls.get(), 1, "two wakes before the poll are one poll");
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
 }
 
 #[test]
 fn wake_of_a_pcpu_that_sleeps() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
-    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Never>()));
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
-    fake::run_on(P1);
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    wake_from(P1, &pcpus[0], Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(polls.get(), 1);
     assert_eq!(trace(), ["p0 sleep", "p1 kick p0", "p0 sleep"]);
 }
@@ -105,14 +101,12 @@ fn wake_of_a_pcpu_that_sleeps() {
 fn wake_between_check_and_sleep() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
-    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Never>()));
+    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
     fake::before("p0 sleep", || {
-        fake::run_on(P1);
-        wake(&pcpus[0], Task::Main);
-        fake::run_on(P0);
+        wake_from(P1, &pcpus[0], Task::Main);
     });
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept, "it slept over the wake");
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept, "it slept over the wake");
     assert_eq!(polls.get(), 1);
 }
 
@@ -124,17 +118,15 @@ fn wake_between_check_and_doze() {
     let main = poll_fn(|cx| {
         polls.set(polls.get() + 1);
         let Poll::Pending = interrupt.poll_unpin(cx) else { panic!("there is no interrupt") };
-        Poll::<Never>::Pending
+        Poll::<Infallible>::Pending
     });
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
     fake::before("p0 doze", || {
-        fake::run_on(P1);
-        wake(&pcpus[0], Task::Main);
-        fake::run_on(P0);
+        wake_from(P1, &pcpus[0], Task::Main);
     });
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept, "it dozed over the wake");
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept, "it dozed over the wake");
     assert_eq!(polls.get(), 2);
     assert_eq!(trace(), ["p0 doze", "p1 event", "p0 doze"]);
 }
@@ -149,16 +141,17 @@ fn wake_of_this_pcpu_forgotten() {
         if main_polls.get() < 3 {
             cx.waker().wake_by_ref();
         }
-        wake(&pcpus[0], Task::Reporter);
-        Poll::<Never>::Pending
+        pcpus[0].wake(Task::Reporter);
+        Poll::<Infallible>::Pending
     });
     let (mut main, mut reporter) = (pin!(main), pin!(counting(&reporter_polls)));
-    wake(&pcpus[0], Task::Main);
+    pcpus[0].wake(Task::Main);
     for n in 1..=3 {
-        assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+        let turn = if n < 3 { Turn::Busy } else { Turn::Slept };
+        assert_eq!(round(local, main.as_mut(), reporter.as_mut()), turn);
         assert_eq!((main_polls.get(), reporter_polls.get()), (n, n));
     }
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
     assert_eq!(trace(), ["p0 sleep"]);
 }
 
@@ -173,15 +166,16 @@ fn wake_of_this_pcpu_forgotten_in_a_wait() {
         if polls.get() < 3 {
             cx.waker().wake_by_ref();
         }
-        Poll::<Never>::Pending
+        Poll::<Infallible>::Pending
     });
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
     for n in 1..=3 {
-        assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+        let turn = if n < 3 { Turn::Busy } else { Turn::Slept };
+        assert_eq!(round(local, main.as_mut(), reporter.as_mut()), turn);
         assert_eq!(polls.get(), n);
     }
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
     assert_eq!(trace(), ["p0 doze"]);
 }
 
@@ -191,49 +185,52 @@ fn listening_ends_with_the_wait() {
     let (pcpus, [local, _]) = executors();
     let main = poll_fn(|cx| {
         assert_eq!(local.interrupt().poll_unpin(cx), Poll::Pending);
-        Poll::<Never>::Pending
+        Poll::<Infallible>::Pending
     });
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(trace(), ["p0 sleep"]);
 }
 
-/// A wake that comes while a guest runs is not forgotten either.
+/// A wake that comes while a guest runs is not forgotten either: whom it wakes goes before the next entry.
 #[test]
 fn wake_while_a_guest_runs() {
     let (pcpus, [local, _]) = executors();
-    let reporter_polls = Cell::new(0);
-    let mut vcpu = anybody(&local);
+    let reporter_polls = Rc::new(Cell::new(0));
+    let mut vcpu = anybody(local);
     let main = async {
         loop {
-            local.enter(&mut vcpu).await;
+            local.idle().await;
+            vcpu.enter(&(), false);
         }
     };
     let (mut main, mut reporter) = (pin!(main), pin!(counting(&reporter_polls)));
     local.arch().script(NAME, move |_| {
-        fake::run_on(P1);
-        wake(&pcpus[0], Task::Reporter);
-        fake::run_on(P0);
+        wake_from(P1, &pcpus[0], Task::Reporter);
         Exit::Interrupt
     });
-    local.arch().script(NAME, |_| Exit::Interrupt);
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Entered);
-    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), true), Round::Entered);
-    assert_eq!(reporter_polls.get(), 1);
+    let polls = reporter_polls.clone();
+    local.arch().script(NAME, move |_| {
+        assert_eq!(polls.get(), 1, "the guest was entered again before the task that was woken");
+        Exit::Interrupt
+    });
+    pcpus[0].wake(Task::Main);
+    while local.arch().steps_left() > 0 {
+        assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Busy);
+    }
 }
 
 /// The name of a vCPU that nobody has named.
 const NAME: fake::Name = Regs::new().name;
 
 /// A vCPU that is loaded here; who it is does not matter. It outlives the test, as vCPUs do.
-fn anybody(local: &Local) -> ManuallyDrop<LoadedVcpu<'_>> {
+fn anybody(local: &'static Local) -> ManuallyDrop<LoadedVcpu> {
     let vcpu: &'static Vcpu = Box::leak(Box::new(Vcpu::new()));
-    let claim = vcpu.claim(local, Patience::WhileSaving).now_or_never();
-    match claim {
-        Some(Ok(regs)) => ManuallyDrop::new(regs.load()),
-        _ => panic!("nobody else knows of it"),
+    let _woken = vcpu.wake(|_| true);
+    match vcpu.acquire(local, Patience::WhileSaving) {
+        Ok(regs) => ManuallyDrop::new(regs.load()),
+        Err(_) => panic!("nobody else knows of it"),
     }
 }
 
@@ -241,10 +238,10 @@ fn anybody(local: &Local) -> ManuallyDrop<LoadedVcpu<'_>> {
 fn a_waker_carries_pcpu_and_task() {
     let (pcpus, _) = executors();
     for (n, task) in (0..MAX_CPUS).flat_map(|n| [(n, Task::Main), (n, Task::Reporter)]) {
-        let local = Local::new(machine(pcpus), CpuId::new(n));
+        let local = executor(pcpus, CpuId::new(n));
         let polls = [Cell::new(0), Cell::new(0)];
         let (mut main, mut reporter) = (pin!(counting(&polls[0])), pin!(counting(&polls[1])));
-        let original = waker(&pcpus[n], task);
+        let original = pcpus[n].waker(task);
         for wakes in [
             (|waker| waker.wake_by_ref()) as fn(&std::task::Waker),
             |waker| {
@@ -257,12 +254,12 @@ fn a_waker_carries_pcpu_and_task() {
             fake::run_on(CpuId::new((n + 1) % MAX_CPUS));
             wakes(&original);
             fake::run_on(CpuId::new(n));
-            let _ = local.round(main.as_mut(), reporter.as_mut(), false);
+            let _slept = local.round(main.as_mut(), reporter.as_mut());
         }
         let expected = if task == Task::Main { [2, 0] } else { [0, 2] };
         assert_eq!(polls.each_ref().map(Cell::get), expected, "the waker of {task:?} on pCPU {n}");
-        assert!(original.will_wake(&waker(&pcpus[n], task)));
-        assert!(!original.will_wake(&waker(&pcpus[(n + 1) % MAX_CPUS], task)));
+        assert!(original.will_wake(&pcpus[n].waker(task)));
+        assert!(!original.will_wake(&pcpus[(n + 1) % MAX_CPUS].waker(task)));
     }
 }
 
@@ -273,15 +270,15 @@ fn a_wait_for_an_interrupt_ends_with_one() {
     let main = async {
         local.interrupt().await;
         seen.set(true);
-        pending::<Never>().await
+        pending::<Infallible>().await
     };
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
-    assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
     fake::set_interrupt(P0, true);
     for _ in 0..2 {
-        assert_eq!(round(&local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+        assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     }
     assert!(seen.get());
     assert!(arch::interrupt_pending(), "it stays pending, for the primary");
@@ -295,11 +292,11 @@ fn an_interrupt_that_is_pending_already_is_no_wait() {
     let main = async {
         local.interrupt().await;
         entered.set(true);
-        pending::<Never>().await
+        pending::<Infallible>().await
     };
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
-    round(&local, main.as_mut(), reporter.as_mut());
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
+    round(local, main.as_mut(), reporter.as_mut());
     assert!(entered.get());
 }
 
@@ -310,13 +307,13 @@ fn an_interrupt_between_check_and_doze_is_seen() {
     let main = async {
         local.interrupt().await;
         seen.set(true);
-        pending::<Never>().await
+        pending::<Infallible>().await
     };
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
-    wake(&pcpus[0], Task::Main);
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
     fake::before("p0 doze", || fake::set_interrupt(P0, true));
     for _ in 0..2 {
-        round(&local, main.as_mut(), reporter.as_mut());
+        round(local, main.as_mut(), reporter.as_mut());
     }
     assert!(seen.get());
 }
@@ -327,16 +324,16 @@ fn an_interrupt_before_the_check_is_not_dozed_over() {
     let (pcpus, [local, _]) = executors();
     let main = async {
         local.interrupt().await;
-        pending::<Never>().await
+        pending::<Infallible>().await
     };
     let reporter = poll_fn(|_| {
         fake::set_interrupt(P0, true);
-        Poll::<Never>::Pending
+        Poll::<Infallible>::Pending
     });
     let (mut main, mut reporter) = (pin!(main), pin!(reporter));
-    wake(&pcpus[0], Task::Main);
-    wake(&pcpus[0], Task::Reporter);
-    round(&local, main.as_mut(), reporter.as_mut());
+    pcpus[0].wake(Task::Main);
+    pcpus[0].wake(Task::Reporter);
+    round(local, main.as_mut(), reporter.as_mut());
     assert_eq!(trace(), [""; 0]);
 }
 
@@ -352,13 +349,12 @@ fn a_wait_that_is_given_up_is_not_dozed_for() {
         });
         // In this order: the wait for an interrupt is not polled again before it is given up.
         futures_util::future::select(other, local.interrupt()).await;
-        pending::<Never>().await
+        pending::<Infallible>().await
     };
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
     for _ in 0..2 {
-        fake::run_on(P1);
-        wake(&pcpus[0], Task::Main);
-        round(&local, main.as_mut(), reporter.as_mut());
+        wake_from(P1, &pcpus[0], Task::Main);
+        round(local, main.as_mut(), reporter.as_mut());
     }
     assert_eq!(trace(), ["p1 event", "p0 doze", "p1 event", "p0 sleep"]);
 }
@@ -368,47 +364,230 @@ fn a_wait_that_is_given_up_is_not_dozed_for() {
 fn the_reporter_speaks_before_the_guest_is_entered() {
     let (pcpus, [local, _]) = executors();
     common::listen();
-    let mut vcpu = anybody(&local);
+    let mut vcpu = anybody(local);
     let main = async {
         local.pcpu().reports.send(Report::RanStopped { vm: VmId(3), vcpu: VcpuId(1) });
-        let _exit = local.enter(&mut vcpu).await;
-        pending::<Never>().await
+        local.idle().await;
+        let _exit = vcpu.enter(&(), false);
+        pending::<Infallible>().await
     };
     let (mut main, mut reporter) = (pin!(main), pin!(local.pcpu().reports.print_all()));
     // The reporter waits for something to say.
-    wake(&pcpus[0], Task::Reporter);
-    let _ = local.round(main.as_mut(), reporter.as_mut(), false);
+    pcpus[0].wake(Task::Reporter);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     local.arch().script(NAME, |_| {
         let lines = said();
         assert!(lines.len() == 1 && lines[0].starts_with("baton: VM 3 is stopped, so its vCPU 1"), "{lines:?}");
         Exit::Interrupt
     });
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), false), Round::Entered);
+    wake_from(P1, &pcpus[0], Task::Main);
+    while local.arch().steps_left() > 0 {
+        assert_ne!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    }
 }
 
 #[test]
-fn every_entry_is_asked_for() {
+fn an_entry_returns_at_the_next_exit() {
     let (pcpus, [local, _]) = executors();
-    let mut vcpu = anybody(&local);
+    let mut vcpu = anybody(local);
+    let exit = Cell::new(None);
     let main = async {
-        let exit = local.enter(&mut vcpu).await;
-        assert_eq!(exit, Exit::Wfe);
-        pending::<Never>().await
+        local.idle().await;
+        exit.set(Some(vcpu.enter(&(), false)));
+        pending::<Infallible>().await
     };
-    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Never>()));
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
     local.arch().script(NAME, |_| Exit::Wfe);
-    wake(&pcpus[0], Task::Main);
-    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), false), Round::Entered);
-    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), true), Round::Slept);
+    pcpus[0].wake(Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Busy);
+    assert_eq!(exit.get(), None, "an entry is a round of its own here");
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(exit.get(), Some(Exit::Wfe));
+}
+
+/// The main task is idle when nobody else has anything to do, however long that takes, and needs no wake to find out.
+#[test]
+fn idle_waits_for_everybody_else() {
+    let (pcpus, [local, _]) = executors();
+    let (idle, reporter_polls) = (Cell::new(false), Cell::new(0));
+    let main = async {
+        local.idle().await;
+        idle.set(true);
+        pending::<Infallible>().await
+    };
+    let reporter = poll_fn(|cx| {
+        reporter_polls.set(reporter_polls.get() + 1);
+        if reporter_polls.get() < 3 {
+            cx.waker().wake_by_ref();
+        }
+        Poll::<Infallible>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(reporter));
+    pcpus[0].wake(Task::Main);
+    pcpus[0].wake(Task::Reporter);
+    for _ in 0..3 {
+        assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Busy);
+        assert!(!idle.get(), "the reporter has something to do after {} polls", reporter_polls.get());
+    }
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert!(idle.get());
+    assert_eq!(reporter_polls.get(), 3);
+}
+
+/// All that is left of an [`Local::idle`] that is dropped is that the main task is polled once more.
+#[test]
+fn an_idle_that_is_dropped_leaves_a_wake() {
+    let (pcpus, [local, _]) = executors();
+    let polls = Cell::new(0);
+    let main = poll_fn(|cx| {
+        polls.set(polls.get() + 1);
+        if polls.get() == 1 {
+            assert_eq!(pin!(local.idle()).poll(cx), Poll::Pending);
+        }
+        Poll::<Infallible>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Busy);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(polls.get(), 2);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
 }
 
 /// The fake would notice a guest that nobody scripted.
 #[test]
 fn the_fake_refuses_what_is_not_scripted() {
     let (_, [local, _]) = executors();
-    let mut vcpu = anybody(&local);
-    assert!(refuses(|| vcpu.enter(false)));
+    let mut vcpu = anybody(local);
+    assert!(refuses(|| vcpu.enter(&(), false)));
     local.arch().script(fake::Name { vm: 4, vcpu: 4 }, |_| Exit::Wfi);
-    assert!(refuses(|| vcpu.enter(false)));
+    assert!(refuses(|| vcpu.enter(&(), false)));
+}
+
+/// What a [`Probe`] has noticed.
+#[derive(Default)]
+struct Noticed {
+    /// Where it was polled, each time.
+    polled: RefCell<Vec<usize>>,
+    /// Where it was dropped.
+    dropped: RefCell<Vec<usize>>,
+}
+
+impl Noticed {
+    fn polls(&self) -> usize {
+        self.polled.borrow().len()
+    }
+
+    fn drops(&self) -> usize {
+        self.dropped.borrow().len()
+    }
+}
+
+/// A future that is ready at the last of so many polls, and may not move between them.
+struct Probe {
+    polls: usize,
+    noticed: Rc<Noticed>,
+    _pinned: PhantomPinned,
+}
+
+impl Probe {
+    fn new(polls: usize) -> (Self, Rc<Noticed>) {
+        let noticed = Rc::new(Noticed::default());
+        (Self { polls, noticed: noticed.clone(), _pinned: PhantomPinned }, noticed)
+    }
+}
+
+impl Future for Probe {
+    type Output = usize;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<usize> {
+        let polls = self.noticed.polls() + 1;
+        self.noticed.polled.borrow_mut().push(std::ptr::from_ref(&*self).addr());
+        if polls < self.polls { Poll::Pending } else { Poll::Ready(polls) }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.noticed.dropped.borrow_mut().push(std::ptr::from_ref(self).addr());
+    }
+}
+
+/// A slot, which lives as long as its pCPU.
+fn slot() -> &'static Slot<Probe> {
+    Box::leak(Box::new(Slot::new()))
+}
+
+/// Makes a future there, and polls it once.
+fn start(slot: &'static Slot<Probe>, probe: Probe) -> Option<usize> {
+    slot.make(probe).now_or_never()
+}
+
+#[test]
+fn a_future_stays_in_its_slot() {
+    let slot = slot();
+    let (probe, noticed) = Probe::new(3);
+    assert_eq!(start(slot, probe), None);
+    assert_eq!(noticed.polls(), 1, "it is polled where it is made");
+    assert_eq!(slot.finish().now_or_never(), None);
+    assert_eq!(noticed.drops(), 0);
+    assert_eq!(slot.finish().now_or_never(), Some(3));
+    let here = std::ptr::from_ref(slot).addr()..std::ptr::from_ref(slot).addr() + size_of_val(slot);
+    let (polled, dropped) = (noticed.polled.borrow(), noticed.dropped.borrow());
+    assert!(here.contains(&polled[0]), "it lies somewhere else");
+    assert!(polled.iter().all(|&at| at == polled[0]), "it moves between its polls");
+    assert_eq!(*dropped, [polled[0]], "it is dropped once, and in place");
+}
+
+/// What is ready at once stays until the next one takes its place. It owns nothing any more, so nobody drops it.
+#[test]
+fn a_future_that_is_ready_at_once_makes_room() {
+    let slot = slot();
+    for _ in 0..3 {
+        let (probe, noticed) = Probe::new(1);
+        assert_eq!(start(slot, probe), Some(1));
+        assert_eq!((noticed.polls(), noticed.drops()), (1, 0));
+        let (next, next_noticed) = Probe::new(2);
+        assert_eq!(start(slot, next), None);
+        assert_eq!(slot.finish().now_or_never(), Some(2));
+        assert_eq!((noticed.drops(), next_noticed.drops()), (0, 1));
+    }
+}
+
+#[test]
+fn a_future_that_is_cancelled_is_dropped_once() {
+    let slot = slot();
+    slot.cancel();
+    let (probe, noticed) = Probe::new(2);
+    assert_eq!(start(slot, probe), None);
+    slot.cancel();
+    assert_eq!((noticed.polls(), noticed.drops()), (1, 1));
+    slot.cancel();
+    assert_eq!(noticed.drops(), 1, "there is none any more");
+    let (next, next_noticed) = Probe::new(2);
+    assert_eq!(start(slot, next), None);
+    assert_eq!(slot.finish().now_or_never(), Some(2), "there is room for the next one");
+    assert_eq!((noticed.drops(), next_noticed.drops()), (1, 1));
+}
+
+/// Whoever gives up waiting for it has not cancelled it.
+#[test]
+fn a_future_outlives_the_wait_for_it() {
+    let slot = slot();
+    let (probe, noticed) = Probe::new(3);
+    assert_eq!(start(slot, probe), None);
+    assert_eq!(slot.finish().now_or_never(), None);
+    assert_eq!((noticed.polls(), noticed.drops()), (2, 0));
+    assert_eq!(slot.finish().now_or_never(), Some(3));
+    assert_eq!((noticed.polls(), noticed.drops()), (3, 1));
+}
+
+#[test]
+fn a_slot_refuses_the_poll_of_none() {
+    let slot = slot();
+    assert!(refuses(|| slot.finish().now_or_never()), "there is none");
+    let (probe, _) = Probe::new(2);
+    assert_eq!(start(slot, probe), None);
+    assert_eq!(slot.finish().now_or_never(), Some(2));
+    assert!(refuses(|| slot.finish().now_or_never()), "there is none any more");
 }

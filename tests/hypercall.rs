@@ -2,17 +2,20 @@
 
 mod common;
 
+use std::mem::ManuallyDrop;
+
 use baton::arch::fake::Step;
 use baton::arch::{self, fake};
-use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome, Style};
-use baton::exit::{Exit, Leave};
-use baton::handoff::Patience;
-use baton::hypercall::{Verdict, serve};
+use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ReplyKind, ResultFormat, RunResult, Stop};
+use baton::exit::Exit;
+use baton::handoff::{Life, Patience};
+use baton::hypercall::{Caller, dispatch};
 use baton::ids::{CpuId, Pa, VcpuId, VmId};
 use baton::mailbox::{Message, NO_MESSAGE};
-use baton::report::Stop;
+use baton::owed::Completion;
+use baton::vcpu::LoadedVcpu;
 use baton::vm::{Regions, Vm};
-use common::{Bench, On, P0, P1, PAGES_OF_A_VM, calls, page, run, trace};
+use common::{Bench, On, P0, P1, PAGES_OF_A_VM, args, calls, page, run, trace};
 
 /// Two pCPUs; VM 1 with two vCPUs, VM 2 with one. Everybody has a mailbox.
 fn bench() -> &'static Bench {
@@ -24,18 +27,35 @@ fn bench() -> &'static Bench {
 }
 
 /// The caller waits for its result.
-const BLOCKED: Verdict = Verdict::leave(Leave::BLOCKED);
+const BLOCKED: Reply = Reply::later(Completion::Receive);
 
-/// The caller has done what it asked for, and the primary is told about it.
-fn then(outcome: Outcome) -> Verdict {
-    Verdict::then_tell(0, outcome)
+/// Serves a call.
+fn serve(caller: Caller, call: Call) -> Reply {
+    dispatch(caller, args(call))
 }
 
 /// The result of a call that goes on.
 fn call(m: &Bench, vm: u16, vcpu: u16, call: Call) -> u64 {
-    match serve(m.caller(vm, vcpu), call) {
-        verdict if verdict.why() == Leave::NOT => verdict.result(),
-        other => panic!("{call:?} of VM {vm} is answered with {other:?}"),
+    let reply = serve(m.caller(vm, vcpu), call);
+    assert_eq!(reply.kind(), ReplyKind::Now, "{call:?} of VM {vm} is answered with {reply:?}");
+    reply.result()
+}
+
+/// vCPU 0 of VM 1, which waits for something.
+fn wait(m: &'static Bench, on: Completion) {
+    let _until_the_end = On::pcpu(P1);
+    let mut loaded = load(m, P1);
+    loaded.block(on);
+    assert!(!loaded.park());
+    trace();
+}
+
+/// vCPU 0 of VM 1, in the hardware of a pCPU.
+fn load(m: &'static Bench, cpu: CpuId) -> LoadedVcpu {
+    let _until_the_end = On::pcpu(cpu);
+    match m.vcpu(1, 0).acquire(m.local(cpu), Patience::WhileSaving) {
+        Ok(regs) => regs.load(),
+        Err(_) => panic!("the vCPU is {:?}", m.vcpu(1, 0).state()),
     }
 }
 
@@ -76,7 +96,7 @@ fn mailbox_pages() {
 fn page_0_is_no_mailbox() {
     let mut memory = Regions::new();
     memory.push(0..4 * 4096).expect("one region");
-    let vm = Vm::new(VmId(1), &[], memory);
+    let vm = Vm::new(VmId(1), 1, memory);
     assert!(vm.configure(0, 4096).is_err() && vm.configure(4096, 0).is_err());
     assert_eq!(vm.configure(4096, 8192), Ok(()));
 }
@@ -150,7 +170,7 @@ fn a_message_for_one_that_waits() {
 fn a_message_between_secondaries() {
     let m = bench();
     let send = Call::MailboxSend { vm: 1, size: 3 };
-    let wake_up = |vcpu| then(Outcome::WakeUp { vm: VmId(1), vcpu });
+    let wake_up = |vcpu| Reply::tell(RunResult::wake_up(VmId(1), vcpu));
     assert_eq!(serve(m.caller(2, 0), send), wake_up(None));
     assert_eq!(call(m, 2, 0, send), FAILED, "and the primary is not entered");
     assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), 2 | 3 << 32);
@@ -164,7 +184,7 @@ fn a_message_for_the_primary() {
     let m = bench();
     fake::write_memory(Pa(page(1, 1)), b"hello");
     let send = Call::MailboxSend { vm: 0, size: 5 };
-    assert_eq!(serve(m.caller(1, 0), send), then(Outcome::Message { size: 5 }));
+    assert_eq!(serve(m.caller(1, 0), send), Reply::tell(RunResult::message(5)));
     assert_eq!(fake::read_memory(Pa(page(0, 2)), 5), b"hello");
     for vm in 1..3 {
         assert_eq!(call(m, vm, 0, send), FAILED, "it has not been cleared");
@@ -174,7 +194,7 @@ fn a_message_for_the_primary() {
     }
     assert_eq!(call(m, 0, 1, Call::MailboxClear), 0);
     assert_eq!(call(m, 0, 0, Call::MailboxClear), FAILED);
-    assert_eq!(serve(m.caller(2, 0), send), then(Outcome::Message { size: 5 }));
+    assert_eq!(serve(m.caller(2, 0), send), Reply::tell(RunResult::message(5)));
 }
 
 #[test]
@@ -231,22 +251,17 @@ fn a_secondary_that_wakes_another_of_its_vcpus() {
     assert_eq!(call(m, 1, 0, inject), 0, "vCPU 1 has not enabled it, so it is not woken");
     assert_eq!(call(m, 1, 1, Call::EnableInterrupt { id: 4, enable: true }), 0);
     assert_eq!(call(m, 1, 1, Call::GetAndAcknowledgeInterrupt), 4);
-    let wake_up = Outcome::WakeUp { vm: VmId(1), vcpu: Some(VcpuId(1)) };
-    assert_eq!(serve(m.caller(1, 0), inject), then(wake_up));
+    let wake_up = Reply::tell(RunResult::wake_up(VmId(1), Some(VcpuId(1))));
+    assert_eq!(serve(m.caller(1, 0), inject), wake_up);
     assert_eq!(call(m, 1, 0, inject), 0, "it was woken already");
 }
 
 #[test]
 fn running_target_not_kicked() {
-    use futures_util::FutureExt;
     let m = bench();
     assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 4, enable: true }), 0);
     assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 5, enable: true }), 0);
-    let claim = m.vcpu(1, 0).claim(m.local(P1), Patience::WhileSaving).now_or_never();
-    let Some(Ok(regs)) = claim else { panic!("it is parked") };
-    fake::run_on(P1);
-    let loaded = regs.load();
-    fake::run_on(P0);
+    let loaded = load(m, P1);
     for (id, kicks) in [(4, 1), (4, 1), (6, 1), (5, 2)] {
         assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id }), 0);
         assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm: 1, vcpu: 0, counter: 3 }), kicks, "after {id}");
@@ -264,13 +279,11 @@ fn running_target_not_kicked() {
 fn a_target_that_is_gone_is_not_kicked() {
     let m = bench();
     assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 4, enable: true }), 0);
-    let ready = m.vcpu(1, 0).take(m.local(P1)).expect("it is parked");
-    fake::run_on(P1);
-    let loaded = ready.load();
-    fake::run_on(P0);
+    // A hook that is never reached outlives the machine, and must not let go of anything then.
+    let loaded = ManuallyDrop::new(load(m, P1));
     fake::before("p0 kick p1", move || {
         let _until_the_end = On::pcpu(P1);
-        loaded.park();
+        drop(ManuallyDrop::into_inner(loaded));
     });
     assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 0, id: 4 }), 0);
     fake::run_on(P1);
@@ -290,7 +303,7 @@ fn the_primary_has_no_virtual_interrupts() {
             assert!(!regs.virtual_interrupt);
             Exit::Interrupt
         });
-        m.go_until(cpu, || m.local(cpu).arch().steps_left() == 0);
+        m.finish(cpu);
         assert!(trace().iter().all(|event| !event.contains("kick")));
         fake::run_on(P1);
         assert!(!arch::interrupt_pending());
@@ -336,7 +349,7 @@ fn counters() {
 fn which_calls_exist() {
     let m = bench();
     for vm in 0..3 {
-        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff82, 1), (0xff83, 0), (0, 0)] {
+        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff83, 1), (0xff84, 0), (0, 0)] {
             assert_eq!(call(m, vm, 0, Call::CallExists { function }), exists);
         }
         assert_eq!(call(m, vm, 0, Call::Unknown), FAILED);
@@ -346,8 +359,87 @@ fn which_calls_exist() {
 #[test]
 fn a_secondary_may_not_run_anybody() {
     let m = bench();
-    let run = |style| Call::VcpuRun { vm: 2, vcpu: 0, style };
-    assert_eq!(call(m, 1, 0, run(Style::Reference)), 1);
-    assert_eq!(call(m, 1, 0, run(Style::Extended { patience: Patience::WhileLoaded })), FAILED);
-    assert_eq!(m.vcpu(2, 0).loaded_on(), None::<CpuId>);
+    let run = |format, patience| Call::VcpuRun { vm: 2, vcpu: 0, format, patience };
+    assert_eq!(call(m, 1, 0, run(ResultFormat::Reference, Patience::WhileSaving)), 1);
+    for patience in [Patience::WhileSaving, Patience::WhileLoaded] {
+        assert_eq!(call(m, 1, 0, run(ResultFormat::Extended, patience)), FAILED);
+    }
+    assert_eq!(m.vcpu(2, 0).state().owner, None);
+    assert_eq!(trace(), [""; 0], "nothing was loaded");
+}
+
+#[test]
+fn only_a_secondary_yields() {
+    let m = bench();
+    assert_eq!(serve(m.caller(1, 0), Call::VcpuYield), Reply::tell(RunResult::YIELD));
+    assert_eq!(serve(m.caller(1, 1), Call::VcpuYield), Reply::tell(RunResult::YIELD));
+    assert_eq!(call(m, 0, 0, Call::VcpuYield), FAILED, "there is nobody above the primary to yield to");
+}
+
+/// Whoever sends a message takes the wake edge of the vCPU that it is promised to, if that waits for one.
+#[test]
+fn a_message_wakes_its_receiver() {
+    for from in [0, 2] {
+        let m = bench();
+        assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), BLOCKED);
+        wait(m, Completion::Receive);
+        let send = Call::MailboxSend { vm: 1, size: 3 };
+        let reply = serve(m.caller(from, 0), send);
+        let told = if from == 0 { Reply::now(0) } else { Reply::tell(RunResult::wake_up(VmId(1), Some(VcpuId(0)))) };
+        assert_eq!(reply, told);
+        assert_eq!(m.vcpu(1, 0).state().life, Life::woken(Completion::Receive));
+        assert_eq!(trace(), [""; 0], "it runs nowhere, so nobody is kicked");
+    }
+}
+
+/// A message is no reason to run a vCPU that does not wait for one.
+#[test]
+fn a_message_does_not_end_a_wfi() {
+    let m = bench();
+    wait(m, Completion::Interrupt);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), NO_VCPU);
+    assert_eq!(m.vcpu(1, 0).state().life, Life::blocked(Completion::Interrupt));
+}
+
+/// A receiver that is on its way to wait is not kicked: it looks for the message when it gets there.
+#[test]
+fn a_receiver_that_is_about_to_wait_is_not_kicked() {
+    let m = bench();
+    let mut loaded = load(m, P1);
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), BLOCKED);
+    loaded.block(Completion::Receive);
+    trace();
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), 0, "its index");
+    assert_eq!(trace(), [""; 0]);
+    let _until_the_end = On::pcpu(P1);
+    assert!(loaded.park(), "nobody says that it has its message");
+    assert_eq!(m.vcpu(1, 0).state().life, Life::woken(Completion::Receive));
+}
+
+/// Whoever injects an interrupt that is enabled takes the wake edge of its vCPU, whether that is in `wfi` or in a receive.
+#[test]
+fn an_interrupt_wakes_its_vcpu() {
+    let inject = |id| Call::InjectInterrupt { vm: 1, vcpu: 0, id };
+    for (on, from) in [Completion::Interrupt, Completion::Receive].into_iter().flat_map(|on| [(on, 0), (on, 1)]) {
+        let m = bench();
+        assert_eq!(call(m, 1, 0, Call::EnableInterrupt { id: 4, enable: true }), 0);
+        wait(m, on);
+        let caller = m.caller(from, from); // a sibling, if it is not the primary
+        assert_eq!(serve(caller, inject(6)), Reply::now(0), "it has not enabled this one");
+        assert_eq!(m.vcpu(1, 0).state().life, Life::blocked(on));
+        let told = if from == 0 { Reply::now(0) } else { Reply::tell(RunResult::wake_up(VmId(1), Some(VcpuId(0)))) };
+        assert_eq!(serve(caller, inject(4)), told, "{on:?}");
+        assert_eq!(m.vcpu(1, 0).state().life, Life::woken(on));
+        assert_eq!(serve(caller, inject(4)), Reply::now(0), "it was woken already");
+        assert_eq!(trace(), [""; 0], "it runs nowhere, so nobody is kicked");
+    }
+}
+
+/// A vCPU that is off is turned on by nobody but who may do that.
+#[test]
+fn an_interrupt_does_not_turn_a_vcpu_on() {
+    let m = bench();
+    assert_eq!(call(m, 1, 1, Call::EnableInterrupt { id: 4, enable: true }), 0);
+    assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm: 1, vcpu: 1, id: 4 }), 0);
+    assert_eq!(m.vcpu(1, 1).state().life, Life::blocked(Completion::PowerOn));
 }

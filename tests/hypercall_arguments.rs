@@ -8,11 +8,11 @@
 mod cases;
 mod common;
 
-use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Outcome};
-use baton::exit::Leave;
-use baton::hypercall::{Verdict, arrive};
-use baton::ids::{VcpuId, VmId};
+use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ReplyKind, RunResult};
+use baton::hypercall::dispatch;
+use baton::ids::{CpuId, VcpuId, VmId};
 use baton::mailbox::{MAX_MESSAGE, NO_MESSAGE};
+use baton::owed::Completion;
 use cases::cases;
 use common::{Bench, PAGES_OF_A_VM, mpidr, page};
 use proptest::prelude::*;
@@ -39,7 +39,7 @@ fn edge() -> impl Strategy<Value = u64> {
 fn function() -> impl Strategy<Value = u64> {
     let plain = prop_oneof![
         8 => 0xff00..=0xff0au64,
-        2 => 0xff80..=0xff83u64,
+        2 => 0xff80..=0xff84u64,
         2 => prop_oneof![0x8400_0000..0x8400_0020u64, 0xc400_0000..0xc400_0020u64],
         1 => edge(),
     ];
@@ -59,6 +59,11 @@ fn made() -> impl Strategy<Value = Made> {
     (proptest::sample::select(callers), args).prop_map(|(who, (x0, x1, x2, x3))| (who, [x0, x1, x2, x3]))
 }
 
+/// Makes a call, as the exception vector does.
+fn make(m: &Bench, (vm, vcpu): (u16, u16), args: [u64; 4]) -> Reply {
+    dispatch(m.caller(vm, vcpu), args)
+}
+
 /// Whether it would not come back.
 fn leaves((vm, _): (u16, u16), [x0, x1, x2, _]: [u64; 4]) -> bool {
     let runs = matches!(Call::plain(x0), 0xff00 | 0xff80) && (1..3).contains(&x1) && x2 == 0;
@@ -67,26 +72,24 @@ fn leaves((vm, _): (u16, u16), [x0, x1, x2, _]: [u64; 4]) -> bool {
 }
 
 /// Whether the contract has this answer to this call.
-fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], verdict: Verdict) -> bool {
+fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply) -> bool {
     let primary = vm == 0;
-    let told = |outcome| verdict == Verdict::then_tell(0, outcome);
+    let told = |result| reply == Reply::tell(result);
     let woken = |vm: u64| {
         let vcpus = (0..2).map(|n| Some(VcpuId(n))).chain([None]);
-        vcpus.into_iter().any(|vcpu| told(Outcome::WakeUp { vm: VmId(vm as u16), vcpu }))
+        vcpus.into_iter().any(|vcpu| told(RunResult::wake_up(VmId(vm as u16), vcpu)))
     };
-    let result = (verdict.why() == Leave::NOT).then(|| verdict.result());
+    let result = (reply.kind() == ReplyKind::Now).then(|| reply.result());
     let answers = |allowed: &[u64]| result.is_some_and(|result| allowed.contains(&result));
-    let run =
-        |allowed: &[u64]| allowed.contains(&verdict.result()) && [Leave::NOT, Leave::REPORT].contains(&verdict.why());
     let count = |vm: u64| usize::try_from(vm).ok().and_then(|vm| VCPUS.get(vm)).map(|&n| u64::from(n));
     match Call::plain(x0) {
-        0xff00 => run(&[1]),
+        0xff00 => answers(&[1]),
         0xff01 => answers(&[3]),
         0xff02 if primary => answers(&[count(x1).unwrap_or(FAILED)]),
         0xff03 => answers(&[0, FAILED]),
         0xff04 if x2 > MAX_MESSAGE || x1 == u64::from(vm) || x1 >= 3 => answers(&[FAILED]),
         0xff04 if primary => answers(&[0, 1, NO_VCPU, FAILED]),
-        0xff04 => answers(&[FAILED]) || if x1 == 0 { told(Outcome::Message { size: x2 as u32 }) } else { woken(x1) },
+        0xff04 => answers(&[FAILED]) || if x1 == 0 { told(RunResult::message(x2 as u32)) } else { woken(x1) },
         0xff05 if primary => answers(&[NO_MESSAGE]),
         0xff05 => match result {
             Some(NO_MESSAGE) => true,
@@ -94,7 +97,7 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], verdict: Verd
                 let (from, size) = (message & 0xffff_ffff, message >> 32);
                 from < 3 && from != u64::from(vm) && size <= MAX_MESSAGE
             }
-            None => x1 != 0 && verdict == Verdict::leave(Leave::BLOCKED),
+            None => x1 != 0 && reply == Reply::later(Completion::Receive),
         },
         0xff06 => answers(&[0, FAILED]),
         0xff07 => answers(&[if x1 < 64 { 0 } else { FAILED }]),
@@ -107,16 +110,17 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], verdict: Verd
         0xff80 if primary && x3 < 2 => {
             // Another vCPU than the first is off.
             let exists = x1 != 0 && count(x1).is_some_and(|n| x2 < n);
-            run(&[if exists { 7 | 1 << 8 } else { 9 }])
+            answers(&[if exists { 7 | 1 << 8 } else { 9 }])
         }
-        0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff82))]),
+        0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff83))]),
         0xff82 if primary => {
             let possible = count(x1).is_some_and(|n| x2 < n) && x3 < 5;
             if possible { result.is_some_and(|n| n <= u32::MAX.into()) } else { answers(&[FAILED]) }
         }
-        0xff02 | 0xff80 | 0xff82 => answers(&[FAILED]),
+        0xff83 if !primary => told(RunResult::YIELD),
+        0xff02 | 0xff80 | 0xff82 | 0xff83 => answers(&[FAILED]),
         _ if !primary => answers(&[FAILED]),
-        _ if x0 as u32 == 0x8400_0002 => verdict == Verdict::leave(Leave::TURN_OFF),
+        _ if x0 as u32 == 0x8400_0002 => reply == Reply::later(Completion::PowerOn),
         _ => answers(&[0, 1, 2, 0x1_0001, FAILED, -2i64 as u64, -4i64 as u64]),
     }
 }
@@ -136,8 +140,8 @@ proptest! {
             if leaves(who, args) {
                 continue;
             }
-            let verdict = arrive(m.caller(who.0, who.1), args);
-            prop_assert!(is_declared(who, args, verdict), "{who:?} calls with {args:x?}: {verdict:?}");
+            let reply = make(m, who, args);
+            prop_assert!(is_declared(who, args, reply), "{who:?} calls with {args:x?}: {reply:?}");
         }
         for vm in 0..3 {
             let vm = m.vm(vm);
@@ -152,14 +156,14 @@ proptest! {
         let m = Bench::turned_off(2, &[1]);
         for (n, narrow) in calls.into_iter().enumerate() {
             let function = if narrow { 0x8400_0003 } else { 0xc400_0003 };
-            let affinity = mpidr(baton::ids::CpuId::new(target));
-            let verdict = arrive(m.caller(0, 0), [function, affinity, page(0, 0), 7]);
+            let affinity = mpidr(CpuId::new(target));
+            let reply = make(m, (0, 0), [function, affinity, page(0, 0), 7]);
             let expected = match (target, n) {
                 (2, _) => -2i64 as u64,
                 (_, 0) => 0,
                 _ => -4i64 as u64,
             };
-            prop_assert_eq!(verdict, Verdict::answer(expected));
+            prop_assert_eq!(reply, Reply::now(expected));
         }
     }
 }

@@ -61,13 +61,14 @@ fn while_it_is_being_filled() {
     let mailbox = Mailbox::new();
     let filling = mailbox.begin().expect("it is empty");
     assert!(matches!(mailbox.begin(), Err(Full)));
-    assert!(!mailbox.has_message());
+    assert!(!mailbox.has_message_for(A));
     assert!(!mailbox.clear());
     assert_eq!(mailbox.take(A), None);
     assert_eq!(mailbox.take_alone(A), None);
     assert!(!mailbox.wait_alone(B), "it is not empty");
     assert_eq!(mailbox.take_or_wait(B), None);
     assert_eq!(filling.deliver(message(1)), Some(B), "it has begun to wait meanwhile");
+    assert!(!mailbox.has_message_for(A) && mailbox.has_message_for(B), "it is promised");
     assert_eq!(mailbox.take_alone(A), None, "it is promised");
     assert_eq!(mailbox.take_alone(B), Some(message(1)));
 }
@@ -76,7 +77,7 @@ fn while_it_is_being_filled() {
 fn a_delivery_that_is_given_up_leaves_it_empty() {
     let mailbox = Mailbox::new();
     drop(mailbox.begin().expect("it is empty"));
-    assert!(!mailbox.has_message());
+    assert!(!mailbox.has_message_for(A));
     assert!(mailbox.wait_alone(A));
     drop(mailbox.begin().expect("it is empty"));
     assert_eq!(deliver(&mailbox, 1), Ok(Some(A)), "it waits still");
@@ -102,7 +103,22 @@ fn a_promise_that_is_given_up_is_anybodys() {
     assert_eq!(mailbox.take_or_wait(A), None);
     assert_eq!(deliver(&mailbox, 1), Ok(Some(A)));
     mailbox.forget_waiter(A);
+    assert!(mailbox.has_message_for(A) && mailbox.has_message_for(B));
     assert_eq!(mailbox.take(B), Some(message(1)));
+}
+
+/// As when a VM is stopped: nobody is woken any more, and what is there is anybody's.
+#[test]
+fn all_waiters_can_be_forgotten() {
+    let mailbox = Mailbox::new();
+    for vcpu in [A, B] {
+        assert_eq!(mailbox.take_or_wait(vcpu), None);
+    }
+    assert_eq!(deliver(&mailbox, 1), Ok(Some(A)));
+    mailbox.forget_waiters();
+    assert_eq!(mailbox.take(B), Some(message(1)));
+    assert!(mailbox.clear());
+    assert_eq!(deliver(&mailbox, 2), Ok(None), "nobody waits any more");
 }
 
 #[test]
@@ -218,6 +234,10 @@ proptest! {
                     prop_assert_eq!(mailbox.clear(), naive.read);
                     naive.read = false;
                 }
+            }
+            for vcpu in 0..MAX_VCPUS as u16 {
+                let may_take = naive.unread.is_some() && naive.promised_to.is_none_or(|other| other == vcpu);
+                prop_assert_eq!(mailbox.has_message_for(VcpuId(vcpu)), may_take, "vCPU {}", vcpu);
             }
         }
         if naive.unread.is_some() {

@@ -1,4 +1,4 @@
-//! Power (`src/psci.rs`): the primary's PSCI calls, and pCPUs that go off and on.
+//! Power (`src/psci.rs`, `src/power.rs`): the primary's PSCI calls, and pCPUs that go off and on.
 
 mod common;
 
@@ -6,9 +6,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use baton::arch::fake::{self, Step};
+use baton::call::ReplyKind;
 use baton::exit::Exit;
+use baton::handoff::Life;
 use baton::ids::CpuId;
-use baton::psci::{Answer, serve};
+use baton::owed::Completion;
+use baton::psci::serve;
 use common::*;
 
 const VERSION: u64 = 0x8400_0000;
@@ -27,10 +30,9 @@ const ALREADY_ON: u64 = -4i64 as u64;
 const INTERNAL_FAILURE: u64 = -6i64 as u64;
 
 fn call(m: &Bench, args: [u64; 4]) -> u64 {
-    match serve(m.machine, args) {
-        Answer::Return(result) => result,
-        Answer::TurnOff => panic!("{args:x?} turns the pCPU off"),
-    }
+    let reply = serve(m.machine, args);
+    assert_eq!(reply.kind(), ReplyKind::Now, "{args:x?} does not come back at once");
+    reply.result()
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn cpu_on() {
             seen.set((regs.pc, regs.x[0]));
             Exit::Interrupt
         });
-        m.go_until(P1, || m.local(P1).arch().steps_left() == 0);
+        m.finish(P1);
         let narrow = |x: u64| if function == CPU_ON[0] { x & 0xffff_ffff } else { x };
         assert_eq!(started.get(), (narrow(entry), narrow(context)));
         assert_eq!(trace().into_iter().filter(|event| event.contains("bring")).count(), 1);
@@ -130,18 +132,20 @@ fn off_and_on_again() {
         regs.sys = 3;
         calls([CPU_OFF, 0, 0, 0])(regs)
     });
-    assert_eq!(m.step(P1), Turn::Entered);
-    assert_eq!(call(m, [AFFINITY_INFO[0], mpidr(P1), 0, 0]), 0);
-    assert_eq!(m.step(P1), Turn::Slept);
+    fake::before("p1 save v0.1", || {
+        assert_eq!(call(m, [AFFINITY_INFO[0], mpidr(P1), 0, 0]), 0, "it is off before its vCPU is saved");
+    });
+    assert_eq!(m.finish(P1), Turn::Slept);
     assert_eq!(call(m, [AFFINITY_INFO[0], mpidr(P1), 0, 0]), 1);
-    assert!(m.vcpu(0, 1).is_parked());
+    assert_eq!(m.vcpu(0, 1).state().life, Life::blocked(Completion::PowerOn));
+    assert_eq!(m.vcpu(0, 1).state().owner, None);
     assert_eq!(m.step(P1), Turn::Asleep);
     assert_eq!(call(m, [CPU_ON[1], mpidr(P1), 0x4000_0000, 5]), 0);
     m.guest(P1, 0, 1, |regs| {
         assert_eq!((regs.pc, regs.x[0], regs.sys), (0x4000_0000, 5, 0));
         Exit::Interrupt
     });
-    m.go_until(P1, || m.local(P1).arch().steps_left() == 0);
+    m.finish(P1);
     assert_eq!(
         trace(),
         [
@@ -153,6 +157,26 @@ fn off_and_on_again() {
             "p1 enter v0.1"
         ]
     );
+}
+
+/// By `hvc` or by `smc`: off is off, and the vCPU starts from its entry when the pCPU is turned on.
+#[test]
+fn off_by_both_conduits() {
+    for conduit in [Step::Hypercall, Exit::Smc { immediate: 0 }.into()] {
+        let m = Bench::new(2, &[]);
+        m.guest(P1, 0, 1, move |regs| {
+            regs.x[0] = CPU_OFF;
+            conduit
+        });
+        assert_eq!(m.finish(P1), Turn::Slept, "{conduit:?}");
+        assert_eq!(call(m, [AFFINITY_INFO[0], mpidr(P1), 0, 0]), 1, "{conduit:?}");
+        assert_eq!(call(m, [CPU_ON[1], mpidr(P1), 0x4000_0000, 5]), 0);
+        m.guest(P1, 0, 1, |regs| {
+            assert_eq!((regs.pc, regs.x[0]), (0x4000_0000, 5));
+            Exit::Interrupt
+        });
+        m.finish(P1);
+    }
 }
 
 /// A pCPU is turned on while it turns itself off: it is on until its vCPU is saved, and nothing is lost after that.
@@ -167,9 +191,9 @@ fn cpu_off_on_race() {
             let _until_the_end = On::pcpu(P0);
             answer.set(call(m, [CPU_ON[1], mpidr(P1), 0x4000_0000, 5]));
         });
-        m.step(P1);
-        assert_eq!(m.step(P1), Turn::Slept);
+        m.finish(P1);
         if event == "p1 save v0.1" {
+            assert_eq!(m.step(P1), Turn::Asleep);
             assert_eq!(on.get(), ALREADY_ON, "it is not off yet");
             assert_eq!(call(m, [CPU_ON[1], mpidr(P1), 0x4000_0000, 5]), 0);
         } else {
@@ -179,7 +203,7 @@ fn cpu_off_on_race() {
             assert_eq!((regs.pc, regs.x[0]), (0x4000_0000, 5));
             Exit::Interrupt
         });
-        m.go_until(P1, || m.local(P1).arch().steps_left() == 0);
+        m.finish(P1);
         trace();
     }
 }
@@ -190,8 +214,7 @@ fn every_start_is_one_start() {
     let m = Bench::new(3, &[]);
     for round in 0..10 {
         m.guest(P2, 0, 2, calls([CPU_OFF, 0, 0, 0]));
-        m.step(P2);
-        m.step(P2);
+        assert_eq!(m.finish(P2), Turn::Slept);
         for (n, expected) in [0, ALREADY_ON, ALREADY_ON].into_iter().enumerate() {
             assert_eq!(call(m, [CPU_ON[1], mpidr(P2), 0x4000_0000, round * 10 + n as u64]), expected);
         }
@@ -199,7 +222,7 @@ fn every_start_is_one_start() {
             assert_eq!(regs.x[0], round * 10);
             Exit::Interrupt
         });
-        m.go_until(P2, || m.local(P2).arch().steps_left() == 0);
+        m.finish(P2);
     }
 }
 
@@ -241,5 +264,5 @@ fn both_conduits() {
         assert_eq!((regs.pc, regs.x[0]), (0x104, 1 << 16 | 1));
         Exit::Interrupt
     });
-    m.go_until(P0, || m.local(P0).arch().steps_left() == 0);
+    m.finish(P0);
 }

@@ -1,9 +1,10 @@
 // Entering a guest, and coming back: a function call as far as Rust is concerned, but that only x19, x29 and the stack
 // pointer survive it (see `Cpu::enter`).
 //
-//   baton_enter(x0 = regs.x, x1 = vCPU, x2 = executor, x3 = HCR_EL2) -> x18 = how it came back, x1 = why, if it was by a call
+//   baton_enter(x0 = regs.x, x1 = vCPU, x2 = dispatcher, x3 = HCR_EL2) -> x18 = how it came back, x0 and x1 = the reply to
+//   its call, if it was by a call
 //
-// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, executor; x19,
+// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, dispatcher; x19,
 // x29. So an exit finds its registers without any per-CPU pointer. A vector pushes x18 and x30 below that.
 
 .section .text.switch, "ax"
@@ -45,7 +46,7 @@ baton_enter:
     mov     x1, xzr
     answer
 
-// The end of an exit: x18 = how, x1 = why, x30 = regs, in which the guest's registers are saved.
+// The end of an exit: x18 = how, x0 and x1 = the reply, x30 = regs, in which the guest's registers are saved.
 .macro leave
     mrs     x3, elr_el2
     mrs     x4, spsr_el2
@@ -56,14 +57,15 @@ baton_enter:
     ret
 .endm
 
-// A hypercall that cannot just return; the vector pushed x18 and x30. x0 = result, x1 = why, which is not 0.
+// A hypercall that does not just return; the vector pushed x18 and x30. x0 and x1 = the reply, of which x1 is not 0. The
+// guest's result is 0, or is injected later.
 .global baton_exit_call
 .balign 64
 baton_exit_call:
     // x0 to x17 are the answer's, so the guest's are not kept; the word behind x30 is not 0 and says so.
     ldr     x30, [sp, #16]              // regs
     ldp     x2, x3, [sp], #16           // the guest's x18 and x30
-    str     x0, [x30]
+    str     xzr, [x30]
     stp     x2, x19, [x30, #8 * 18]
     stp     x20, x21, [x30, #8 * 20]
     stp     x22, x23, [x30, #8 * 22]

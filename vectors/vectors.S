@@ -26,7 +26,7 @@
     isb
 .endm
 
-// The stack holds regs, and above it vCPU and executor (`switch.S`).
+// The stack holds regs, and above it vCPU and dispatcher (`switch.S`).
 .macro synchronous
 .balign 0x80
     stp     x18, x30, [sp, #-16]!
@@ -34,8 +34,8 @@
     lsr     x30, x18, #26
     cmp     x30, #0x16                  // HVC in AArch64 state
     b.ne    baton_exit
-    ldp     x4, x5, [sp, #32]           // vCPU, executor
-    bl      baton_hypercall             // x0 to x3 = arguments; returns x0 = result, x1 = why it cannot go on, or 0
+    ldp     x4, x5, [sp, #32]           // vCPU, dispatcher
+    bl      baton_hypercall             // x0 to x3 = arguments; returns a reply: x0 = result, x1 = 0 if there is one
     cbnz    x1, baton_exit_call
     ldr     x17, [sp, #16]              // regs
     ldp     x18, x30, [sp], #16

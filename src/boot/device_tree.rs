@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 
-use super::Error;
+use super::error::Error;
 use super::fdt::{HEADER, Malformed, RESERVATION, Tree, WORD, field, token};
 
 /// Bytes that the edits may add: a reservation for each VM and the hypervisor, two properties with their names.

@@ -5,17 +5,20 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 
 use super::archive::Archive;
+use super::device_tree;
+use super::error::Error;
 use super::plan::{plan, without};
 use super::platform::Platform;
-use super::{Error, device_tree};
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
 use crate::handoff::Life;
 use crate::ids::{CpuId, MAX_CPUS, MAX_VCPUS, MAX_VMS, VmId};
-use crate::psci::Start;
+use crate::machine::Machine;
+use crate::owed::Completion;
+use crate::power::Start;
 use crate::sync::ProtocolCell;
 use crate::vcpu::Vcpu;
-use crate::vm::{Machine, Regions, Vm};
+use crate::vm::{Regions, Vm};
 
 /// Room for one vCPU for each pCPU, for the primary, and for those of the secondaries. Most machines need a few of them,
 /// so a vCPU is made when a VM gets it, and the rest is not even zeroed.
@@ -102,7 +105,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     for (index, vcpu) in vcpus.iter().enumerate() {
         vcpu.set_up(me, |owned| {
             owned.regs.bind_primary(&stage_two, platform.cpus[index]);
-            Life::Off
+            Life::blocked(Completion::PowerOn)
         });
     }
     add(machine, vcpus, without(&platform.ram, &reserved));
@@ -117,10 +120,10 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
             vcpu.set_up(me, |owned| {
                 owned.regs.bind_secondary(&stage_two, index);
                 if index != 0 {
-                    return Life::Off;
+                    return Life::blocked(Completion::PowerOn);
                 }
                 owned.regs.start(secondary.memory.start, 0);
-                Life::Ready
+                Life::READY
             });
         }
         let mut memory = Regions::new();
@@ -139,7 +142,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
 
 fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
     let id = VmId(machine.vms.len() as u16);
-    machine.add(Vm::new(id, vcpus, memory));
+    machine.add(Vm::new(id, vcpus.len(), memory), vcpus);
 }
 
 /// Copies an image to the start of its memory and zeroes what is behind it.

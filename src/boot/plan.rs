@@ -13,9 +13,10 @@ use core::ops::Range;
 use heapless::Vec;
 
 use super::archive::Archive;
+use super::device_tree;
+use super::error::Error;
 use super::manifest;
 use super::platform::Platform;
-use super::{Error, device_tree};
 use crate::ids::{MAX_VMS, PAGE_SIZE};
 use crate::vm::Regions;
 

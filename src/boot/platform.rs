@@ -4,8 +4,9 @@ use core::ops::Range;
 
 use heapless::Vec;
 
+use super::device_tree;
+use super::error::Error;
 use super::fdt::{self, Node, Tree, number};
-use super::{Error, device_tree};
 use crate::ids::MAX_CPUS;
 use crate::vm::Regions;
 

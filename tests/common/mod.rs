@@ -5,23 +5,27 @@
 #![allow(dead_code)] // each test program uses its part
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use baton::arch::Regs;
 use baton::arch::fake::{self, Name, Step};
+use baton::call::{Call, ResultFormat};
 use baton::console::{self, Sink};
-use baton::exec::{self, Local, Never, Round};
+use baton::exec::{Local, Round};
 use baton::exit::Exit;
-use baton::handoff::Life;
-use baton::hypercall::Guest;
+use baton::handoff::{Life, Patience};
+use baton::hypercall::Caller;
 use baton::ids::{CpuId, VmId};
-use baton::pcpu::Pcpu;
-use baton::psci::Start;
-use baton::run;
+use baton::machine::Machine;
+use baton::owed::Completion;
+use baton::pcpu::{Pcpu, Task};
+use baton::power::Start;
+use baton::run::Dispatcher;
 use baton::vcpu::Vcpu;
-use baton::vm::{Machine, Regions, Vm};
+use baton::vm::{Regions, Vm};
 
 pub const P0: CpuId = CpuId::new(0);
 pub const P1: CpuId = CpuId::new(1);
@@ -44,26 +48,34 @@ pub mod answer {
 /// What one turn of a pCPU came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
-    /// It entered a guest, which is back.
-    Entered,
-    /// It had nothing to enter.
+    /// It has more to do.
+    Busy,
+    /// It had nothing left to do.
     Slept,
     /// It was asleep before, and nothing has come that ends its sleep.
     Asleep,
 }
 
-type Task = Pin<Box<dyn Future<Output = Never>>>;
+impl From<Round> for Turn {
+    fn from(round: Round) -> Self {
+        match round {
+            Round::Busy => Self::Busy,
+            Round::Slept => Self::Slept,
+        }
+    }
+}
 
-/// A pCPU: its executor, and the two tasks on it.
+type Endless = Pin<Box<dyn Future<Output = Infallible>>>;
+
+/// A pCPU: what serves its guests, and the two tasks of its executor.
 struct Seat {
-    local: &'static Local,
+    dispatcher: &'static Dispatcher,
     tasks: RefCell<Tasks>,
 }
 
 struct Tasks {
-    main: Task,
-    reporter: Task,
-    woken_by_exit: bool,
+    main: Endless,
+    reporter: Endless,
 }
 
 pub struct Bench {
@@ -87,7 +99,7 @@ impl Bench {
     /// The same, with every pCPU off.
     pub fn turned_off(cpus: usize, secondaries: &[usize]) -> &'static Self {
         let pcpus: &'static [Pcpu] = Box::leak(Box::new(Pcpu::table()));
-        fake::reset(pcpus);
+        fake::reset(pcpus.iter().map(|pcpu| &pcpu.arch));
         listen();
         for (n, pcpu) in pcpus[..cpus].iter().enumerate() {
             pcpu.set_present(mpidr(CpuId::new(n)));
@@ -101,27 +113,27 @@ impl Bench {
                 vcpu.set_up(P0, |owned| {
                     owned.regs.name = Name { vm: id.0, vcpu: index as u16 };
                     if id.is_primary() || index != 0 {
-                        return Life::Off;
+                        return Life::blocked(Completion::PowerOn);
                     }
                     owned.regs.start(start, 0);
-                    Life::Ready
+                    Life::READY
                 });
             }
             let mut memory = Regions::new();
             memory.push(start..start + PAGES_OF_A_VM * 4096).expect("one region");
-            machine.add(Vm::new(id, vcpus, memory));
+            machine.add(Vm::new(id, vcpus.len(), memory), vcpus);
         }
         let machine: &'static Machine = machine;
         machine.settle();
         let seats = (0..cpus).map(|n| {
-            let local: &'static Local = Box::leak(Box::new(Local::new(machine, CpuId::new(n))));
+            let dispatcher: &'static Dispatcher = Box::leak(Box::new(Dispatcher::new(machine, CpuId::new(n))));
+            let pcpu = dispatcher.local().pcpu();
             // As the start of an executor does.
-            fake::run_on(local.cpu());
-            exec::wake(local.pcpu(), exec::Task::Main);
-            exec::wake(local.pcpu(), exec::Task::Reporter);
-            let main: Task = Box::pin(run::live(local));
-            let reporter: Task = Box::pin(local.pcpu().reports.print_all());
-            Seat { local, tasks: RefCell::new(Tasks { main, reporter, woken_by_exit: false }) }
+            fake::run_on(pcpu.id());
+            pcpu.wake(Task::Main);
+            pcpu.wake(Task::Reporter);
+            let tasks = Tasks { main: Box::pin(dispatcher.live()), reporter: Box::pin(pcpu.reports.print_all()) };
+            Seat { dispatcher, tasks: RefCell::new(tasks) }
         });
         let bench = Self { machine, seats: seats.collect() };
         fake::run_on(P0);
@@ -132,15 +144,19 @@ impl Bench {
     pub fn turn_on(&self, cpu: CpuId) {
         self.pcpu(cpu).power.boot(Start { entry: page(0, 0), context: 0 });
         self.guest(cpu, 0, cpu.index() as u16, |_| Exit::Interrupt);
-        self.go_until(cpu, || self.seats[cpu.index()].local.arch().steps_left() == 0);
+        self.finish(cpu);
     }
 
     pub fn pcpu(&self, cpu: CpuId) -> &'static Pcpu {
         &self.machine.pcpus[cpu.index()]
     }
 
+    pub fn dispatcher(&self, cpu: CpuId) -> &'static Dispatcher {
+        self.seats[cpu.index()].dispatcher
+    }
+
     pub fn local(&self, cpu: CpuId) -> &'static Local {
-        self.seats[cpu.index()].local
+        self.dispatcher(cpu).local()
     }
 
     pub fn vm(&self, vm: u16) -> &'static Vm {
@@ -148,38 +164,41 @@ impl Bench {
     }
 
     pub fn vcpu(&self, vm: u16, vcpu: u16) -> &'static Vcpu {
-        &self.vm(vm).vcpus[usize::from(vcpu)]
+        &self.machine.vcpus(VmId(vm))[usize::from(vcpu)]
     }
 
     /// Somebody who makes a hypercall, on the first pCPU.
-    pub fn caller(&self, vm: u16, vcpu: u16) -> Guest<'static> {
-        Guest { local: self.local(P0), vcpu: self.vcpu(vm, vcpu) }
+    pub fn caller(&self, vm: u16, vcpu: u16) -> Caller {
+        Caller { dispatcher: self.dispatcher(P0), vcpu: self.vcpu(vm, vcpu) }
     }
 
     /// One round of a pCPU's executor, unless it sleeps.
     pub fn step(&self, cpu: CpuId) -> Turn {
         let seat = &self.seats[cpu.index()];
         let _until_the_end = On::pcpu(cpu);
-        if fake::wake_up(cpu) {
-            let mut tasks = seat.tasks.borrow_mut();
-            let Tasks { main, reporter, woken_by_exit } = &mut *tasks;
-            let round = seat.local.round(Pin::new(main), Pin::new(reporter), *woken_by_exit);
-            *woken_by_exit = round == Round::Entered;
-            if *woken_by_exit { Turn::Entered } else { Turn::Slept }
-        } else {
-            Turn::Asleep
+        if !fake::wake_up(cpu) {
+            return Turn::Asleep;
         }
+        let Tasks { main, reporter } = &mut *seat.tasks.borrow_mut();
+        seat.dispatcher.local().round(Pin::new(main), Pin::new(reporter)).into()
     }
 
-    /// Rounds of a pCPU until something is so.
-    pub fn go_until(&self, cpu: CpuId, so: impl Fn() -> bool) {
+    /// Rounds of a pCPU until something is so; how the last of them ended.
+    pub fn go_until(&self, cpu: CpuId, so: impl Fn() -> bool) -> Turn {
+        let mut turn = Turn::Busy;
         for _ in 0..20 {
             if so() {
-                return;
+                return turn;
             }
-            assert_ne!(self.step(cpu), Turn::Asleep, "{cpu} sleeps for ever: nobody has woken it");
+            turn = self.step(cpu);
+            assert_ne!(turn, Turn::Asleep, "{cpu} sleeps for ever: nobody has woken it");
         }
         panic!("{cpu} goes round and round, and what it was to do has not happened");
+    }
+
+    /// Rounds of a pCPU until its guests have done all that is scripted; how the last of them ended.
+    pub fn finish(&self, cpu: CpuId) -> Turn {
+        self.go_until(cpu, || self.local(cpu).arch().steps_left() == 0)
     }
 
     /// The next guest on this pCPU is vCPU `vcpu` of VM `vm`, and this is what it does.
@@ -187,7 +206,7 @@ impl Bench {
         self.local(cpu).arch().script(Name { vm, vcpu }, step);
     }
 
-    /// The primary makes a hypercall on this pCPU, and the hypervisor serves it as far as it can in one round.
+    /// The primary makes a hypercall on this pCPU; how the round ends in which it does.
     pub fn start(&self, cpu: CpuId, args: [u64; 4]) -> Turn {
         let called = Rc::new(Cell::new(false));
         let call = calls(args);
@@ -197,8 +216,7 @@ impl Bench {
             flag.set(true);
             call(regs)
         });
-        self.go_until(cpu, || called.get());
-        self.step(cpu)
+        self.go_until(cpu, || called.get())
     }
 
     /// Rounds of a pCPU until it is back in the primary; what x0 is there.
@@ -259,6 +277,27 @@ pub fn calls(args: [u64; 4]) -> impl FnOnce(&mut Regs) -> Step + 'static {
     }
 }
 
+/// The registers x0 to x3 of a call.
+pub fn args(call: Call) -> [u64; 4] {
+    match call {
+        Call::VcpuRun { vm, vcpu, format: ResultFormat::Reference, .. } => run(vm, vcpu),
+        Call::VcpuRun { vm, vcpu, patience, .. } => run_ext(vm, vcpu, (patience == Patience::WhileLoaded).into()),
+        Call::VmGetCount => [0xff01, 0, 0, 0],
+        Call::VcpuGetCount { vm } => [0xff02, vm, 0, 0],
+        Call::VmConfigure { send, recv } => [0xff03, send, recv, 0],
+        Call::MailboxSend { vm, size } => [0xff04, vm, size, 0],
+        Call::MailboxReceive { block } => [0xff05, block.into(), 0, 0],
+        Call::MailboxClear => [0xff06, 0, 0, 0],
+        Call::EnableInterrupt { id, enable } => [0xff07, id, enable.into(), 0],
+        Call::GetAndAcknowledgeInterrupt => [0xff08, 0, 0, 0],
+        Call::InjectInterrupt { vm, vcpu, id } => [0xff09, vm, vcpu, id],
+        Call::CallExists { function } => [0xff81, function, 0, 0],
+        Call::VcpuCounter { vm, vcpu, counter } => [0xff82, vm, vcpu, counter],
+        Call::VcpuYield => [0xff83, 0, 0, 0],
+        Call::Unknown => [0; 4],
+    }
+}
+
 /// `vcpu_run`.
 pub fn run(vm: u64, vcpu: u64) -> [u64; 4] {
     [0xff00, vm, vcpu, 0]
@@ -272,6 +311,12 @@ pub fn run_ext(vm: u64, vcpu: u64, flags: u64) -> [u64; 4] {
 /// What has happened on the hardware since the last time.
 pub fn trace() -> Vec<String> {
     fake::take_trace()
+}
+
+/// Whether some pCPU has loaded a vCPU since the last time, or saved one: nothing of that is needed for the answer of a
+/// call.
+pub fn something_was_switched() -> bool {
+    trace().iter().any(|event| [" load ", " save "].iter().any(|switch| event.contains(switch)))
 }
 
 std::thread_local! {

@@ -2,23 +2,27 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+#[cfg(feature = "loom")]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
-use baton::arch::model::{self, Name, Page, Seen, Step};
-use baton::exec::{self, Local, Never, Round, Task};
-use baton::handoff::Life;
+use baton::arch::model::{self, Name, Page, Pcpus, Seen, Step};
+use baton::exec::{Local, Round};
+use baton::handoff::{Life, Phase};
 use baton::ids::{CpuId, VmId};
-use baton::pcpu::Pcpu;
-use baton::psci::Start;
-use baton::run;
+use baton::machine::Machine;
+use baton::owed::Completion;
+use baton::pcpu::{Pcpu, Task};
+use baton::power::Start;
+use baton::run::Dispatcher;
 use baton::sync::checked::{self, JoinHandle};
 use baton::vcpu::Vcpu;
-use baton::vm::{Machine, Regions, Vm};
+use baton::vm::{Regions, Vm};
 
 pub const P0: CpuId = CpuId::new(0);
 pub const P1: CpuId = CpuId::new(1);
@@ -116,6 +120,8 @@ pub struct World {
     pub machine: &'static Machine,
     /// Those that there are.
     pub pcpus: &'static [Pcpu],
+    /// Their hardware.
+    hardware: Pcpus,
     everything: RefCell<Vec<Box<dyn Any>>>,
 }
 
@@ -125,7 +131,8 @@ impl World {
         let mut everything = Vec::new();
         let table: &'static [Pcpu] = keep(&mut everything, Pcpu::table());
         let pcpus = &table[..cpus];
-        model::be(pcpus, P0);
+        let hardware: Pcpus = keep(&mut everything, pcpus.iter().map(|pcpu| &pcpu.arch).collect::<Vec<_>>());
+        model::be(hardware, P0);
         for (n, pcpu) in pcpus.iter().enumerate() {
             pcpu.set_present(n as u64);
         }
@@ -137,7 +144,7 @@ impl World {
                 vcpu.set_up(P0, |owned| {
                     owned.regs.name = Name { vm: id.0, vcpu: index as u16 };
                     owned.regs.start(0, 0);
-                    if id.is_primary() { Life::Off } else { Life::Ready }
+                    life_at_start(id)
                 });
             }
             let pages: &'static [Page; 2] = keep(&mut everything, [const { Page::new() }; 2]);
@@ -147,15 +154,15 @@ impl World {
             let (send, recv) = (pages[0].address(), pages[1].address());
             let mut memory = Regions::new();
             memory.push(send..recv + 4096).expect("one region");
-            let vm = Vm::new(id, vcpus, memory);
+            let vm = Vm::new(id, vcpus.len(), memory);
             vm.configure(send, recv).expect("both are its own");
-            machine.add(vm);
+            machine.add(vm, vcpus);
         }
         let machine: &'static Machine = keep(&mut everything, machine);
         machine.settle();
         // The checker knows what does not begin as zero from here on.
         assert!(machine.vms.iter().all(|vm| !vm.is_stopped()));
-        Self { machine, pcpus, everything: RefCell::new(everything) }
+        Self { machine, pcpus, hardware, everything: RefCell::new(everything) }
     }
 
     /// Something that is there as long as the machine.
@@ -175,22 +182,31 @@ impl World {
     }
 
     pub fn vcpu(&self, vm: u16, vcpu: u16) -> &'static Vcpu {
-        &self.vm(vm).vcpus[usize::from(vcpu)]
+        &self.machine.vcpus(VmId(vm))[usize::from(vcpu)]
     }
 
     /// What a vCPU does from now on; before it runs.
     pub fn program(&self, vm: u16, vcpu: u16, program: impl FnMut(&mut Seen<'_>) -> Step + Send + 'static) {
         self.vcpu(vm, vcpu).set_up(P0, |owned| {
             owned.regs.program = Some(Box::new(program));
-            if vm == 0 { Life::Off } else { Life::Ready }
+            life_at_start(VmId(vm))
         });
+    }
+
+    /// A vCPU that has called and waits; before it runs.
+    pub fn waits(&self, vm: u16, vcpu: u16, on: Completion) {
+        let vcpu = self.vcpu(vm, vcpu);
+        if on == Completion::Receive {
+            assert_eq!(self.vm(vm).mailbox.take_or_wait(vcpu.id()), None, "there is no message yet");
+        }
+        vcpu.set_up(P0, |_| Life::blocked(on));
     }
 
     /// What a vCPU's registers have kept; when nobody has them.
     pub fn kept(&self, vm: u16, vcpu: u16) -> u64 {
-        let vcpu = self.vcpu(vm, vcpu);
-        assert!(vcpu.is_parked(), "Cancel Is Clean: somebody still has the vCPU, or waits for it");
-        let (mut kept, life) = (0, life(vcpu));
+        self.assert_free(vm, vcpu);
+        let (mut kept, vcpu) = (0, self.vcpu(vm, vcpu));
+        let life = vcpu.state().life;
         vcpu.set_up(P0, |owned| {
             kept = owned.regs.kept();
             life
@@ -198,13 +214,38 @@ impl World {
         kept
     }
 
+    /// **Cancel Is Clean**: nobody has a vCPU, or waits for it.
+    pub fn assert_free(&self, vm: u16, vcpu: u16) {
+        let state = self.vcpu(vm, vcpu).state();
+        let free = state.phase == Phase::Parked && state.owner.is_none() && state.next.is_none();
+        assert!(free, "Cancel Is Clean: somebody still has the vCPU, or waits for it: {state:?}");
+    }
+
+    /// **No Wake Is Lost**: when all is quiet, no vCPU is blocked that has something to go on with.
+    pub fn nobody_is_stranded(&self) {
+        for vm in self.machine.vms.iter().filter(|vm| !vm.id.is_primary() && !vm.is_stopped()) {
+            for vcpu in self.machine.vcpus(vm.id) {
+                if let Some(on) = vcpu.state().life.blocked_on() {
+                    let ready = on.is_ready(vcpu.id(), &vcpu.interrupts, &vm.mailbox);
+                    assert!(!ready, "No Wake Is Lost: {} of {} is blocked, and has something to do", vcpu.id(), vm.id);
+                }
+            }
+        }
+    }
+
     /// A thread that is that pCPU.
-    pub fn on(&self, cpu: CpuId, body: impl FnOnce(&Local) + 'static) -> JoinHandle<()> {
-        let (machine, pcpus) = (self.machine, self.pcpus);
-        let body = Alone(body);
+    pub fn on(&self, cpu: CpuId, body: impl FnOnce(&'static Local) + 'static) -> JoinHandle<()> {
+        self.serve(cpu, |dispatcher| body(dispatcher.local()))
+    }
+
+    /// A thread that is that pCPU, with what serves its guests.
+    pub fn serve(&self, cpu: CpuId, body: impl FnOnce(&'static Dispatcher) + 'static) -> JoinHandle<()> {
+        let dispatcher = self.keep(Dispatcher::new(self.machine, cpu));
+        let (body, hardware) = (Alone((body, dispatcher)), self.hardware);
         checked::spawn(NAMES[cpu.index()], move || {
-            model::be(pcpus, cpu);
-            body.take()(&Local::new(machine, cpu));
+            model::be(hardware, cpu);
+            let (body, dispatcher) = body.take();
+            body(dispatcher);
         })
     }
 
@@ -221,20 +262,26 @@ impl World {
         program: impl FnMut(&mut Seen<'_>) -> Step + Send + 'static,
     ) -> JoinHandle<()> {
         self.program(0, cpu.index() as u16, program);
-        self.on(cpu, live)
+        self.serve(cpu, live)
     }
 }
 
-/// Which life a vCPU has that is parked.
-fn life(vcpu: &Vcpu) -> Life {
-    if vcpu.is_blocked() { Life::BlockedInReceive } else { Life::Ready }
+/// What a vCPU does first: one of the primary's is off.
+fn life_at_start(vm: VmId) -> Life {
+    if vm.is_primary() { Life::blocked(Completion::PowerOn) } else { Life::READY }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
+        let mut everything = self.everything.take();
         if std::thread::panicking() {
             // Others may still be in there.
-            std::mem::forget(self.everything.take());
+            std::mem::forget(everything);
+            return;
+        }
+        // The latest first: it may refer to what was there before.
+        while let Some(last) = everything.pop() {
+            drop(last);
         }
     }
 }
@@ -261,22 +308,21 @@ impl<T> Alone<T> {
 }
 
 /// The life of a pCPU, until its primary's program ends.
-fn live(local: &Local) {
-    let mut main = pin!(run::live(local));
-    let mut reporter = pin!(pending::<Never>());
-    exec::wake(local.pcpu(), Task::Main);
-    let mut woken_by_exit = false;
+fn live(dispatcher: &'static Dispatcher) {
+    let local = dispatcher.local();
+    let mut main = pin!(dispatcher.live());
+    let mut reporter = pin!(pending::<Infallible>());
+    local.pcpu().wake(Task::Main);
     loop {
-        let round = local.round(main.as_mut(), reporter.as_mut(), woken_by_exit);
-        woken_by_exit = round == Round::Entered;
-        if round == Round::Slept && model::has_ended(local.pcpu()) {
+        let round = local.round(main.as_mut(), reporter.as_mut());
+        if round == Round::Slept && model::has_ended(&local.pcpu().arch) {
             return;
         }
     }
 }
 
 /// Runs the executor of this pCPU until `future` resolves.
-pub fn block_on<F: Future>(local: &Local, future: F) -> F::Output {
+pub fn block_on<F: Future>(local: &'static Local, future: F) -> F::Output {
     let result = RefCell::new(None);
     let mut future = pin!(future);
     let mut main = pin!(poll_fn(|cx| {
@@ -285,14 +331,14 @@ pub fn block_on<F: Future>(local: &Local, future: F) -> F::Output {
         {
             result.replace(Some(output));
             // So that this round does not sleep: there is nobody left to wake it.
-            exec::wake(local.pcpu(), Task::Main);
+            local.pcpu().wake(Task::Main);
         }
-        Poll::<Never>::Pending
+        Poll::<Infallible>::Pending
     }));
-    let mut reporter = pin!(pending::<Never>());
-    exec::wake(local.pcpu(), Task::Main);
+    let mut reporter = pin!(pending::<Infallible>());
+    local.pcpu().wake(Task::Main);
     loop {
-        let _ = local.round(main.as_mut(), reporter.as_mut(), false);
+        let _ = local.round(main.as_mut(), reporter.as_mut());
         if let Some(output) = result.take() {
             return output;
         }
@@ -311,6 +357,7 @@ pub mod answer {
     pub const YIELD: u64 = 0;
     pub const WAIT_FOR_INTERRUPT: u64 = 1;
     pub const WAKE_UP: u64 = 2;
+    pub const BUSY: u64 = 5;
     pub const PREEMPTED: u64 = 6;
     pub const STOPPED: u64 = 7;
     pub const INTERRUPTED: u64 = 8;

@@ -2,13 +2,15 @@
 //! which the checker reports.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 use baton::arch::model;
-use baton::exec::{Local, Never, Round, Task, wake};
+use baton::exec::Local;
+use baton::pcpu::Task;
 use baton::sync::{AtomicU32, Ordering};
 
 use super::bench::{P0, P1, P2, World, block_on, check, join};
@@ -19,7 +21,7 @@ async fn done(flag: &AtomicU32, all: u32) {
 }
 
 /// The same, while listening for an interrupt, as a run request does that waits.
-async fn done_or_interrupted(local: &Local, flag: &AtomicU32) {
+async fn done_or_interrupted(local: &'static Local, flag: &AtomicU32) {
     futures_util::future::select(pin!(done(flag, 1)), local.interrupt()).await;
 }
 
@@ -39,7 +41,7 @@ fn wake_between_check_and_sleep() {
             world.on(P0, move |local| block_on(local, done(&flag, 1))),
             world.on(P1, move |_| {
                 set.store(1, Ordering::Relaxed);
-                wake(&pcpus[0], Task::Main);
+                pcpus[0].wake(Task::Main);
             }),
         ]);
     });
@@ -55,7 +57,7 @@ fn wake_between_check_and_doze() {
             world.on(P0, move |local| block_on(local, done_or_interrupted(local, &flag))),
             world.on(P1, move |_| {
                 set.store(1, Ordering::Relaxed);
-                wake(&pcpus[0], Task::Main);
+                pcpus[0].wake(Task::Main);
             }),
         ]);
     });
@@ -71,7 +73,7 @@ fn two_wakes_between_check_and_sleep() {
             let add = flag.clone();
             world.on(cpu, move |_| {
                 add.fetch_add(1, Ordering::Relaxed);
-                wake(&pcpus[0], Task::Main);
+                pcpus[0].wake(Task::Main);
             })
         });
         join([world.on(P0, move |local| block_on(local, done(&flag, 2)))]);
@@ -89,7 +91,7 @@ fn wakes_crosswise() {
             let (mine, theirs) = (flags[me].clone(), flags[1 - me].clone());
             world.on(cpu, move |local| {
                 theirs.store(1, Ordering::Relaxed);
-                wake(&pcpus[1 - me], Task::Main);
+                pcpus[1 - me].wake(Task::Main);
                 block_on(local, done(&mine, 1));
             })
         }));
@@ -117,7 +119,7 @@ fn wake_of_this_pcpu_forgotten() {
             }),
             world.on(P1, move |_| {
                 set.store(1, Ordering::Relaxed);
-                wake(&pcpus[0], Task::Main);
+                pcpus[0].wake(Task::Main);
             }),
         ]);
     });
@@ -131,7 +133,7 @@ fn interrupt_between_check_and_doze() {
         let pcpus = world.pcpus;
         join([
             world.on(P0, |local| block_on(local, local.interrupt())),
-            world.on(P1, move |_| model::interrupt(&pcpus[0])),
+            world.on(P1, move |_| model::interrupt(&pcpus[0].arch)),
         ]);
     });
 }
@@ -148,16 +150,16 @@ fn kick_against_getting_up() {
                 let mut main = pin!(poll_fn(|cx| {
                     polled.set(true);
                     cx.waker().wake_by_ref(); // so that this round does not sleep
-                    Poll::<Never>::Pending
+                    Poll::<Infallible>::Pending
                 }));
-                let mut reporter = pin!(pending::<Never>());
+                let mut reporter = pin!(pending::<Infallible>());
                 while !polled.get() {
-                    assert_eq!(local.round(main.as_mut(), reporter.as_mut(), false), Round::Slept);
-                    assert!(!model::is_kicked(local.pcpu()), "the primary sees a kick");
+                    let _ = local.round(main.as_mut(), reporter.as_mut());
+                    assert!(!model::is_kicked(&local.pcpu().arch), "the primary sees a kick");
                 }
             }),
-            world.on(P1, move |_| wake(&pcpus[0], Task::Main)),
+            world.on(P1, move |_| pcpus[0].wake(Task::Main)),
         ]);
-        assert!(!model::is_kicked(&pcpus[0]), "a kick was left behind");
+        assert!(!model::is_kicked(&pcpus[0].arch), "a kick was left behind");
     });
 }

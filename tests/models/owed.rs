@@ -1,9 +1,13 @@
-//! Virtual interrupts (`src/owed.rs`): who makes them pending, who enables them, who fetches them.
+//! What a vCPU is owed (`src/owed.rs`): who makes an interrupt pending, who enables it, who fetches it; and the poll of a
+//! receive.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use baton::arch::model::Page;
-use baton::owed::{Injected, VirtualInterrupts};
+use baton::ids::{VcpuId, VmId};
+use baton::mailbox::{Mailbox, Message, NO_MESSAGE};
+use baton::owed::{Completion, Injected, VirtualInterrupts};
 use baton::sync::checked::spawn;
 use baton::sync::{AtomicU32, Ordering};
 
@@ -82,5 +86,39 @@ fn fetch_sees_what_was_done_before() {
             assert_eq!(target.page.read(), 7);
         }
         join([injector]);
+    });
+}
+
+/// **No Wake Is Lost**: an interrupt ends the wait of the first of two receivers while a message is brought: the first one
+/// takes it, or it is promised to the second one, who is woken.
+#[test]
+fn interrupted_poll_against_delivery() {
+    const FIRST: VcpuId = VcpuId(0);
+    const SECOND: VcpuId = VcpuId(1);
+    const MESSAGE: Message = Message { from: VmId(2), size: 8 };
+    check("interrupted_poll_against_delivery", None, || {
+        let (target, mailbox) = (Target::new(), Arc::new(Mailbox::new()));
+        target.interrupts.enable(ID, true);
+        target.inject();
+        assert!(mailbox.take_or_wait(FIRST).is_none() && mailbox.take_or_wait(SECOND).is_none());
+        let (woken, other) = (Arc::new(AtomicU32::new(0)), mailbox.clone());
+        woken.swap(0, Ordering::Relaxed);
+        let told = woken.clone();
+        let sender = spawn("a", move || {
+            let filling = other.begin().expect("it is empty");
+            let woken = filling.deliver(MESSAGE).expect("one of the two waits");
+            told.store(woken.0.into(), Ordering::Relaxed);
+        });
+        let Poll::Ready(Some(result)) = Completion::Receive.poll(FIRST, &target.interrupts, &mailbox) else {
+            panic!("an interrupt ends the wait")
+        };
+        join([sender]);
+        match VcpuId(woken.load(Ordering::Relaxed) as u16) {
+            FIRST => assert_eq!(result, MESSAGE.encode(), "No Wake Is Lost: it was woken, and the message is nobody's"),
+            _ => {
+                assert_eq!(result, NO_MESSAGE);
+                assert_eq!(mailbox.take_alone(SECOND), Some(MESSAGE), "No Wake Is Lost: it was woken, for nothing");
+            }
+        }
     });
 }

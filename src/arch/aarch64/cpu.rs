@@ -18,42 +18,21 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
-    CNTVOFF_EL2, CPTR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, MDCR_EL2, ReadWriteable, Readable, SCTLR_EL2,
-    Writeable,
+    CNTV_CTL_EL0, CNTVOFF_EL2, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, ReadWriteable, Readable, SCTLR_EL2, Writeable,
 };
 
+use super::control::{self, cptr};
 use super::features;
-use super::regs::{self, Constants, FpRegs, Regs, SysRegs, from_x};
-use crate::exec::Local;
-use crate::exit::{Cause, Exit, Fault, Leave};
-use crate::hypercall::{self, Guest, Verdict};
+use super::gic::PcpuArch;
+use super::regs::{Constants, FpRegs, Regs, SysRegs, from_x};
+use crate::arch::guest::Guest;
+use crate::call::Reply;
+use crate::exit::{Cause, Exit, Fault};
 use crate::ids::{MAX_VMS, VcpuId, VmId};
-use crate::pcpu::Pcpu;
-use crate::sync::{AtomicU64, Ordering};
-use crate::vcpu::Vcpu;
 
 unsafe extern "C" {
     fn baton_fp_save(to: *mut FpRegs);
     fn baton_fp_load(from: *const FpRegs);
-}
-
-/// CPTR_EL2 without VHE: trace (bit 20) and activity monitors (bit 30) trap. Of the bits that are RES1, 8 and 12 are the
-/// traps of SVE and SME where there is such a thing.
-const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
-const CPTR_TFP: u64 = 1 << 10;
-const CPTR_FP_TRAPS: u64 = CPTR | CPTR_TFP;
-const CPTR_FP_FREE: u64 = CPTR & !CPTR_TFP;
-
-static MDCR_AT_RESET: AtomicU64 = AtomicU64::new(0);
-
-/// MDCR_EL2 as the boot pCPU found it.
-pub(super) fn mdcr_at_reset() -> u64 {
-    MDCR_AT_RESET.load(Ordering::Relaxed)
-}
-
-/// The boot pCPU notes what the hardware says at reset.
-pub(super) fn note_reset_values() {
-    MDCR_AT_RESET.store(MDCR_EL2.get(), Ordering::Relaxed);
 }
 
 /// What a switch has to do besides the usual; bits of [`Cpu::special`].
@@ -66,16 +45,13 @@ mod special {
     pub const STAND_IN: u32 = 1 << 2;
 }
 
-/// Bits of CNTV_CTL_EL0.
-mod cntv {
-    pub const ENABLE: u64 = 1 << 0;
-    pub const MASK: u64 = 1 << 1;
-    pub const EXPIRED: u64 = 1 << 2;
-}
+const ENABLE: u64 = CNTV_CTL_EL0::ENABLE::SET.value;
+const MASK: u64 = CNTV_CTL_EL0::IMASK::SET.value;
+const EXPIRED: u64 = CNTV_CTL_EL0::ISTATUS::SET.value;
 
 /// The part of this pCPU's hardware state that outlives a guest.
 pub struct Cpu {
-    pcpu: &'static Pcpu,
+    pcpu: &'static PcpuArch,
     special: Cell<u32>,
     /// Whose FP registers are in the hardware: where they belong in memory.
     fp_holder: Cell<Option<NonNull<FpRegs>>>,
@@ -86,7 +62,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// Sets up the registers that are the same for all VMs, on the pCPU that calls.
-    pub fn new(pcpu: &'static Pcpu) -> Self {
+    pub fn new(pcpu: &'static PcpuArch) -> Self {
         let midr: u64;
         // SAFETY: registers of EL2 that only this function sets, and no VM's translations are there yet.
         unsafe {
@@ -98,7 +74,7 @@ impl Cpu {
         // The final address space is on: from now on what is writable is not executable, whatever its tables say.
         SCTLR_EL2.modify(SCTLR_EL2::WXN::Enable);
         CNTVOFF_EL2.set(0);
-        CPTR_EL2.set(CPTR_FP_TRAPS);
+        control::set_cptr(cptr::FP_TRAPS);
         super::memory::set_stage_two_format();
         let rare = features::Rare::find();
         Self {
@@ -147,7 +123,7 @@ impl Cpu {
                 options(nostack, preserves_flags),
             );
         }
-        if timer & cntv::ENABLE != 0 {
+        if timer & ENABLE != 0 {
             self.stand_in_for_timer(primary);
         }
         SysRegs::load(to);
@@ -161,20 +137,21 @@ impl Cpu {
     /// Back to the primary, when the secondary has been saved.
     #[inline]
     pub fn take_back(&self, primary: &Regs) {
-        let primary = forget_offsets(primary);
         self.load(primary);
         // SAFETY: this is where the primary's call came from.
         unsafe {
             asm!(
-                "ldp {pc}, {pstate}, [{regs}, {offset}]",
+                "ldp {pc}, {pstate}, [{regs}, {pc_offset}]",
+                "ldr {hcr}, [{regs}, {hcr_offset}]",
                 "msr elr_el2, {pc}",
                 "msr spsr_el2, {pstate}",
                 "msr hcr_el2, {hcr}",
                 pc = out(reg) _,
                 pstate = out(reg) _,
-                hcr = in(reg) primary.constants.hcr,
+                hcr = out(reg) _,
                 regs = in(reg) &raw const primary.x,
-                offset = const from_x(offset_of!(Regs, pc)),
+                pc_offset = const from_x(offset_of!(Regs, pc)),
+                hcr_offset = const from_x(offset_of!(Regs, constants) + offset_of!(Constants, hcr)),
                 options(nostack, preserves_flags),
             );
         }
@@ -184,12 +161,11 @@ impl Cpu {
     /// in memory already, and the primary's is saved in [`Self::switch`] or not at all, because it was turned off.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
-        let regs = forget_offsets_mut(regs);
         let timer = SysRegs::save(regs);
         if self.special.get() != 0 {
             self.save_special(regs, true);
         }
-        if timer & cntv::ENABLE != 0 {
+        if timer & ENABLE != 0 {
             mask_expired_timer(regs);
         }
     }
@@ -200,7 +176,7 @@ impl Cpu {
         self.rare.load(&regs.rare);
         if let Some(holder) = self.fp_holder.get() {
             let mine = holder == NonNull::from(&regs.fp);
-            CPTR_EL2.set(if mine { CPTR_FP_FREE } else { CPTR_FP_TRAPS });
+            control::set_cptr(if mine { cptr::FP_FREE } else { cptr::FP_TRAPS });
         }
         if regs.constants.primary && self.special.get() & special::STAND_IN != 0 {
             self.special.set(self.special.get() & !special::STAND_IN);
@@ -218,7 +194,7 @@ impl Cpu {
             unsafe { baton_fp_save(&raw mut regs.fp) };
             self.fp_holder.set(None);
             self.special.set(self.special.get() & !special::FP_HELD);
-            CPTR_EL2.set(CPTR_FP_TRAPS);
+            control::set_cptr(cptr::FP_TRAPS);
         }
     }
 
@@ -227,7 +203,7 @@ impl Cpu {
     #[inline(never)]
     fn stand_in_for_timer(&self, regs: &Regs) {
         let deadline = regs.sys.cntv_cval;
-        if regs.sys.cntv_ctl & cntv::MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
+        if regs.sys.cntv_ctl & MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
             self.special.set(self.special.get() | special::STAND_IN);
             // SAFETY: EL2's own timer.
             unsafe {
@@ -263,27 +239,27 @@ impl Cpu {
         }
     }
 
-    /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit that is not
-    /// finished here or, if it is a call, in [`baton_hypercall`].
+    /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit that is not finished
+    /// here or, if it is a call, in the vector.
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
-    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
+    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
+    pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         // SAFETY: as the caller promises; in between two entries nothing else uses them.
         let mut hcr = unsafe { &*regs }.constants.hcr;
         if line {
             hcr = with_line(hcr);
         }
         loop {
-            let (how, leave): (u64, u64);
+            let (how, value, kind): (u64, u64, u64);
             // SAFETY: as the caller promises. x19 and x29 come back as they were.
             unsafe {
                 asm!(
                     "bl baton_enter",
-                    inlateout("x0") &raw mut (*regs).x => _,
-                    inlateout("x1") core::ptr::from_ref(vcpu).addr() => leave,
-                    inlateout("x2") core::ptr::from_ref(local) => _,
+                    inlateout("x0") &raw mut (*regs).x => value,
+                    inlateout("x1") guest.vcpu => kind,
+                    inlateout("x2") guest.dispatcher => _,
                     inlateout("x3") hcr => _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
                     out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _,
                     out("x17") _, out("x18") how, out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _,
@@ -291,7 +267,7 @@ impl Cpu {
                 );
             }
             if how & HOW_CALL != 0 {
-                return Exit::Call(Leave::from_word(leave));
+                return Exit::Call(Reply::from_registers(value, kind));
             }
             match how >> SYNDROME_CLASS {
                 how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
@@ -351,7 +327,7 @@ impl Cpu {
 
     /// The first use of FP since somebody else had it.
     fn give_fp(&self, regs: &mut Regs) {
-        CPTR_EL2.set(CPTR_FP_FREE);
+        control::set_cptr(cptr::FP_FREE);
         // SAFETY: the holder is a vCPU that lives for ever and whose registers are this pCPU's still: the primary's, or
         // the loaded one's.
         unsafe {
@@ -380,53 +356,23 @@ pub(super) const HOW_INTERRUPT: u64 = 1 << 60;
 pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 61;
 pub(super) const HOW_CALL: u64 = 1 << 62;
 
-/// The same reference, of which the compiler does not know that it is: so that it does not keep addresses of parts of it
-/// in the stack while a guest runs, where one address and an addition each will do.
-#[inline(always)]
-fn forget_offsets<T>(value: &T) -> &T {
-    let mut pointer = core::ptr::from_ref(value);
-    // SAFETY: does nothing, so that the pointer is as good as before.
-    unsafe {
-        asm!("/* {} */", inout(reg) pointer, options(readonly, nostack, preserves_flags));
-        &*pointer
-    }
-}
-
-/// As [`forget_offsets`].
-#[inline(always)]
-fn forget_offsets_mut<T>(value: &mut T) -> &mut T {
-    let mut pointer = core::ptr::from_mut(value);
-    // SAFETY: does nothing, so that the pointer is as good as before.
-    unsafe {
-        asm!("/* {} */", inout(reg) pointer, options(readonly, nostack, preserves_flags));
-        &mut *pointer
-    }
-}
-
 /// A secondary's timer that has expired would interrupt the primary at every entry, and the vCPU would never get on.
 #[cold]
 #[inline(never)]
 fn mask_expired_timer(regs: &mut Regs) {
-    if regs.sys.cntv_ctl & cntv::EXPIRED != 0 {
-        regs.sys.cntv_ctl |= cntv::MASK;
+    if regs.sys.cntv_ctl & EXPIRED != 0 {
+        regs.sys.cntv_ctl |= MASK;
     }
-}
-
-/// Straight from the vector: the guest that runs has executed `hvc`.
-#[unsafe(no_mangle)]
-extern "C" fn baton_hypercall(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, local: &Local) -> Verdict {
-    hypercall::arrive(Guest { vcpu, local }, [x0, x1, x2, x3])
 }
 
 /// HCR_EL2 with the virtual interrupt line high.
 #[cold]
 #[inline(never)]
 fn with_line(hcr: u64) -> u64 {
-    hcr | 1 << regs::VI_BIT
+    hcr | control::hcr::VI
 }
 
 /// Raises or lowers the virtual interrupt line of the guest that has called.
 pub fn set_virtual_interrupt(high: bool) {
-    let hcr = HCR_EL2.get() & !(1 << regs::VI_BIT) | u64::from(high) << regs::VI_BIT;
-    HCR_EL2.set(hcr);
+    HCR_EL2.modify(HCR_EL2::VI.val(high.into()));
 }

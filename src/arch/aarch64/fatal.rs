@@ -4,7 +4,8 @@ use core::panic::PanicInfo;
 
 use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, MPIDR_EL1, Readable, SPSR_EL2, VTTBR_EL2};
 
-use super::firmware;
+use super::instructions::this_cpu;
+use super::{firmware, memory};
 use crate::console::last_words;
 use crate::sync::{AtomicU32, Ordering};
 
@@ -14,7 +15,7 @@ static DYING: AtomicU32 = AtomicU32::new(0);
 /// One pCPU speaks; others that get here wait for the end, which is near. One that gets here again, because its platform
 /// has no failing exit, turns the machine off.
 fn only_one() {
-    let me = super::this_cpu().index() as u32 + 1;
+    let me = this_cpu().index() as u32 + 1;
     match DYING.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {}
         Err(first) if first == me => firmware::system_off(),
@@ -25,7 +26,7 @@ fn only_one() {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     only_one();
-    last_words(format_args!("PANIC on {}: {info}", super::this_cpu()));
+    last_words(format_args!("PANIC on {}: {info}", this_cpu()));
     firmware::fail()
 }
 
@@ -36,7 +37,7 @@ extern "C" fn baton_report_el2_fault(vector: u64, x: &[u64; 32]) -> ! {
     let kind = ["a synchronous exception", "an IRQ", "an FIQ", "a system error"][vector as usize % 4];
     last_words(format_args!(
         "PANIC on {} (MPIDR {:#x}): {kind} at EL2 itself, vector {vector}",
-        super::this_cpu(),
+        this_cpu(),
         MPIDR_EL1.get()
     ));
     last_words(format_args!(
@@ -46,7 +47,7 @@ extern "C" fn baton_report_el2_fault(vector: u64, x: &[u64; 32]) -> ! {
         FAR_EL2.get(),
         SPSR_EL2.get(),
         VTTBR_EL2.get(),
-        super::memory::image().start,
+        memory::image().start,
     ));
     for (row, values) in x.chunks(4).enumerate() {
         let n = row * 4;

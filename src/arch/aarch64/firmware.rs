@@ -4,17 +4,19 @@ use core::arch::asm;
 
 use smccc::{Smc, psci};
 
-use crate::pcpu::Pcpu;
+use super::gic::PcpuArch;
+use super::instructions::sleep;
+use super::memory;
 
 unsafe extern "C" {
     fn baton_secondary_entry();
 }
 
 /// Asks the firmware to start a pCPU for the first time; false if it would not.
-pub fn bring_in(pcpu: &Pcpu) -> bool {
+pub fn bring_in(pcpu: &PcpuArch) -> bool {
     let entry = baton_secondary_entry as *const () as u64;
     let number = pcpu.id.index() as u64;
-    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | super::start::stack_of(pcpu.id) << 8) {
+    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | memory::stack_of(pcpu.id) << 8) {
         Ok(()) => true,
         Err(error) => {
             crate::console::say!(
@@ -54,6 +56,6 @@ pub fn fail() -> ! {
 /// Stands still.
 pub fn halt() -> ! {
     loop {
-        super::sleep();
+        sleep();
     }
 }

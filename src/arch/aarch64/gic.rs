@@ -13,8 +13,8 @@ use tock_registers::interfaces::{Readable, Writeable};
 use tock_registers::register_structs;
 use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 
+use crate::ids::CpuId;
 use crate::kick::Kick;
-use crate::pcpu::Pcpu;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The software-generated interrupt of a kick.
@@ -51,8 +51,10 @@ register_structs! {
     }
 }
 
-/// How other pCPUs kick this one.
+/// Which pCPU it is, and how others kick it.
 pub struct PcpuArch {
+    pub id: CpuId,
+    mpidr: AtomicU64,
     /// The address of its redistributor; 0: none was found, and it cannot be kicked.
     redistributor: AtomicU64,
     kick: Kick,
@@ -60,7 +62,17 @@ pub struct PcpuArch {
 
 impl PcpuArch {
     pub const fn new() -> Self {
-        Self { redistributor: AtomicU64::new(0), kick: Kick::new() }
+        Self { id: CpuId::new(0), mpidr: AtomicU64::new(0), redistributor: AtomicU64::new(0), kick: Kick::new() }
+    }
+
+    /// The affinity fields of this pCPU's MPIDR, as the device tree's `reg` has them.
+    pub fn mpidr(&self) -> u64 {
+        self.mpidr.load(Ordering::Relaxed)
+    }
+
+    /// Sets them. At boot.
+    pub fn set_mpidr(&self, mpidr: u64) {
+        self.mpidr.store(mpidr, Ordering::Relaxed);
     }
 
     fn redistributor(&self) -> Option<&'static Redistributor> {
@@ -83,8 +95,8 @@ pub struct Frames<'a> {
     pub redistributors: &'a [core::ops::Range<u64>],
 }
 
-/// Finds the redistributor of every pCPU. At boot.
-pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
+/// Finds the redistributor of each of these pCPUs. At boot.
+pub fn find<'a>(frames: &Frames<'_>, pcpus: impl Iterator<Item = &'a PcpuArch> + Clone) {
     /// A redistributor with virtual interrupts of its own (GICv4) has two more frames.
     const VLPIS: u64 = 1 << 1;
     /// The last one of its region; what is behind it does not answer.
@@ -98,8 +110,8 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
             let typer = redistributor.typer.get();
             let affinity = typer >> 32;
             let mpidr = affinity & 0xff_ffff | (affinity >> 24) << 32;
-            for pcpu in pcpus.iter().filter(|p| p.mpidr() == mpidr && p.power.is_present()) {
-                pcpu.arch.redistributor.store(address, Ordering::Relaxed);
+            for pcpu in pcpus.clone().filter(|pcpu| pcpu.mpidr() == mpidr) {
+                pcpu.redistributor.store(address, Ordering::Relaxed);
             }
             if typer & LAST != 0 {
                 break;
@@ -115,7 +127,7 @@ pub fn find(frames: &Frames<'_>, pcpus: &[Pcpu]) {
 }
 
 /// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
-pub fn set_up(pcpu: &Pcpu) {
+pub fn set_up(pcpu: &PcpuArch) {
     /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so
     /// they have to be on.
     const SRE: u64 = 1;
@@ -137,7 +149,7 @@ pub fn set_up(pcpu: &Pcpu) {
     }
     const PROCESSOR_SLEEP: u32 = 1 << 1;
     const CHILDREN_ASLEEP: u32 = 1 << 2;
-    if let Some(redistributor) = pcpu.arch.redistributor() {
+    if let Some(redistributor) = pcpu.redistributor() {
         redistributor.waker.set(redistributor.waker.get() & !PROCESSOR_SLEEP);
         while redistributor.waker.get() & CHILDREN_ASLEEP != 0 {
             core::hint::spin_loop();
@@ -146,9 +158,9 @@ pub fn set_up(pcpu: &Pcpu) {
 }
 
 /// This pCPU is turned off and going to sleep: whatever the primary's vCPU left the CPU interface like, a kick gets
-/// through from here on, and nothing else: what is pending for the vCPU stays so. Followed by a fence, and a look at what a
-/// kick would be for.
-pub fn lie_down(pcpu: &Pcpu) {
+/// through from here on, and nothing else: what is pending for the vCPU stays so. Followed by a look at what a kick would
+/// be for.
+pub fn prepare_sleep(pcpu: &PcpuArch) {
     /// Lets the kick through, whose priority is 0, and none of those below: any hardware has these bits.
     const KICK_ALONE: u64 = 0x10;
     set_up(pcpu);
@@ -165,26 +177,26 @@ pub fn lie_down(pcpu: &Pcpu) {
             options(nostack, preserves_flags)
         );
     }
-    pcpu.arch.kick.lie_down();
+    pcpu.kick.prepare_sleep();
 }
 
 /// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &Pcpu) -> bool {
-    pcpu.arch.kick.is_asleep()
+pub fn is_asleep(pcpu: &PcpuArch) -> bool {
+    pcpu.kick.is_asleep()
 }
 
 /// It does not any more: no kick is pending afterwards, and none will be.
-pub fn get_up(pcpu: &Pcpu) {
-    pcpu.arch.kick.get_up(|| clear(pcpu));
+pub fn finish_sleep(pcpu: &PcpuArch) {
+    pcpu.kick.finish_sleep(|| clear(pcpu));
     set_up(pcpu);
 }
 
 /// Makes a pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself, and
 /// looks. Takes the target's gate, which is held for a few instructions.
 #[cold]
-pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
-    let Some(redistributor) = pcpu.arch.redistributor() else { return };
-    pcpu.arch.kick.send(still_there, || {
+pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
+    let Some(redistributor) = pcpu.redistributor() else { return };
+    pcpu.kick.send(still_there, || {
         enable(redistributor, KICK, Manner { group_1: true, priority: 0 });
         // Affinity routing: which pCPU of which cluster.
         let mpidr = pcpu.mpidr();
@@ -197,17 +209,17 @@ pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
 }
 
 /// Whether this pCPU was kicked; if so the kick is cleared, and whatever interrupt is pending now is the primary's.
-/// Behind the publish and a fence, no kick for that vCPU comes any more.
+/// Behind the publish, no kick for that vCPU comes any more.
 #[inline]
-pub fn take_kick(pcpu: &Pcpu) -> bool {
-    pcpu.arch.kick.take(|| clear(pcpu))
+pub fn take_kick(pcpu: &PcpuArch) -> bool {
+    pcpu.kick.take(|| clear(pcpu))
 }
 
 /// Disables the kick and makes it not pending. With the gate held.
 #[cold]
-fn clear(pcpu: &Pcpu) {
+fn clear(pcpu: &PcpuArch) {
     const WRITE_PENDING: u32 = 1 << 3;
-    if let Some(redistributor) = pcpu.arch.redistributor() {
+    if let Some(redistributor) = pcpu.redistributor() {
         redistributor.icenabler0.set(1 << KICK);
         while redistributor.ctlr.get() & WRITE_PENDING != 0 {
             core::hint::spin_loop();
@@ -221,8 +233,8 @@ fn clear(pcpu: &Pcpu) {
 /// Lets the EL2 timer interrupt this pCPU while a secondary runs, in the manner in which the primary has set its virtual
 /// timer's interrupt up; false if the primary would not be interrupted.
 #[inline]
-pub fn enable_stand_in(pcpu: &Pcpu) -> bool {
-    let Some(redistributor) = pcpu.arch.redistributor() else { return false };
+pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
+    let Some(redistributor) = pcpu.redistributor() else { return false };
     if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER == 0 {
         return false;
     }
@@ -230,7 +242,7 @@ pub fn enable_stand_in(pcpu: &Pcpu) -> bool {
         group_1: redistributor.igroupr0.get() & 1 << VIRTUAL_TIMER != 0,
         priority: redistributor.ipriorityr[VIRTUAL_TIMER as usize].get(),
     };
-    pcpu.arch.kick.at_the_gate(|| enable(redistributor, EL2_TIMER, manner));
+    pcpu.kick.at_the_gate(|| enable(redistributor, EL2_TIMER, manner));
     true
 }
 

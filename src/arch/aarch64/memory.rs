@@ -17,27 +17,19 @@ use aarch64_paging::paging::{
 };
 
 use crate::boot::platform::Platform;
-use crate::ids::{MAX_CPUS, PAGE_SIZE, VmId};
-use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::ids::{CpuId, MAX_CPUS, PAGE_SIZE, VmId};
+use crate::sync::{AtomicU8, AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
 pub const STACK_SIZE: usize = 16 * 1024;
 /// From one stack to the next: with a page under it that is not mapped.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 
-/// Attribute 0: device nGnRE; attribute 1: normal, write-back, read and write allocate.
-pub const MAIR: u64 = 0xff_04;
 const DEVICE: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_0;
 const NORMAL: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_1.union(El23Attributes::INNER_SHAREABLE);
 
-/// 39 bits of virtual addresses, 4 KiB pages, tables in write-back inner-shareable memory; RES1 bits. The size of physical
-/// addresses is filled in from what the hardware has.
-pub const TCR: u64 = (64 - 39) | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | 1 << 23 | 1 << 31;
-/// The level at which 39 bits begin.
+/// The level at which EL2's virtual addresses begin.
 const EL2_ROOT_LEVEL: usize = 1;
-pub const SCTLR_M_C: u64 = 1 << 0 | 1 << 2;
-/// MMU, caches, stack alignment check; RES1 bits.
-pub const SCTLR: u64 = SCTLR_M_C | 1 << 3 | 1 << 12 | 0x30c5_0830;
 
 /// Blocks of 1 GiB in the address space that `vectors/entry.S` makes: devices at 0, and memory, to which its address is to
 /// be added.
@@ -54,6 +46,20 @@ struct Page([u8; PAGE_SIZE as usize]);
 #[unsafe(link_section = ".unzeroed.stacks")]
 static STACKS: [[Page; STACK_STRIDE / PAGE_SIZE as usize]; MAX_CPUS] =
     [const { [const { Page([0; PAGE_SIZE as usize]) }; STACK_STRIDE / PAGE_SIZE as usize] }; MAX_CPUS];
+
+/// The number of the pCPU that booted.
+static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
+
+/// The boot pCPU says which one it is.
+pub fn note_boot_cpu(cpu: CpuId) {
+    BOOT_CPU.store(cpu.index() as u8, Ordering::Relaxed);
+}
+
+/// The number of a pCPU's stack. The boot pCPU has the first one, because it did not know its number yet; should another
+/// pCPU be number 0, it gets the one that is left.
+pub fn stack_of(cpu: CpuId) -> u64 {
+    if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
+}
 
 struct Pool {
     next: usize,
@@ -190,8 +196,11 @@ struct Format {
     bits: u64,
 }
 
+/// ID_AA64MMFR0_EL1.PARange.
+const BITS_44: u64 = 0b0100;
+const BITS_48: u64 = 0b0101;
+
 fn format() -> Format {
-    const BITS_44: u64 = 0b0100;
     if ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) >= BITS_44 {
         Format { root_level: 0, bits: 40 }
     } else {
@@ -202,10 +211,16 @@ fn format() -> Format {
 /// Sets VTCR_EL2 of this pCPU.
 pub fn set_stage_two_format() {
     let format = format();
-    let start_level = if format.root_level == 0 { 2 } else { 1 };
-    let output_size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(0b101);
-    VTCR_EL2
-        .set((64 - format.bits) | start_level << 6 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | output_size << 16 | 1 << 31);
+    VTCR_EL2.write(
+        VTCR_EL2::T0SZ.val(64 - format.bits)
+            + if format.root_level == 0 { VTCR_EL2::SL0::Granule4KBLevel0 } else { VTCR_EL2::SL0::Granule4KBLevel1 }
+            + VTCR_EL2::IRGN0::NormalWBRAWA
+            + VTCR_EL2::ORGN0::NormalWBRAWA
+            + VTCR_EL2::SH0::Inner
+            + VTCR_EL2::TG0::Granule4KB
+            + VTCR_EL2::PS.val(ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(BITS_48))
+            + VTCR_EL2::RES1::SET,
+    );
 }
 
 /// Stage 2 of a VM: complete, and never changed.

@@ -1,38 +1,37 @@
 //! The hardware: AArch64 at EL2, GICv3, PSCI firmware.
 #![allow(unsafe_code)] // this is where the hardware is touched
 
+mod control;
 mod cpu;
+mod exception;
 mod fatal;
 mod features;
 mod firmware;
 mod gic;
+mod instructions;
 mod memory;
 mod regs;
 mod sizes;
 mod start;
 mod uart;
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::mem::offset_of;
-
-use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 
 pub use cpu::{Cpu, set_virtual_interrupt};
 pub use firmware::{bring_in, system_off, system_reset};
-pub use gic::{PcpuArch, get_up, is_asleep, kick, lie_down, take_kick};
+pub use gic::{PcpuArch, finish_sleep, is_asleep, kick, prepare_sleep, take_kick};
+pub use instructions::{before_publish, copy_message, doze, interrupt_pending, send_event, sleep, this_cpu};
 pub use memory::{StageTwo, clean_to_memory};
 pub use regs::Regs;
-
-use crate::ids::{CpuId, Pa};
-use crate::pcpu::Pcpu;
 
 global_asm!(
     include_str!("../../../vectors/entry.S"),
     STACK_STRIDE = const memory::STACK_STRIDE,
-    MAIR = const memory::MAIR,
-    TCR = const memory::TCR,
-    SCTLR = const memory::SCTLR,
-    SCTLR_M_C = const memory::SCTLR_M_C,
+    MAIR = const control::MAIR,
+    TCR = const control::TCR,
+    SCTLR = const control::SCTLR,
+    SCTLR_M_C = const control::SCTLR_M_C,
     EARLY_DEVICE = const memory::EARLY_DEVICE,
     EARLY_NORMAL = const memory::EARLY_NORMAL,
 );
@@ -60,123 +59,3 @@ const _: () = assert!(offset_of!(Regs, returns) == offset_of!(Regs, x) + 8 * 31,
 
 /// Guests are entered as soon as nothing else is to be done.
 pub const STEPWISE: bool = false;
-
-/// Which pCPU runs this.
-#[inline]
-pub fn this_cpu() -> CpuId {
-    CpuId::new(TPIDR_EL2.get() as usize)
-}
-
-fn set_this_cpu(cpu: CpuId) {
-    TPIDR_EL2.set(cpu.index() as u64);
-}
-
-/// Whether a physical interrupt is pending. EL2 takes none itself: it is the primary's, which takes it when it is entered.
-#[inline]
-pub fn interrupt_pending() -> bool {
-    const IRQ_OR_FIQ: u64 = 0b11 << 6;
-    let isr: u64;
-    // SAFETY: reads a register. Not `nomem`: it must be read where it stands.
-    unsafe { asm!("mrs {}, isr_el1", out(reg) isr, options(nostack, preserves_flags)) };
-    isr & IRQ_OR_FIQ != 0
-}
-
-/// Sleeps until an event, which may have come already.
-pub fn doze() {
-    // SAFETY: no effect but time.
-    unsafe { asm!("wfe", options(nostack, preserves_flags)) };
-}
-
-/// Sleeps until a physical interrupt is pending, masked or not.
-pub fn sleep() {
-    // SAFETY: no effect but time.
-    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
-}
-
-/// Ends the doze of every pCPU.
-pub fn send_event() {
-    // SAFETY: no effect but time; the barrier makes what was written before visible to those who wake.
-    unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
-}
-
-/// Copies `size` bytes, at most a page, from one mailbox page to another. In place, so that a call that copies needs no
-/// stack of its own.
-#[inline]
-pub fn copy_message(from: Pa, to: Pa, size: usize) {
-    debug_assert!(size <= crate::ids::PAGE_SIZE as usize);
-    // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and keeps nothing of its own
-    // in, and two VMs have no page in common. A guest that writes its page meanwhile garbles only its own message.
-    unsafe {
-        asm!(
-            "subs {left}, {left}, #64",
-            "b.lo 3f",
-            "2:",
-            "ldp {a}, {b}, [{from}]",
-            "ldp {c}, {d}, [{from}, #16]",
-            "stp {a}, {b}, [{to}]",
-            "stp {c}, {d}, [{to}, #16]",
-            "ldp {a}, {b}, [{from}, #32]",
-            "ldp {c}, {d}, [{from}, #48]",
-            "add {from}, {from}, #64",
-            "stp {a}, {b}, [{to}, #32]",
-            "stp {c}, {d}, [{to}, #48]",
-            "add {to}, {to}, #64",
-            "subs {left}, {left}, #64",
-            "b.hs 2b",
-            // What is left: one step for each bit of its number.
-            "3:",
-            "tbz {left}, #5, 4f",
-            "ldp {a}, {b}, [{from}], #16",
-            "ldp {c}, {d}, [{from}], #16",
-            "stp {a}, {b}, [{to}], #16",
-            "stp {c}, {d}, [{to}], #16",
-            "4:",
-            "tst {left}, #31",
-            "b.eq 9f",
-            "tbz {left}, #4, 5f",
-            "ldp {a}, {b}, [{from}], #16",
-            "stp {a}, {b}, [{to}], #16",
-            "5:",
-            "tbz {left}, #3, 6f",
-            "ldr {a}, [{from}], #8",
-            "str {a}, [{to}], #8",
-            "6:",
-            "tbz {left}, #2, 7f",
-            "ldr {a:w}, [{from}], #4",
-            "str {a:w}, [{to}], #4",
-            "7:",
-            "tbz {left}, #1, 8f",
-            "ldrh {a:w}, [{from}], #2",
-            "strh {a:w}, [{to}], #2",
-            "8:",
-            "tbz {left}, #0, 9f",
-            "ldrb {a:w}, [{from}]",
-            "strb {a:w}, [{to}]",
-            "9:",
-            left = inout(reg) size => _,
-            from = inout(reg) from.0 => _,
-            to = inout(reg) to.0 => _,
-            a = out(reg) _,
-            b = out(reg) _,
-            c = out(reg) _,
-            d = out(reg) _,
-            options(nostack),
-        );
-    }
-}
-
-/// Where a debugger can hold a pCPU whose vCPU is saved and not published yet.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn baton_before_publish() {
-    // SAFETY: does nothing; keeps the function from being empty.
-    unsafe { asm!("nop", options(nostack)) };
-}
-
-/// See the cargo feature `save-window`.
-pub fn before_publish() {
-    baton_before_publish();
-}
-
-/// As many pCPUs as there may be.
-static PCPUS: [Pcpu; crate::ids::MAX_CPUS] = Pcpu::table();

@@ -24,8 +24,8 @@ use core::mem::offset_of;
 
 use aarch64_cpu::registers::{ESR_EL2, Readable};
 
+use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
 use super::memory::StageTwo;
-use crate::exit::{Cause, Fault};
 
 /// Declares the EL1 registers that are switched, with their save and load. In pairs, because memory is accessed in pairs.
 macro_rules! switched {
@@ -187,67 +187,9 @@ pub(super) const fn from_x(offset: usize) -> isize {
 }
 
 /// PSTATE at entry: EL1h, DAIF masked.
-const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
+pub(super) const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
 /// SCTLR_EL1 at entry: MMU and caches off, the bits that are RES1 in ARMv8.0.
 const SCTLR_EL1_ENTRY: u64 = 0x30d0_0800;
-
-/// HCR_EL2.VI: the virtual interrupt line.
-pub(super) const VI_BIT: u64 = 7;
-
-mod hcr {
-    pub const VM: u64 = 1 << 0;
-    pub const SWIO: u64 = 1 << 1;
-    pub const FMO: u64 = 1 << 3;
-    pub const IMO: u64 = 1 << 4;
-    pub const AMO: u64 = 1 << 5;
-    /// TLB and instruction cache maintenance by a guest reaches all pCPUs that its vCPUs may have been on.
-    pub const FB: u64 = 1 << 9;
-    /// Its barriers do, too.
-    pub const BSU_INNER: u64 = 1 << 10;
-    pub const TWI: u64 = 1 << 13;
-    pub const TWE: u64 = 1 << 14;
-    pub const TID3: u64 = 1 << 18;
-    pub const TSC: u64 = 1 << 19;
-    pub const TIDCP: u64 = 1 << 20;
-    pub const TACR: u64 = 1 << 21;
-    pub const RW: u64 = 1 << 31;
-    pub const TLOR: u64 = 1 << 35;
-    pub const TERR: u64 = 1 << 36;
-
-    /// TLOR and TERR are RES0 on hardware without what they trap.
-    pub const ALL: u64 = VM | SWIO | FB | BSU_INNER | TID3 | TSC | TIDCP | TACR | RW | TLOR | TERR;
-    pub const SECONDARY: u64 = ALL | FMO | IMO | AMO | TWI | TWE;
-}
-
-mod mdcr {
-    /// How many PMU counters EL1 has: as the hardware says at reset.
-    pub const HPMN: u64 = 0x1f;
-    pub const TPMCR: u64 = 1 << 5;
-    pub const TPM: u64 = 1 << 6;
-    pub const TPMS: u64 = 1 << 14;
-    pub const TTRF: u64 = 1 << 19;
-    pub const TDA: u64 = 1 << 9;
-    pub const TDOSA: u64 = 1 << 10;
-    pub const TDRA: u64 = 1 << 11;
-}
-
-mod cnthctl {
-    pub const EL1PCTEN: u64 = 1 << 0;
-    pub const EL1PCEN: u64 = 1 << 1;
-    pub const EVNTEN: u64 = 1 << 2;
-    /// An event at each change of this bit of the counter: every 16 µs at 62.5 MHz. It bounds how late a pCPU that dozes
-    /// sees a physical interrupt.
-    pub const EVNTI: u64 = 9 << 4;
-
-    pub const ALL: u64 = EL1PCTEN | EVNTEN | EVNTI;
-}
-
-/// ICH_HCR_EL2.
-mod gic {
-    pub const TC: u64 = 1 << 10;
-    pub const TALL0: u64 = 1 << 11;
-    pub const TALL1: u64 = 1 << 12;
-}
 
 impl Regs {
     /// All zero: of a vCPU that was not set up.
@@ -277,9 +219,9 @@ impl Regs {
     /// Makes these the registers of a vCPU of the primary, on the pCPU with this MPIDR.
     pub fn bind_primary(&mut self, stage_two: &StageTwo, mpidr: u64) {
         self.bind(stage_two, mpidr, true);
-        self.constants.hcr = hcr::ALL;
-        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN | mdcr::TPMS | mdcr::TTRF;
-        self.constants.cnthctl = cnthctl::ALL | cnthctl::EL1PCEN;
+        self.constants.hcr = hcr::PRIMARY;
+        self.constants.mdcr = mdcr::PRIMARY | control::hpmn();
+        self.constants.cnthctl = cnthctl::PRIMARY;
         self.constants.ich_hcr = 0;
     }
 
@@ -287,16 +229,9 @@ impl Regs {
     pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
         self.bind(stage_two, index as u64, false);
         self.constants.hcr = hcr::SECONDARY;
-        self.constants.mdcr = super::cpu::mdcr_at_reset() & mdcr::HPMN
-            | mdcr::TPMS
-            | mdcr::TTRF
-            | mdcr::TPM
-            | mdcr::TPMCR
-            | mdcr::TDA
-            | mdcr::TDOSA
-            | mdcr::TDRA;
-        self.constants.cnthctl = cnthctl::ALL;
-        self.constants.ich_hcr = gic::TC | gic::TALL0 | gic::TALL1;
+        self.constants.mdcr = mdcr::SECONDARY | control::hpmn();
+        self.constants.cnthctl = cnthctl::SECONDARY;
+        self.constants.ich_hcr = ich_hcr::SECONDARY;
     }
 
     fn bind(&mut self, stage_two: &StageTwo, mpidr: u64, primary: bool) {
@@ -369,51 +304,6 @@ impl Regs {
         if let Some(x) = self.x.get_mut(t) {
             *x = value;
         }
-    }
-
-    /// Lets the vCPU, which is loaded, take an exception for what it did: an external abort where there is no memory,
-    /// undefined for what does not exist.
-    ///
-    /// Source: Arm ARM, DDI 0487, `AArch64.TakeException`.
-    pub fn raise(&mut self, fault: Fault) {
-        const IL: u64 = 1 << 25;
-        const SYNCHRONOUS_EXTERNAL: u64 = 0x10;
-        const WRITE: u64 = 1 << 6;
-        const UNKNOWN: u64 = 0x00;
-        const INSTRUCTION_ABORT: u64 = 0x20;
-        const DATA_ABORT: u64 = 0x24;
-        const SAME_EL: u64 = 1;
-
-        const PAN: u64 = 1 << 22;
-        const SCTLR_SPAN: u64 = 1 << 23;
-
-        let from_el1 = !self.is_at_el0();
-        let class = |class| (class | if from_el1 { SAME_EL } else { 0 }) << 26;
-        let esr = match fault.cause {
-            Cause::Read { .. } | Cause::SystemError => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
-            Cause::Write { .. } => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL | WRITE,
-            Cause::Execute { .. } => class(INSTRUCTION_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
-            Cause::Undefined | Cause::IllegalSmc { .. } => UNKNOWN << 26 | IL,
-        };
-        let vector = match self.pstate & 0b1_1111 {
-            0b0_0101 => 0x200,
-            0b0_0100 => 0x000,
-            0b0_0000 => 0x400,
-            _ => 0x600, // EL0 in AArch32
-        };
-        let (vbar, sctlr): (u64, u64);
-        // SAFETY: registers of the loaded vCPU, which EL2 does not use.
-        unsafe {
-            asm!("msr esr_el1, {}", in(reg) esr, options(nostack, preserves_flags));
-            asm!("msr far_el1, {}", in(reg) fault.address, options(nostack, preserves_flags));
-            asm!("msr elr_el1, {}", in(reg) self.pc, options(nostack, preserves_flags));
-            asm!("msr spsr_el1, {}", in(reg) self.pstate, options(nostack, preserves_flags));
-            asm!("mrs {}, vbar_el1", out(reg) vbar, options(nostack, preserves_flags));
-            asm!("mrs {}, sctlr_el1", out(reg) sctlr, options(nostack, preserves_flags));
-        }
-        let pan = if sctlr & SCTLR_SPAN == 0 && super::features::has_pan() { PAN } else { self.pstate & PAN };
-        self.pc = vbar.wrapping_add(vector);
-        self.pstate = PSTATE_ENTRY | pan;
     }
 }
 

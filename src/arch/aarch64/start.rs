@@ -2,14 +2,17 @@
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
-use super::{PCPUS, cpu, gic, memory, uart};
+use super::{control, firmware, gic, instructions, memory, uart};
 use crate::boot;
 use crate::console::say;
-use crate::exec::Local;
-use crate::ids::CpuId;
-use crate::run;
-use crate::sync::{AtomicU8, Once, Ordering, ProtocolCell};
-use crate::vm::Machine;
+use crate::ids::{CpuId, MAX_CPUS};
+use crate::machine::Machine;
+use crate::pcpu::Pcpu;
+use crate::run::Dispatcher;
+use crate::sync::{Once, ProtocolCell};
+
+/// As many pCPUs as there may be.
+static PCPUS: [Pcpu; MAX_CPUS] = Pcpu::table();
 
 /// The machine, once it is there.
 static MACHINE: Once<&Machine> = Once::new();
@@ -17,21 +20,12 @@ static MACHINE: Once<&Machine> = Once::new();
 /// Where it is put together. Large, so it is never moved.
 static ASSEMBLY: ProtocolCell<Machine> = ProtocolCell::new(Machine::new(&PCPUS));
 
-/// The number of the pCPU that booted.
-static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
-
-/// The number of a pCPU's stack. The boot pCPU has the first one, for it did not know its number yet; should another pCPU
-/// be number 0, it gets the one that is left.
-pub fn stack_of(cpu: CpuId) -> u64 {
-    if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
-}
-
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
 #[unsafe(no_mangle)]
 extern "C" fn baton_main(device_tree: u64) -> ! {
-    super::set_this_cpu(CpuId::new(0));
+    instructions::set_this_cpu(CpuId::new(0));
     uart::set_up_console();
-    cpu::note_reset_values();
+    control::note_reset_values();
     if cfg!(feature = "no-gate") {
         say!(
             "THE SAVE GATE IS TAKEN OUT (feature no-gate): vCPUs run with wrong registers. For the negative control only."
@@ -54,14 +48,15 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
         give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
     };
-    BOOT_CPU.store(me as u8, Ordering::Relaxed);
     let me = CpuId::new(me);
-    super::set_this_cpu(me);
+    memory::note_boot_cpu(me);
+    instructions::set_this_cpu(me);
     for (pcpu, &mpidr) in PCPUS.iter().zip(&platform.cpus) {
         pcpu.set_present(mpidr);
     }
-    gic::find(&gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors }, &PCPUS);
-    gic::set_up(&PCPUS[me.index()]);
+    let frames = gic::Frames { distributor: platform.distributor, redistributors: &platform.redistributors };
+    gic::find(&frames, PCPUS.iter().zip(&platform.cpus).map(|(pcpu, _)| &pcpu.arch));
+    gic::set_up(&PCPUS[me.index()].arch);
 
     // SAFETY: no other pCPU runs yet, and this is the only place that names it.
     let machine = unsafe { ASSEMBLY.get_mut() };
@@ -76,8 +71,8 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn baton_secondary_main(index: usize) -> ! {
     let me = CpuId::new(index);
-    super::set_this_cpu(me);
-    gic::set_up(&PCPUS[index]);
+    instructions::set_this_cpu(me);
+    gic::set_up(&PCPUS[index].arch);
     match MACHINE.get() {
         Some(machine) => live(machine, me),
         None => panic!("{me} came up before the machine was there"),
@@ -86,12 +81,15 @@ extern "C" fn baton_secondary_main(index: usize) -> ! {
 
 /// The rest of a pCPU's life.
 fn live(machine: &'static Machine, me: CpuId) -> ! {
-    let local = Local::new(machine, me);
-    local.run(run::live(&local), local.pcpu().reports.print_all())
+    let dispatcher = Dispatcher::new(machine, me);
+    // SAFETY: this function never returns, so what is on its stack is there for ever.
+    let dispatcher: &'static Dispatcher = unsafe { &*core::ptr::from_ref(&dispatcher) };
+    let local = dispatcher.local();
+    local.run(dispatcher.live(), local.pcpu().reports.print_all())
 }
 
 /// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.
 fn give_up(reason: &dyn core::fmt::Display) -> ! {
     say!("cannot boot: {reason}.");
-    super::firmware::fail()
+    firmware::fail()
 }

@@ -29,13 +29,11 @@ use std::vec::Vec;
 pub use memory::{copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
-use crate::exec::Local;
-use crate::exit::{Exit, Fault, Leave};
-use crate::hypercall::{self, Guest};
+use crate::arch::guest::Guest;
+use crate::call::ReplyKind;
+use crate::exit::{Exit, Fault};
 use crate::ids::{CpuId, VcpuId, VmId};
-use crate::pcpu::Pcpu;
-use crate::sync::{AtomicBool, AtomicU8, Ordering};
-use crate::vcpu::Vcpu;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How a few instructions of a guest end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +62,7 @@ type Hook = (String, Box<dyn FnOnce()>);
 
 /// What this thread knows of the machine that it drives.
 struct World {
-    pcpus: Cell<&'static [Pcpu]>,
+    pcpus: RefCell<Vec<&'static PcpuArch>>,
     this: Cell<CpuId>,
     trace: RefCell<Vec<String>>,
     hooks: RefCell<Vec<Hook>>,
@@ -74,7 +72,7 @@ struct World {
 std::thread_local! {
     static WORLD: World = const {
         World {
-            pcpus: Cell::new(&[]),
+            pcpus: RefCell::new(Vec::new()),
             this: Cell::new(CpuId::new(0)),
             trace: RefCell::new(Vec::new()),
             hooks: RefCell::new(Vec::new()),
@@ -86,9 +84,9 @@ std::thread_local! {
 // What a test does with the hardware.
 
 /// Starts over, with these pCPUs and on the first of them.
-pub fn reset(pcpus: &'static [Pcpu]) {
+pub fn reset(pcpus: impl Iterator<Item = &'static PcpuArch>) {
     WORLD.with(|world| {
-        world.pcpus.set(pcpus);
+        world.pcpus.replace(pcpus.collect());
         world.this.set(CpuId::new(0));
         world.trace.take();
         world.hooks.take();
@@ -122,13 +120,13 @@ pub fn before(event: &str, hook: impl FnOnce() + 'static) {
 
 /// Raises or lowers a pCPU's physical interrupt line.
 pub fn set_interrupt(cpu: CpuId, pending: bool) {
-    pcpu(cpu).arch.interrupt.store(pending, Ordering::Relaxed);
+    pcpu(cpu).interrupt.store(pending, Ordering::Relaxed);
 }
 
 /// No pCPU's event register is set any more.
 pub fn forget_events() {
-    for pcpu in WORLD.with(|world| world.pcpus.get()) {
-        pcpu.arch.event.store(false, Ordering::Relaxed);
+    for pcpu in pcpus() {
+        pcpu.event.store(false, Ordering::Relaxed);
     }
 }
 
@@ -139,8 +137,7 @@ pub fn set_firmware_works(works: bool) {
 
 /// Whether a pCPU runs: it does not sleep, or something has come that ends its sleep, which is over then.
 pub fn wake_up(cpu: CpuId) -> bool {
-    let pcpu = pcpu(cpu);
-    let arch = &pcpu.arch;
+    let arch = pcpu(cpu);
     match arch.sleep.load(Ordering::Relaxed) {
         DOZES => {
             // A physical interrupt is seen at the next tick of the event stream.
@@ -154,15 +151,19 @@ pub fn wake_up(cpu: CpuId) -> bool {
                 return false;
             }
             arch.sleep.store(AWAKE, Ordering::Relaxed);
-            get_up(pcpu); // what follows the sleep in the executor
+            finish_sleep(arch); // what follows the sleep in the executor
         }
         _ => {}
     }
     true
 }
 
-fn pcpu(cpu: CpuId) -> &'static Pcpu {
-    WORLD.with(|world| &world.pcpus.get()[cpu.index()])
+fn pcpu(cpu: CpuId) -> &'static PcpuArch {
+    WORLD.with(|world| world.pcpus.borrow()[cpu.index()])
+}
+
+fn pcpus() -> Vec<&'static PcpuArch> {
+    WORLD.with(|world| world.pcpus.borrow().clone())
 }
 
 /// Writes an event down, and lets happen what a hook has for it.
@@ -173,6 +174,9 @@ fn announce(event: String) {
 
 /// Lets happen what a hook has for an event that is too common for the trace.
 fn pass(event: &str) {
+    if std::thread::panicking() {
+        return; // the tokens of a failed test go out of order
+    }
     let hook = WORLD.with(|world| {
         let mut hooks = world.hooks.borrow_mut();
         let at = hooks.iter().position(|(waits_for, _)| waits_for == event)?;
@@ -201,6 +205,8 @@ const SLEEPS: u8 = 2;
 
 /// The parts of a pCPU's hardware that other pCPUs reach.
 pub struct PcpuArch {
+    pub id: CpuId,
+    mpidr: AtomicU64,
     /// The primary's physical interrupt line.
     interrupt: AtomicBool,
     /// A kick is pending.
@@ -219,6 +225,8 @@ impl PcpuArch {
     #[allow(clippy::new_without_default)] // a part of `Pcpu`, which has none
     pub const fn new() -> Self {
         Self {
+            id: CpuId::new(0),
+            mpidr: AtomicU64::new(0),
             interrupt: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -226,6 +234,16 @@ impl PcpuArch {
             event: AtomicBool::new(false),
             sleep: AtomicU8::new(AWAKE),
         }
+    }
+
+    /// The affinity fields of its MPIDR.
+    pub fn mpidr(&self) -> u64 {
+        self.mpidr.load(Ordering::Relaxed)
+    }
+
+    /// Sets them.
+    pub fn set_mpidr(&self, mpidr: u64) {
+        self.mpidr.store(mpidr, Ordering::Relaxed);
     }
 
     /// Whether any interrupt, a kick included, is pending.
@@ -236,7 +254,7 @@ impl PcpuArch {
 
 /// A pCPU's own hardware: the registers of the vCPU that is loaded, and what its guests do next.
 pub struct Cpu {
-    pcpu: &'static Pcpu,
+    pcpu: &'static PcpuArch,
     script: RefCell<VecDeque<(Name, GuestStep)>>,
     /// Who is loaded, and its `sys`.
     loaded: Cell<Option<(Name, u64)>>,
@@ -245,7 +263,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    pub fn new(pcpu: &'static Pcpu) -> Self {
+    pub fn new(pcpu: &'static PcpuArch) -> Self {
         Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None), fault: Cell::new(None) }
     }
 
@@ -296,11 +314,25 @@ impl Cpu {
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
+    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
     #[allow(unsafe_code)] // as the real one
-    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
+    pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
+        // SAFETY: as the caller promises.
+        let exit = unsafe { self.run_guest(regs, guest, line) };
+        // SAFETY: as above: the guest has left.
+        pass(&format!("{} leaves {}", p(self.pcpu.id), unsafe { (*regs).name }));
+        exit
+    }
+
+    /// What [`Self::enter`] does, up to the exit.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Self::enter`].
+    #[allow(unsafe_code)] // as the real one
+    unsafe fn run_guest(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         set_virtual_interrupt(line);
-        if self.pcpu.arch.kicked.load(Ordering::Relaxed) {
+        if self.pcpu.kicked.load(Ordering::Relaxed) {
             return Exit::Interrupt; // before its first instruction
         }
         loop {
@@ -315,14 +347,13 @@ impl Cpu {
                 Step::Hypercall => {
                     // SAFETY: as above.
                     let args = unsafe { &*regs }.args();
-                    let verdict = hypercall::arrive(Guest { vcpu, local }, args);
-                    let leave = verdict.why();
-                    if leave != Leave::BLOCKED {
-                        // SAFETY: as above: the call has been served.
-                        unsafe { &mut *regs }.return_from_hypercall(verdict.result()); // else it is owed
-                    }
-                    if leave != Leave::NOT {
-                        return Exit::Call(leave);
+                    // SAFETY: as above.
+                    let reply = unsafe { guest.call(args) };
+                    let result = if reply.kind() == ReplyKind::Now { reply.result() } else { 0 };
+                    // SAFETY: as above: the call has been served.
+                    unsafe { &mut *regs }.return_from_hypercall(result);
+                    if reply.kind() != ReplyKind::Now {
+                        return Exit::Call(reply);
                     }
                     if self.steps_left() == 0 {
                         return Exit::Interrupt; // it has nothing to do until something comes
@@ -349,7 +380,7 @@ impl Cpu {
     /// What the guest does up to its next exit, finished or not.
     fn run_step(&self, regs: &mut Regs) -> Step {
         self.announce("enter", regs.name);
-        regs.virtual_interrupt = pcpu(this_cpu()).arch.virtual_interrupt.load(Ordering::Relaxed);
+        regs.virtual_interrupt = pcpu(this_cpu()).virtual_interrupt.load(Ordering::Relaxed);
         let here = p(self.pcpu.id);
         let (who, step) = self.script.borrow_mut().pop_front().unwrap_or_else(|| {
             panic!("{here} enters {}, which has nothing to do: script a step for it", regs.name);
@@ -367,13 +398,14 @@ impl Cpu {
     fn take_loaded(&self, name: Name, what: &str) -> u64 {
         match self.loaded.take() {
             Some((loaded, sys)) if loaded == name => sys,
-            _ if std::thread::panicking() => 0, // the tokens of a failed test go out of order
+            _ if std::thread::panicking() => 0, // as in `pass`
             other => panic!("{name} is {what} on {}, where {other:?} is loaded", p(self.pcpu.id)),
         }
     }
 
     fn announce(&self, what: &str, name: Name) {
-        assert_eq!(this_cpu(), self.pcpu.id, "a pCPU uses the hardware of another one");
+        let here = this_cpu() == self.pcpu.id || std::thread::panicking();
+        assert!(here, "{} uses the hardware of {}", p(this_cpu()), p(self.pcpu.id));
         announce_here(&format!("{what} {name}"));
     }
 }
@@ -385,13 +417,13 @@ pub fn this_cpu() -> CpuId {
 
 /// Whether a physical interrupt is pending; a kick that was not taken is one.
 pub fn interrupt_pending() -> bool {
-    pcpu(this_cpu()).arch.line()
+    pcpu(this_cpu()).line()
 }
 
 /// WFE: sleeps until an event, which may have come already.
 pub fn doze() {
     announce_here("doze");
-    let arch = &pcpu(this_cpu()).arch;
+    let arch = &pcpu(this_cpu());
     if !arch.event.swap(false, Ordering::Relaxed) {
         arch.sleep.store(DOZES, Ordering::Relaxed);
     }
@@ -399,11 +431,11 @@ pub fn doze() {
 
 /// WFI: sleeps until an interrupt is pending.
 ///
-/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`get_up`], which follows it, is put off
+/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`finish_sleep`], which follows it, is put off
 /// until [`wake_up`].
 pub fn sleep() {
     announce_here("sleep");
-    let arch = &pcpu(this_cpu()).arch;
+    let arch = &pcpu(this_cpu());
     if !arch.line() {
         arch.sleep.store(SLEEPS, Ordering::Relaxed);
     }
@@ -412,50 +444,50 @@ pub fn sleep() {
 /// SEV: ends the doze of every pCPU, or keeps the next one from starting.
 pub fn send_event() {
     announce_here("event");
-    for pcpu in WORLD.with(|world| world.pcpus.get()) {
-        pcpu.arch.event.store(true, Ordering::Relaxed);
+    for pcpu in pcpus() {
+        pcpu.event.store(true, Ordering::Relaxed);
     }
 }
 
 /// Raises or lowers the virtual interrupt line of the guest that has called.
 pub fn set_virtual_interrupt(high: bool) {
-    pcpu(this_cpu()).arch.virtual_interrupt.store(high, Ordering::Relaxed);
+    pcpu(this_cpu()).virtual_interrupt.store(high, Ordering::Relaxed);
 }
 
 /// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
-pub fn lie_down(pcpu: &Pcpu) {
-    pcpu.arch.asleep.store(true, Ordering::Relaxed);
+pub fn prepare_sleep(pcpu: &PcpuArch) {
+    pcpu.asleep.store(true, Ordering::Relaxed);
 }
 
 /// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &Pcpu) -> bool {
-    pcpu.arch.asleep.load(Ordering::Relaxed)
+pub fn is_asleep(pcpu: &PcpuArch) -> bool {
+    pcpu.asleep.load(Ordering::Relaxed)
 }
 
 /// It does not any more: no kick is pending afterwards, and none will be.
-pub fn get_up(pcpu: &Pcpu) {
-    if pcpu.arch.sleep.load(Ordering::Relaxed) != SLEEPS {
-        pcpu.arch.asleep.store(false, Ordering::Relaxed);
+pub fn finish_sleep(pcpu: &PcpuArch) {
+    if pcpu.sleep.load(Ordering::Relaxed) != SLEEPS {
+        pcpu.asleep.store(false, Ordering::Relaxed);
         take_kick(pcpu);
     }
 }
 
 /// Makes a pCPU come out of its guest or its sleep, if it is still there.
-pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
+pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     announce_here(&format!("kick {}", p(pcpu.id)));
     if still_there() {
-        pcpu.arch.kicked.store(true, Ordering::Relaxed);
+        pcpu.kicked.store(true, Ordering::Relaxed);
     }
 }
 
 /// Whether this pCPU was kicked; if so the kick is cleaned up.
-pub fn take_kick(pcpu: &Pcpu) -> bool {
+pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pass(&format!("{} looks for a kick", p(pcpu.id)));
-    pcpu.arch.kicked.swap(false, Ordering::Relaxed)
+    pcpu.kicked.swap(false, Ordering::Relaxed)
 }
 
 /// Asks the firmware to start a pCPU; false if it would not.
-pub fn bring_in(pcpu: &Pcpu) -> bool {
+pub fn bring_in(pcpu: &PcpuArch) -> bool {
     announce_here(&format!("bring in {}", p(pcpu.id)));
     WORLD.with(|world| world.firmware_works.get())
 }

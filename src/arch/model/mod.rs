@@ -17,52 +17,38 @@ mod regs;
 
 use core::cell::Cell;
 
-pub use regs::{Name, Program, Regs, Seen};
+pub use regs::{Name, Program, Regs, Seen, Step};
 
-use crate::exec::Local;
-use crate::exit::{Exit, Fault, Leave};
-use crate::hypercall::{self, Guest};
+use crate::arch::guest::Guest;
+use crate::call::ReplyKind;
+use crate::exit::{Exit, Fault};
 use crate::ids::{CpuId, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::kick::Kick;
-use crate::pcpu::Pcpu;
 use crate::sync::checked::{self, Bed};
 use crate::sync::{AtomicBool, AtomicU8, Ordering, ProtocolCell};
-use crate::vcpu::Vcpu;
-
-/// What a guest does next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// `hvc` with these registers x0 to x3.
-    Call([u64; 4]),
-    /// Computes until an interrupt of any kind takes it out.
-    Compute,
-    /// Something the guest may not do.
-    Fault(Fault),
-    /// Anything else.
-    Exit(Exit),
-    /// The primary turns its vCPU off, and the pCPU goes to sleep for good: the end of this thread's part in the model.
-    End,
-}
 
 /// Whether each entry of a guest is a round of the executor. As on the real hardware.
 pub const STEPWISE: bool = false;
 
+/// Those of a model.
+pub type Pcpus = &'static [&'static PcpuArch];
+
 checked::thread_local! {
-    static HERE: Cell<Option<(&'static [Pcpu], CpuId)>> = Cell::new(None);
+    static HERE: Cell<Option<(Pcpus, CpuId)>> = Cell::new(None);
 }
 
 /// From here on this thread of the checker is that one of these pCPUs, which are all that there are.
-pub fn be(pcpus: &'static [Pcpu], cpu: CpuId) {
+pub fn be(pcpus: Pcpus, cpu: CpuId) {
     HERE.with(|here| here.set(Some((pcpus, cpu))));
 }
 
-fn here() -> (&'static [Pcpu], CpuId) {
+fn here() -> (Pcpus, CpuId) {
     HERE.with(Cell::get).expect("a thread of a model says first which pCPU it is")
 }
 
-fn this_pcpu() -> &'static Pcpu {
+fn this_pcpu() -> &'static PcpuArch {
     let (pcpus, cpu) = here();
-    &pcpus[cpu.index()]
+    pcpus[cpu.index()]
 }
 
 /// A page of memory. Its address is the host's.
@@ -115,6 +101,9 @@ mod line {
 
 /// The parts of a pCPU's hardware that other pCPUs reach.
 pub struct PcpuArch {
+    pub id: CpuId,
+    /// Plain: it is set before there are threads.
+    mpidr: Own<u64>,
     kick: Kick,
     lines: AtomicU8,
     /// The event register of WFE.
@@ -136,6 +125,8 @@ impl PcpuArch {
     #[allow(clippy::new_without_default)] // a part of `Pcpu`, which has none
     pub const fn new() -> Self {
         Self {
+            id: CpuId::new(0),
+            mpidr: Own(Cell::new(0)),
             kick: Kick::new(),
             lines: AtomicU8::new(0),
             event: AtomicBool::new(false),
@@ -143,6 +134,16 @@ impl PcpuArch {
             ended: Own(Cell::new(false)),
             virtual_interrupt: Own(Cell::new(false)),
         }
+    }
+
+    /// The affinity fields of its MPIDR.
+    pub fn mpidr(&self) -> u64 {
+        self.mpidr.0.get()
+    }
+
+    /// Sets them.
+    pub fn set_mpidr(&self, mpidr: u64) {
+        self.mpidr.0.set(mpidr);
     }
 
     /// Whether an interrupt, a kick included, is pending.
@@ -161,28 +162,28 @@ impl PcpuArch {
 }
 
 /// A device interrupts the primary on that pCPU.
-pub fn interrupt(pcpu: &Pcpu) {
-    pcpu.arch.raise(line::DEVICE);
+pub fn interrupt(pcpu: &PcpuArch) {
+    pcpu.raise(line::DEVICE);
 }
 
 /// The primary has served the device, on the pCPU that calls.
 pub fn acknowledge() {
-    this_pcpu().arch.lower(line::DEVICE);
+    this_pcpu().lower(line::DEVICE);
 }
 
 /// Whether a kick is pending for a pCPU: the primary never sees one.
-pub fn is_kicked(pcpu: &Pcpu) -> bool {
-    pcpu.arch.lines.fetch_or(0, Ordering::Acquire) & line::KICK != 0
+pub fn is_kicked(pcpu: &PcpuArch) -> bool {
+    pcpu.lines.fetch_or(0, Ordering::Acquire) & line::KICK != 0
 }
 
 /// Whether this pCPU has come to the [`Step::End`] of its primary's program.
-pub fn has_ended(pcpu: &Pcpu) -> bool {
-    pcpu.arch.ended.0.get()
+pub fn has_ended(pcpu: &PcpuArch) -> bool {
+    pcpu.ended.0.get()
 }
 
 /// A pCPU's own hardware: the registers of the vCPU that is loaded.
 pub struct Cpu {
-    pcpu: &'static Pcpu,
+    pcpu: &'static PcpuArch,
     /// Who is loaded, and what its registers hold.
     loaded: Cell<Option<(Name, u64)>>,
     /// What the last exit was about.
@@ -190,7 +191,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    pub fn new(pcpu: &'static Pcpu) -> Self {
+    pub fn new(pcpu: &'static PcpuArch) -> Self {
         Self { pcpu, loaded: Cell::new(None), fault: Cell::new(None) }
     }
 
@@ -234,13 +235,15 @@ impl Cpu {
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `vcpu`, which is loaded here, and nobody else's until this returns but its calls'.
-    pub unsafe fn enter(&self, regs: *mut Regs, vcpu: &'static Vcpu, local: &Local, line: bool) -> Exit {
-        let arch = &self.pcpu.arch;
+    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
+    pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
+        let arch = self.pcpu;
         arch.virtual_interrupt.0.set(line);
+        // SAFETY: as the caller promises, for as long as no call is being served.
+        let is_primarys = unsafe { (*regs).name.vm } == 0;
         loop {
             // A secondary is interrupted before its first instruction, and between any two; the primary's interrupts are its own.
-            if !vcpu.is_primarys() && arch.is_interrupted() {
+            if !is_primarys && arch.is_interrupted() {
                 return Exit::Interrupt;
             }
             // SAFETY: as the caller promises, for as long as no call is being served.
@@ -248,7 +251,7 @@ impl Cpu {
             match step {
                 Step::Compute => {
                     arch.bed.sleep_until(|| arch.is_interrupted());
-                    if !vcpu.is_primarys() {
+                    if !is_primarys {
                         return Exit::Interrupt;
                     }
                 }
@@ -258,13 +261,13 @@ impl Cpu {
                     return Exit::Fault;
                 }
                 Step::Call(args) => {
-                    if let Some(exit) = self.call(regs, Guest { vcpu, local }, args) {
+                    if let Some(exit) = self.call(regs, guest, args) {
                         return exit;
                     }
                 }
                 Step::End => {
                     arch.ended.0.set(true);
-                    if let Some(exit) = self.call(regs, Guest { vcpu, local }, [CPU_OFF, 0, 0, 0]) {
+                    if let Some(exit) = self.call(regs, guest, [CPU_OFF, 0, 0, 0]) {
                         return exit;
                     }
                 }
@@ -293,14 +296,13 @@ impl Cpu {
     }
 
     /// Serves a call; the exit if that does not finish it.
-    fn call(&self, regs: *mut Regs, guest: Guest<'_>, args: [u64; 4]) -> Option<Exit> {
-        let verdict = hypercall::arrive(guest, args);
-        let leave = verdict.why();
-        if leave != Leave::BLOCKED {
-            // SAFETY: the caller of `enter` owns the registers, and the call has been served.
-            unsafe { &mut *regs }.return_from_hypercall(verdict.result()); // else it is owed
-        }
-        (leave != Leave::NOT).then_some(Exit::Call(leave))
+    fn call(&self, regs: *mut Regs, guest: Guest, args: [u64; 4]) -> Option<Exit> {
+        // SAFETY: the caller of `enter` owns the registers.
+        let reply = unsafe { guest.call(args) };
+        let result = if reply.kind() == ReplyKind::Now { reply.result() } else { 0 };
+        // SAFETY: as above, and the call has been served.
+        unsafe { &mut *regs }.return_from_hypercall(result);
+        (reply.kind() != ReplyKind::Now).then_some(Exit::Call(reply))
     }
 }
 
@@ -313,18 +315,18 @@ pub fn this_cpu() -> CpuId {
 
 /// Whether a physical interrupt is pending; a kick that was not taken is one.
 pub fn interrupt_pending() -> bool {
-    this_pcpu().arch.is_interrupted()
+    this_pcpu().is_interrupted()
 }
 
 /// WFE: sleeps until an event, which may have come already. An interrupt is seen at the next tick of the event stream.
 pub fn doze() {
-    let arch = &this_pcpu().arch;
+    let arch = this_pcpu();
     arch.bed.sleep_until(|| arch.event.swap(false, Ordering::Acquire) || arch.is_interrupted());
 }
 
 /// WFI: sleeps until an interrupt is pending; for good if the program has ended.
 pub fn sleep() {
-    let arch = &this_pcpu().arch;
+    let arch = this_pcpu();
     if !arch.ended.0.get() {
         arch.bed.sleep_until(|| arch.is_interrupted());
     }
@@ -334,43 +336,43 @@ pub fn sleep() {
 pub fn send_event() {
     let (pcpus, me) = here();
     for pcpu in pcpus.iter().filter(|pcpu| pcpu.id != me) {
-        pcpu.arch.event.swap(true, Ordering::Release);
-        pcpu.arch.bed.rouse();
+        pcpu.event.swap(true, Ordering::Release);
+        pcpu.bed.rouse();
     }
 }
 
 /// Raises or lowers the virtual interrupt line of the guest that has called.
 pub fn set_virtual_interrupt(high: bool) {
-    this_pcpu().arch.virtual_interrupt.0.set(high);
+    this_pcpu().virtual_interrupt.0.set(high);
 }
 
 /// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
-pub fn lie_down(pcpu: &Pcpu) {
-    pcpu.arch.kick.lie_down();
+pub fn prepare_sleep(pcpu: &PcpuArch) {
+    pcpu.kick.prepare_sleep();
 }
 
 /// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &Pcpu) -> bool {
-    pcpu.arch.kick.is_asleep()
+pub fn is_asleep(pcpu: &PcpuArch) -> bool {
+    pcpu.kick.is_asleep()
 }
 
 /// It does not any more: no kick is pending afterwards, and none will be.
-pub fn get_up(pcpu: &Pcpu) {
-    pcpu.arch.kick.get_up(|| pcpu.arch.lower(line::KICK));
+pub fn finish_sleep(pcpu: &PcpuArch) {
+    pcpu.kick.finish_sleep(|| pcpu.lower(line::KICK));
 }
 
 /// Makes a pCPU come out of its guest or its sleep, if it is still there.
-pub fn kick(pcpu: &Pcpu, still_there: impl Fn() -> bool) {
-    pcpu.arch.kick.send(still_there, || pcpu.arch.raise(line::KICK));
+pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
+    pcpu.kick.send(still_there, || pcpu.raise(line::KICK));
 }
 
 /// Whether this pCPU was kicked; if so the kick is cleared.
-pub fn take_kick(pcpu: &Pcpu) -> bool {
-    pcpu.arch.kick.take(|| pcpu.arch.lower(line::KICK))
+pub fn take_kick(pcpu: &PcpuArch) -> bool {
+    pcpu.kick.take(|| pcpu.lower(line::KICK))
 }
 
 /// Every pCPU of a model is there from the start.
-pub fn bring_in(_: &Pcpu) -> bool {
+pub fn bring_in(_: &PcpuArch) -> bool {
     true
 }
 

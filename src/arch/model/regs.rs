@@ -3,8 +3,7 @@
 use core::fmt;
 use std::boxed::Box;
 
-use super::Step;
-use crate::exit::Fault;
+use crate::exit::{Exit, Fault};
 use crate::sync::ProtocolCell;
 
 /// Whose registers these are.
@@ -18,6 +17,21 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "v{}.{}", self.vm, self.vcpu)
     }
+}
+
+/// What a guest does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// `hvc` with these registers x0 to x3.
+    Call([u64; 4]),
+    /// Computes until an interrupt of any kind takes it out.
+    Compute,
+    /// Something the guest may not do.
+    Fault(Fault),
+    /// Anything else.
+    Exit(Exit),
+    /// The primary turns its vCPU off, and the pCPU goes to sleep for good: the end of this thread's part in the model.
+    End,
 }
 
 /// What a guest does: its next step, given its registers as they are at that step, and its virtual interrupt line.

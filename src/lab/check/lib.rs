@@ -28,13 +28,13 @@ mod shrink;
 mod thresholds;
 mod waste;
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use baton_policy::log::{Damage, Header, Reader};
-use baton_policy::{MAX_PCPUS, Nanos, Promise};
+use baton_policy::{MAX_PCPUS, Nanos};
 
 pub use figures::{Figures, figures};
-pub use live::Live;
+pub use live::{Live, check};
 pub use model::Checker;
 pub use replay::{Difference, Replayed, replay, replay_to};
 pub use report::{Kind, Report, Violation};
@@ -46,17 +46,6 @@ const LONGEST: Nanos = 1 << 50;
 
 /// How many slots for vCPUs a log may speak of.
 pub const MAX_VCPUS: u32 = 1 << 20;
-
-/// Checks a whole log of a policy that promises this.
-///
-/// # Errors
-///
-/// If it is no log.
-pub fn check(log: &str, promise: Promise, thresholds: Thresholds) -> Result<Report, Unreadable> {
-    let mut live = Live::new(promise, thresholds);
-    _ = live.write_str(log); // it takes everything
-    live.finish()
-}
 
 /// Opens a log, unless it asks for more than there can be.
 fn open(log: &str) -> Result<(Header<'_>, Reader<'_>), Unreadable> {

@@ -1,12 +1,23 @@
 //! Checks a log while it is written, so that nobody has to keep it.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use baton_policy::Promise;
 use baton_policy::log::{Damage, Parser, Problem};
 
 use crate::report::Report;
 use crate::{Checker, Thresholds, Unreadable, check_size};
+
+/// Checks a whole log of a policy that promises this.
+///
+/// # Errors
+///
+/// If it is no log.
+pub fn check(log: &str, promise: Promise, thresholds: Thresholds) -> Result<Report, Unreadable> {
+    let mut live = Live::new(promise, thresholds);
+    _ = live.write_str(log); // it takes everything
+    live.finish()
+}
 
 /// A log is written to it, and what it is to be checked for has been said before.
 #[derive(Debug)]

@@ -23,6 +23,10 @@ pub enum Work {
     Forward,
     /// Waits for a message, which an interrupt ends; fetches the interrupt.
     Fetch,
+    /// Yields.
+    Yield,
+    /// Executes `wfi` and fetches the interrupt that ends it.
+    Wait,
     /// Executes `wfi` until an interrupt has come; no rounds.
     Sleep,
     /// Computes until an interrupt has come, and makes no exits; no rounds.
@@ -30,20 +34,22 @@ pub enum Work {
 }
 
 impl Work {
-    const ALL: [Work; 8] = [
+    const ALL: [Work; 10] = [
         Work::Echo,
         Work::Swallow,
         Work::Send,
         Work::SendWithFp,
         Work::Forward,
         Work::Fetch,
+        Work::Yield,
+        Work::Wait,
         Work::Sleep,
         Work::Compute,
     ];
 
     /// True if a peer that has got such an order waits for something before it does anything that the primary sees.
     pub fn waits_first(self) -> bool {
-        !matches!(self, Work::Send | Work::SendWithFp | Work::Compute)
+        !matches!(self, Work::Send | Work::SendWithFp | Work::Yield | Work::Compute)
     }
 
     /// True if it is ended by [`INTERRUPT`] instead of by the number of rounds.

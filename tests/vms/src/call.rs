@@ -33,6 +33,8 @@ pub mod function {
     pub const CALL_EXISTS: u64 = 0xff81;
     /// vcpu_counter(vm, vcpu, counter): Baton's own
     pub const VCPU_COUNTER: u64 = 0xff82;
+    /// vcpu_yield(): Baton's own
+    pub const VCPU_YIELD: u64 = 0xff83;
 }
 
 /// x0 of a call that was refused.
@@ -249,4 +251,9 @@ pub fn wait_for_interrupt() {
 pub fn wait_for_event() {
     // SAFETY: a hint; it changes no state.
     unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+}
+
+/// Enters the primary, which is told that this vCPU yields.
+pub fn vcpu_yield() {
+    raw(function::VCPU_YIELD, 0, 0, 0);
 }

@@ -9,7 +9,7 @@
 //!
 //! No structure knows where its vCPUs may run. From one queue for all, a pCPU looks for the first that may run there: that
 //! is the first or the second where most may run anywhere, but it may be the last where most are pinned elsewhere. With
-//! 4096 pinned vCPUs on 256 pCPUs a pick takes 20 to 140 times as long (`examples/speed.rs`). Queues for each pCPU, as in
+//! 4096 pinned vCPUs on 256 pCPUs a pick takes 20 to 140 times as long (`examples/pick_speed.rs`). Queues for each pCPU, as in
 //! [`RrPercpu`](crate::policies::RrPercpu), are for those; there it is who has nobody, and looks for somebody to take, that
 //! looks through them all.
 

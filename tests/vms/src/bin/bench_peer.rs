@@ -40,6 +40,13 @@ fn carry_out(order: Order) {
                 let _ = call::get_and_acknowledge_interrupt();
             });
         }),
+        Work::Yield => rounds.for_each(|_| call::vcpu_yield()),
+        Work::Wait => with_interrupt(|| {
+            rounds.for_each(|_| {
+                call::wait_for_interrupt();
+                let _ = call::get_and_acknowledge_interrupt();
+            });
+        }),
         Work::Sleep => with_interrupt(|| {
             while call::get_and_acknowledge_interrupt().is_none() {
                 call::wait_for_interrupt();

@@ -1,4 +1,4 @@
-//! contended: leaves as soon as it is run, by `wfi`, every time: the shortest run that there is. Its registers are what
+//! contended: yields as soon as it is run, every time: the shortest run that there is. Its registers are what
 //! the CPUs of the primary fight over.
 #![no_std]
 #![no_main]
@@ -9,6 +9,6 @@ vm!("contended", main);
 
 fn main(_: u64) {
     loop {
-        call::wait_for_interrupt();
+        call::vcpu_yield();
     }
 }

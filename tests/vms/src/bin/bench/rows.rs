@@ -75,6 +75,7 @@ const fn run(vm: u64, answer: u64) -> Call {
 const fn send(vm: u64, bytes: u64) -> Call {
     call(function::MAILBOX_SEND, vm, bytes, 0, 0)
 }
+const INJECT: Call = call(function::INJECT_INTERRUPT, PEER, 0, baton_vms::bench::INTERRUPT, 0);
 const CLEAR: Call = call(function::MAILBOX_CLEAR, 0, 0, 0, 0);
 
 const ECHO: &[(u64, Work, u64)] = &[(PEER, Work::Echo, 0)];
@@ -90,7 +91,9 @@ pub static ROWS: &[Row] = &[
     Row::new("null", &[], &[call(function::VM_GET_COUNT, 0, 0, 0, PEERS + 1)]),
     Row::new("vcpu_get_count", &[], &[call(function::VCPU_GET_COUNT, PEER, 0, 0, 1)]),
     Row::new("run_blocked", &[], &[run(PEER, WAIT_FOR_INTERRUPT)]),
-    Row::new("run_wfi", &[(PEER, Work::Sleep, 0)], &[run(PEER, WAIT_FOR_INTERRUPT)]),
+    Row::new("run_wfi_blocked", &[(PEER, Work::Sleep, 0)], &[run(PEER, WAIT_FOR_INTERRUPT)]),
+    Row::new("run_yield", &[(PEER, Work::Yield, 0)], &[run(PEER, YIELD)]),
+    Row::new("run_wfi", &[(PEER, Work::Wait, 0)], &[INJECT, run(PEER, WAIT_FOR_INTERRUPT)]),
     Row::new("run_receive", ECHO, &[run(PEER, WAIT_FOR_INTERRUPT)]).with(Around::EchoFirst),
     Row::new("send_run_receive", &[(PEER, Work::Swallow, 0)], &[send(PEER, 0), run(PEER, WAIT_FOR_INTERRUPT)]),
     Row::new("run_message", &[(PEER, Work::Send, 0)], &[run(PEER, message(0)), CLEAR]),
@@ -110,11 +113,7 @@ pub static ROWS: &[Row] = &[
         ],
     )
     .with(Around::Payload { bytes: 32 }),
-    Row::new(
-        "inject_blocked",
-        &[(PEER, Work::Fetch, 0)],
-        &[call(function::INJECT_INTERRUPT, PEER, 0, baton_vms::bench::INTERRUPT, 0), run(PEER, WAIT_FOR_INTERRUPT)],
-    ),
+    Row::new("inject_blocked", &[(PEER, Work::Fetch, 0)], &[INJECT, run(PEER, WAIT_FOR_INTERRUPT)]),
     Row::new("preempt", &[(PEER, Work::Compute, 0)], &[run(PEER, YIELD)]).with(Around::Timer),
     Row {
         minus: Some(Work::Send),

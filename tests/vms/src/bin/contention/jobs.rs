@@ -57,7 +57,7 @@ impl Random {
 /// Runs a vCPU without waiting for whoever runs it; true if it ran.
 fn run(vm: u64) -> Verdict<bool> {
     match call::vcpu_run_ext(vm, 0, 0) {
-        Exit::WaitForInterrupt | Exit::Preempted => Ok(true),
+        Exit::Yield | Exit::Preempted => Ok(true),
         Exit::Busy | Exit::Interrupted => Ok(false),
         other => Err(failed!("vcpu_run_ext of VM {vm} said {other:?}")),
     }

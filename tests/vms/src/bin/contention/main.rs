@@ -90,7 +90,7 @@ fn run(device_tree: u64) -> Verdict {
     let job = JOB.call_once(|| Job { work, cpus, runs, burn, deadline });
     for vm in vms::CONTENDED {
         let exit = call::vcpu_run_ext(vm, 0, 0);
-        ensure!(exit == Exit::WaitForInterrupt, "the first run of VM {vm} ended with {exit:?}");
+        ensure!(exit == Exit::Yield, "the first run of VM {vm} ended with {exit:?}");
     }
     gic::init_machine();
     gic::init_cpu();

@@ -55,14 +55,14 @@ pub fn handoff_parked(job: &Job, number: usize) -> Verdict {
     for round in 0..job.runs {
         if number == 0 {
             until_step(2 * round)?;
-            expect("cpu0's run", call::vcpu_run_ext(vms::SHARED, 0, 0), Exit::WaitForInterrupt)?;
+            expect("cpu0's run", call::vcpu_run_ext(vms::SHARED, 0, 0), Exit::Yield)?;
             go_to_step(2 * round + 1);
         } else if number == 1 {
             until_step(2 * round + 1)?;
             trace::section::<1>();
             let exit = call::vcpu_run_ext(vms::SHARED, 0, 0);
             trace::section::<0>();
-            expect("cpu1's run", exit, Exit::WaitForInterrupt)?;
+            expect("cpu1's run", exit, Exit::Yield)?;
             go_to_step(2 * round + 2);
         }
     }

@@ -146,7 +146,7 @@ pub fn call_exists(_: &Machine) -> Verdict {
         let answer = puppet.hvc(function::CALL_EXISTS, [function, 0, 0])?;
         equal(format_args!("call_exists({function:#x}) by a secondary"), answer, 1)?;
     }
-    for function in [0, 0xff0a, 0xff7f, 0xff83, 0x1_ff00] {
+    for function in [0, 0xff0a, 0xff7f, 0xff84, 0x1_ff00] {
         equal(format_args!("call_exists({function:#x})"), call::raw(function::CALL_EXISTS, function, 0, 0), 0)?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! How many picks a second each policy makes with 4 096 vCPUs on 256 pCPUs, all of whom always want to run; how many if a
 //! half of them blocks at each stop, and wakes at once; and how many if each may run on one pCPU only.
 //!
-//! `cargo run --release -p baton-policy --example speed`
+//! `cargo run --release -p baton-policy --example pick_speed`
 
 use std::time::Instant;
 

@@ -1,0 +1,197 @@
+//! The control registers of EL2: what each holds for each kind of vCPU, and why.
+//!
+//! | register | primary | secondary | why |
+//! |---|---|---|---|
+//! | HCR_EL2 | [`hcr::PRIMARY`] | [`hcr::SECONDARY`] | stage 2, EL1 in AArch64; what traps, and where interrupts go |
+//! | MDCR_EL2 | [`mdcr::PRIMARY`] | [`mdcr::SECONDARY`] | no profiling or trace for anybody; debug and PMU are the primary's. HPMN stays as at reset |
+//! | CNTHCTL_EL2 | [`cnthctl::PRIMARY`] | [`cnthctl::SECONDARY`] | the counter for everybody, the physical timer is the primary's; the event stream for a pCPU that dozes |
+//! | ICH_HCR_EL2 | 0 | [`ich_hcr::SECONDARY`] | the GIC's CPU interface is the primary's |
+//! | CPTR_EL2 | [`cptr::FP_FREE`], [`cptr::FP_TRAPS`] | the same | no trace, activity monitors, SVE or SME; FP registers are switched lazily |
+//! | VTCR_EL2 | by `memory.rs` | the same | the format of stage 2 |
+//! | SCTLR_EL2, TCR_EL2, MAIR_EL2 | [`SCTLR`], [`TCR`], [`MAIR`] | the same | EL2's own address space |
+//!
+//! Source: Arm ARM, DDI 0487, section D24.2; of ICH_HCR_EL2: GIC architecture, IHI 0069, section 12.4.
+
+use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, MDCR_EL2, Readable, SCTLR_EL2, TCR_EL2, Writeable};
+use tock_registers::register_bitfields;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// Field values of one register, in a constant.
+macro_rules! fields {
+    ($($value:expr),* $(,)?) => { 0 $(| $value.value)* };
+}
+
+// What the crate has no names for.
+register_bitfields! { u64,
+    pub CPTR_EL2 [
+        /// Traps the activity monitors.
+        TAM OFFSET(30) NUMBITS(1) [],
+        /// Traps trace registers.
+        TTA OFFSET(20) NUMBITS(1) [],
+        /// Traps SME where there is one; else RES1.
+        TSM OFFSET(12) NUMBITS(1) [],
+        /// Traps FP and SIMD.
+        TFP OFFSET(10) NUMBITS(1) [],
+        /// Traps SVE where there is one; else RES1.
+        TZ OFFSET(8) NUMBITS(1) [],
+        RES1_13 OFFSET(13) NUMBITS(1) [],
+        RES1_9 OFFSET(9) NUMBITS(1) [],
+        RES1_0 OFFSET(0) NUMBITS(8) [],
+    ],
+    pub CNTHCTL_EL2 [
+        /// The bit of the counter whose changes are events.
+        EVNTI OFFSET(4) NUMBITS(4) [],
+        EVNTEN OFFSET(2) NUMBITS(1) [],
+        /// EL1 has the physical timer.
+        EL1PCEN OFFSET(1) NUMBITS(1) [],
+        /// EL1 has the physical counter.
+        EL1PCTEN OFFSET(0) NUMBITS(1) [],
+    ],
+    pub ICH_HCR_EL2 [
+        /// Traps the registers of group 1, of group 0, and those that both have.
+        TALL1 OFFSET(12) NUMBITS(1) [],
+        TALL0 OFFSET(11) NUMBITS(1) [],
+        TC OFFSET(10) NUMBITS(1) [],
+    ],
+    pub SCTLR_EL2_RES1 [
+        BITS_29_28 OFFSET(28) NUMBITS(2) [],
+        BITS_23_22 OFFSET(22) NUMBITS(2) [],
+        BIT_18 OFFSET(18) NUMBITS(1) [],
+        BIT_16 OFFSET(16) NUMBITS(1) [],
+        BIT_11 OFFSET(11) NUMBITS(1) [],
+        BITS_5_4 OFFSET(4) NUMBITS(2) [],
+    ],
+    pub TCR_EL2_RES1 [
+        BIT_31 OFFSET(31) NUMBITS(1) [],
+        BIT_23 OFFSET(23) NUMBITS(1) [],
+    ],
+}
+
+pub mod hcr {
+    use super::HCR_EL2;
+
+    pub const PRIMARY: u64 = fields!(
+        HCR_EL2::VM::Enable,
+        HCR_EL2::RW::EL1IsAarch64,
+        // A guest's invalidation of a cache by set and way also cleans it.
+        HCR_EL2::SWIO::SET,
+        // Maintenance by a guest, and its barriers, reach all pCPUs that its vCPUs may have been on.
+        HCR_EL2::FB::SET,
+        HCR_EL2::BSU::InnerShareable,
+        // ID registers show what there is for a VM; firmware calls are served here.
+        HCR_EL2::TID3::SET,
+        HCR_EL2::TSC::EnableTrapEl1SmcToEl2,
+        // State that is not switched: implementation defined, LORegions, RAS. RES0 on hardware that has none.
+        HCR_EL2::TIDCP::SET,
+        HCR_EL2::TACR::SET,
+        HCR_EL2::TLOR::SET,
+        HCR_EL2::TERR::SET,
+    );
+
+    /// Physical interrupts are the primary's, and a guest that waits makes way.
+    pub const SECONDARY: u64 = fields!(
+        HCR_EL2::FMO::EnableVirtualFIQ,
+        HCR_EL2::IMO::EnableVirtualIRQ,
+        HCR_EL2::AMO::SET,
+        HCR_EL2::TWI::SET,
+        HCR_EL2::TWE::SET,
+    ) | PRIMARY;
+
+    /// The virtual interrupt line.
+    pub const VI: u64 = HCR_EL2::VI::SET.value;
+}
+
+pub mod mdcr {
+    use super::MDCR_EL2;
+
+    pub const PRIMARY: u64 = fields!(MDCR_EL2::TPMS::SET, MDCR_EL2::TTRF::SET);
+    pub const SECONDARY: u64 = fields!(
+        MDCR_EL2::TPM::SET,
+        MDCR_EL2::TPMCR::SET,
+        MDCR_EL2::TDA::SET,
+        MDCR_EL2::TDOSA::SET,
+        MDCR_EL2::TDRA::SET,
+    ) | PRIMARY;
+}
+
+pub mod cnthctl {
+    use super::CNTHCTL_EL2;
+
+    /// An event at each change of bit 9: every 16 µs at 62.5 MHz. It bounds how late a pCPU that dozes sees a physical
+    /// interrupt.
+    pub const SECONDARY: u64 = fields!(CNTHCTL_EL2::EL1PCTEN::SET, CNTHCTL_EL2::EVNTEN::SET, CNTHCTL_EL2::EVNTI.val(9));
+    pub const PRIMARY: u64 = fields!(CNTHCTL_EL2::EL1PCEN::SET) | SECONDARY;
+}
+
+pub mod ich_hcr {
+    use super::ICH_HCR_EL2;
+
+    pub const SECONDARY: u64 = fields!(ICH_HCR_EL2::TC::SET, ICH_HCR_EL2::TALL0::SET, ICH_HCR_EL2::TALL1::SET);
+}
+
+pub mod cptr {
+    use super::CPTR_EL2;
+
+    pub const FP_FREE: u64 = fields!(
+        CPTR_EL2::TAM::SET,
+        CPTR_EL2::TTA::SET,
+        CPTR_EL2::TSM::SET,
+        CPTR_EL2::TZ::SET,
+        CPTR_EL2::RES1_13::SET,
+        CPTR_EL2::RES1_9::SET,
+        CPTR_EL2::RES1_0.val(0xff),
+    );
+    pub const FP_TRAPS: u64 = fields!(CPTR_EL2::TFP::SET) | FP_FREE;
+}
+
+/// Attribute 0: device nGnRE; attribute 1: normal, write-back, read and write allocate.
+pub const MAIR: u64 = fields!(
+    MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWriteAck,
+    MAIR_EL2::Attr1_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc,
+    MAIR_EL2::Attr1_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc,
+);
+
+/// Bits of EL2's virtual addresses.
+pub const EL2_ADDRESS_BITS: u64 = 39;
+/// 4 KiB pages, tables in write-back inner-shareable memory. The size of physical addresses is filled in from what the
+/// hardware has.
+pub const TCR: u64 = fields!(
+    TCR_EL2::T0SZ.val(64 - EL2_ADDRESS_BITS),
+    TCR_EL2::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable,
+    TCR_EL2::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable,
+    TCR_EL2::SH0::Inner,
+    TCR_EL2::TG0::KiB_4,
+    TCR_EL2_RES1::BIT_23::SET,
+    TCR_EL2_RES1::BIT_31::SET,
+);
+
+pub const SCTLR_M_C: u64 = fields!(SCTLR_EL2::M::Enable, SCTLR_EL2::C::Cacheable);
+/// MMU, caches, stack alignment check.
+pub const SCTLR: u64 = fields!(
+    SCTLR_EL2::SA::Enable,
+    SCTLR_EL2::I::Cacheable,
+    SCTLR_EL2_RES1::BITS_29_28.val(0b11),
+    SCTLR_EL2_RES1::BITS_23_22.val(0b11),
+    SCTLR_EL2_RES1::BIT_18::SET,
+    SCTLR_EL2_RES1::BIT_16::SET,
+    SCTLR_EL2_RES1::BIT_11::SET,
+    SCTLR_EL2_RES1::BITS_5_4.val(0b11),
+) | SCTLR_M_C;
+
+static MDCR_AT_RESET: AtomicU64 = AtomicU64::new(0);
+
+/// How many PMU counters EL1 has, as MDCR_EL2 has it: as the boot pCPU found it.
+pub fn hpmn() -> u64 {
+    MDCR_EL2::HPMN.val(MDCR_EL2::HPMN.read(MDCR_AT_RESET.load(Ordering::Relaxed))).value
+}
+
+/// The boot pCPU notes what the hardware says at reset.
+pub fn note_reset_values() {
+    MDCR_AT_RESET.store(aarch64_cpu::registers::MDCR_EL2.get(), Ordering::Relaxed);
+}
+
+/// Writes CPTR_EL2.
+pub fn set_cptr(value: u64) {
+    aarch64_cpu::registers::CPTR_EL2.set(value);
+}

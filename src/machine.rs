@@ -1,0 +1,78 @@
+//! The machine: its pCPUs, its VMs and their vCPUs. Fixed once boot is over.
+
+use heapless::Vec;
+
+use crate::ids::{MAX_VCPUS, MAX_VMS, VcpuId, VmId};
+use crate::pcpu::Pcpu;
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+
+/// Everything that there is.
+pub struct Machine {
+    pub pcpus: &'static [Pcpu],
+    /// By id; the primary first.
+    pub vms: Vec<Vm, MAX_VMS>,
+    /// The vCPUs of each VM.
+    vcpus: Vec<&'static [Vcpu], MAX_VMS>,
+    /// What `vcpu_run` can run, by the numbers that it is given.
+    runnable: [[Option<&'static Vcpu>; MAX_VCPUS]; MAX_VMS],
+}
+
+impl Machine {
+    /// A machine without VMs.
+    pub const fn new(pcpus: &'static [Pcpu]) -> Self {
+        Self { pcpus, vms: Vec::new(), vcpus: Vec::new(), runnable: [[None; MAX_VCPUS]; MAX_VMS] }
+    }
+
+    /// Adds the next VM, whose id is its place.
+    ///
+    /// # Panics
+    ///
+    /// If there are [`MAX_VMS`] already.
+    pub fn add(&mut self, vm: Vm, vcpus: &'static [Vcpu]) {
+        let row = self.vms.len();
+        let runnable = if vm.id.is_primary() { &[] } else { vcpus };
+        let added = self.vms.push(vm).is_ok() && self.vcpus.push(vcpus).is_ok();
+        assert!(added, "there are no more VMs than there may be");
+        for (entry, vcpu) in self.runnable[row].iter_mut().zip(runnable) {
+            *entry = Some(vcpu);
+        }
+    }
+
+    /// Tells every vCPU whose it is, now that this is the machine.
+    pub fn settle(&'static self) -> &'static Self {
+        for (vm, vcpus) in self.vms.iter().zip(&self.vcpus) {
+            for (n, vcpu) in vcpus.iter().enumerate() {
+                vcpu.belongs_to(vm, VcpuId(n as u16));
+            }
+        }
+        self
+    }
+
+    pub fn vm(&self, id: u64) -> Option<&Vm> {
+        self.vms.get(usize::try_from(id).ok()?)
+    }
+
+    /// The vCPUs of a VM that there is.
+    pub fn vcpus(&self, vm: VmId) -> &'static [Vcpu] {
+        self.vcpus[vm.index()]
+    }
+
+    /// How many vCPUs a VM has, by the number that a guest gave.
+    #[inline]
+    pub fn vcpu_count(&self, vm: u64) -> Option<usize> {
+        Some(self.vcpus.get(usize::try_from(vm).ok()?)?.len())
+    }
+
+    /// A vCPU of a secondary, by the numbers that the primary gave.
+    #[inline]
+    pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
+    }
+
+    /// A vCPU of any VM, by the numbers that a guest gave.
+    #[inline]
+    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
+        self.vcpus.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)
+    }
+}
