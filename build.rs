@@ -1,4 +1,4 @@
-//! Links the image with the project's own linker script; on the host there is nothing to do.
+//! Links the image with the project's linker script. Does nothing for the host.
 
 fn main() {
     println!("cargo::rerun-if-changed=linker/baton.ld");
@@ -6,7 +6,7 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
         let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
         println!("cargo::rustc-link-arg-bins=-T{root}/linker/baton.ld");
-        // A few words where plain relocations are a few kilobytes; the entry code knows how to read them.
+        // Takes a few words instead of a few kilobytes of plain relocations; the entry code applies them.
         println!("cargo::rustc-link-arg-bins=--pack-dyn-relocs=relr");
     }
 }

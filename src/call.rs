@@ -1,6 +1,6 @@
-//! The hypercalls as values: decoding a guest's registers and encoding what it gets. Pure; no state, no effects.
+//! The hypercalls as values: decodes a guest's registers and encodes the results. Pure; no state, no effects.
 //!
-//! The numbers are here and nowhere else; what they mean to a VM is the contract, which follows.
+//! The numbers are defined only here; the contract that follows says what they mean to a VM.
 //!
 
 #![doc = include_str!("abi.md")]
@@ -11,13 +11,13 @@ use crate::handoff::Patience;
 use crate::ids::{VcpuId, VmId};
 use crate::owed::Completion;
 
-/// The answer of a call that was not possible or does not exist.
+/// The result of a call that failed or does not exist.
 pub const FAILED: u64 = u64::MAX;
-/// What a call that names "no vCPU" or "no interrupt" returns.
+/// "No vCPU" and "no interrupt" in a result.
 pub const NO_VCPU: u64 = 0xffff;
 pub const NO_INTERRUPT: u64 = 0xffff_ffff;
 
-/// A hypercall with its arguments, not yet checked against anything but its own form.
+/// A hypercall with its arguments: decoded, not yet validated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     VcpuRun {
@@ -65,16 +65,16 @@ pub enum Call {
     Unknown,
 }
 
-/// How much a run result says: there are two run calls.
+/// The format of a run result: each of the two run calls has its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ResultFormat {
-    /// `vcpu_run`: what the reference ABI has a code for.
+    /// `vcpu_run`: only the codes of the reference ABI.
     Reference,
-    /// `vcpu_run_ext`: all that there is to say.
+    /// `vcpu_run_ext`: all codes.
     Extended,
 }
 
-/// The SMC64 bit of a function number, which says nothing here.
+/// The SMC64 bit of a function number; ignored.
 const SMC64: u64 = 1 << 30;
 /// `vcpu_run_ext`: also wait while the vCPU is loaded elsewhere.
 const FLAG_WAIT: u64 = 1 << 0;
@@ -109,24 +109,24 @@ impl Call {
         Self::VcpuRun { vm, vcpu, format: ResultFormat::Extended, patience }
     }
 
-    /// How many functions the reference ABI has, and how many of its own Baton adds.
+    /// The number of functions of the reference ABI, and of Baton's own functions.
     pub const FUNCTIONS: usize = 10;
     pub const OWN_FUNCTIONS: usize = 4;
 
-    /// The index of the reference's function that x0 names; [`Self::FUNCTIONS`] or more if it is none of them in its plain
-    /// form.
+    /// The index of the reference ABI's function that x0 names; [`Self::FUNCTIONS`] or more if x0 is not one of them in
+    /// plain form.
     #[inline]
     pub const fn index(x0: u64) -> u32 {
         x0 as u32 ^ 0xff00
     }
 
-    /// The same of Baton's own.
+    /// The same for Baton's own functions.
     #[inline]
     pub const fn index_of_own(x0: u64) -> u32 {
         x0 as u32 ^ 0xff80
     }
 
-    /// The function that x0 names, in its plain form.
+    /// The function that x0 names, in plain form: 32 bits, SMC64 clear.
     pub const fn plain(x0: u64) -> u64 {
         (x0 & 0xffff_ffff) & !SMC64
     }
@@ -137,22 +137,23 @@ impl Call {
     }
 }
 
-/// What a hypercall gets: a result at once, or a completion. One value of two registers, so that whoever passes it on can do
-/// so by a jump: the value, and above it what it is.
+/// The reply to a hypercall: a result at once, or a deferred completion. One value in two registers, the value and
+/// above it its [`ReplyKind`], so that functions can pass it on by a tail call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 #[must_use]
 pub struct Reply(u128);
 
-/// What the value of a [`Reply`] is.
+/// The kind of a [`Reply`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum ReplyKind {
-    /// The result. The caller goes on at once.
+    /// The value is the result. The caller continues at once.
     Now = 0,
-    /// A [`RunResult`]: the primary is told this first. Then the caller, a secondary, goes on with the result 0.
+    /// The value is a [`RunResult`] for the primary, which runs first. The caller, a secondary, then continues with
+    /// result 0.
     Tell,
-    /// A [`Completion`]: the caller goes on when it is ready.
+    /// The value is a [`Completion`]: the caller continues when it is ready.
     Later,
 }
 
@@ -186,25 +187,25 @@ impl Reply {
         }
     }
 
-    /// The caller's x0 where it goes on at once.
+    /// The caller's x0, of [`ReplyKind::Now`].
     #[inline(always)]
     pub const fn result(self) -> u64 {
         self.0 as u64
     }
 
-    /// What the primary is told, if it is.
+    /// The result for the primary, of [`ReplyKind::Tell`].
     #[inline(always)]
     pub const fn told(self) -> RunResult {
         RunResult(self.0 as u64)
     }
 
-    /// Whether it is this completion that the caller waits for.
+    /// Whether the caller waits for this completion.
     #[inline(always)]
     pub const fn waits_for(self, completion: Completion) -> bool {
         self.0 == Self::later(completion).0
     }
 
-    /// As it comes out of the vector.
+    /// The reply in the two registers that the vector returns.
     #[inline(always)]
     pub const fn from_registers(value: u64, kind: u64) -> Self {
         Self((kind as u128) << 64 | value as u128)
@@ -221,7 +222,7 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Why a vCPU does not run any more, as the run result's reason has it.
+/// Why a vCPU cannot run: the reason in the run result STOPPED.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
     /// It was never started.
@@ -247,20 +248,20 @@ impl Stop {
     }
 }
 
-/// What the primary is told about a run: the word that `vcpu_run_ext` returns, code and what goes with it.
+/// The result of a run for the primary: the word that `vcpu_run_ext` returns, a code and its details.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub struct RunResult(u64);
 
 impl RunResult {
     pub const YIELD: Self = Self(0);
-    /// The vCPU waits.
+    /// The vCPU is blocked.
     pub const WAIT_FOR_INTERRUPT: Self = Self(1);
-    /// It is granted to another pCPU or runs there.
+    /// The vCPU is granted to another pCPU or runs there.
     pub const BUSY: Self = Self(5);
-    /// A physical interrupt for the primary came while it ran.
+    /// A physical interrupt for the primary came while the vCPU ran.
     pub const PREEMPTED: Self = Self(6);
-    /// A physical interrupt for the primary ended the wait for it.
+    /// A physical interrupt for the primary ended the wait for the vCPU.
     pub const INTERRUPTED: Self = Self(8);
     pub const ABSENT: Self = Self(9);
 
@@ -268,7 +269,7 @@ impl RunResult {
     const MESSAGE: u64 = 3;
     const STOPPED: u64 = 7;
 
-    /// Another vCPU has something to do now; none of them, if it was not waiting.
+    /// A message or interrupt woke this vCPU; `None` if no vCPU of the VM was waiting.
     #[inline(always)]
     pub const fn wake_up(vm: VmId, vcpu: Option<VcpuId>) -> Self {
         let vcpu = match vcpu {
@@ -278,8 +279,7 @@ impl RunResult {
         Self(Self::WAKE_UP | (vm.0 as u64) << 32 | vcpu << 16)
     }
 
-    /// The vCPU itself has something to do: it was about to wait when something was brought for it. To the reference format,
-    /// which has no such code, that is a yield.
+    /// The vCPU was woken when it was about to block. The reference format has no such code: there it is a yield.
     pub const fn rewoken(vm: VmId, vcpu: VcpuId, format: ResultFormat) -> Self {
         match format {
             ResultFormat::Reference => Self::YIELD,
@@ -297,8 +297,8 @@ impl RunResult {
         Self(Self::STOPPED | (reason as u64) << 8)
     }
 
-    /// As the caller's x0 has it. The reference call can say less: what it has no code for is either "run it again" or "it
-    /// waits".
+    /// The primary's x0. A code that the reference format does not have becomes YIELD (run it again) or
+    /// WAIT_FOR_INTERRUPT.
     #[inline(always)]
     pub const fn encode(self, format: ResultFormat) -> u64 {
         match format {

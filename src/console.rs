@@ -1,7 +1,7 @@
-//! The hypervisor's console: whole lines, `baton: ` in front, `\r\n` behind; nothing on hot paths.
+//! The hypervisor's console: whole lines that begin with `baton: ` and end with `\r\n`; not used on hot paths.
 //!
-//! VMs write to the same UART directly, so a line of theirs that is not finished yet cannot be seen from here; a line of
-//! ours is written under one lock and in one go.
+//! A lock keeps each line of the hypervisor in one piece. VMs write to the same UART directly, so a line may follow an
+//! unfinished line of a VM.
 
 #![allow(unsafe_code)] // to break the console's lock in a panic
 
@@ -9,14 +9,14 @@ use core::fmt::{self, Write};
 
 use crate::sync::{Lock, spin_loop};
 
-/// Where lines go.
+/// The output of a console.
 pub trait Sink: Send {
     fn put(&mut self, byte: u8);
 }
 
 static CONSOLE: Console = Console::new();
 
-/// Sets where lines go. At boot, once.
+/// Sets the output of the console. At boot, once.
 pub fn set_sink(sink: &'static mut dyn Sink) {
     CONSOLE.set_sink(sink);
 }
@@ -39,14 +39,14 @@ impl Write for Line<'_> {
 pub struct Console(Lock<Option<&'static mut dyn Sink>>);
 
 impl Console {
-    /// How often a pCPU that panics looks whether another one is done with its line.
+    /// How often a pCPU that panics tries to take the lock.
     const PATIENCE: u32 = if cfg!(feature = "checked") { 2 } else { 1_000_000 };
 
     pub const fn new() -> Self {
         Self(Lock::new(None))
     }
 
-    /// Sets where lines go.
+    /// Sets the output.
     pub fn set_sink(&self, sink: &'static mut dyn Sink) {
         *self.0.lock() = Some(sink);
     }
@@ -60,7 +60,7 @@ impl Console {
         }
     }
 
-    /// Writes one line even if another pCPU, or this one, will never let go of the console.
+    /// Writes one line even if another pCPU, or this one, never releases the lock.
     #[cold]
     #[inline(never)]
     pub fn last_words(&self, text: fmt::Arguments<'_>) {
@@ -73,7 +73,8 @@ impl Console {
             }
             spin_loop();
         }
-        // SAFETY: a line takes far less time than that, so whoever holds the lock died with it; nobody else writes.
+        // SAFETY: a line takes far less time than that, so the pCPU that holds the lock stopped with it; no other one
+        // writes.
         unsafe { self.0.force_unlock() };
         self.line(text);
     }
@@ -91,8 +92,8 @@ pub fn line(text: fmt::Arguments<'_>) {
     CONSOLE.line(text);
 }
 
-/// Writes one line even if another pCPU, or this one, will never let go of the console. For a panic only: the machine
-/// ends after it.
+/// Writes one line even if another pCPU, or this one, never releases the console's lock. Only for a panic: the machine
+/// is powered off after it.
 #[cold]
 pub fn last_words(text: fmt::Arguments<'_>) {
     CONSOLE.last_words(text);

@@ -1,8 +1,8 @@
-//! What happened to a vCPU, counted for whoever schedules it.
+//! Event counters of a vCPU, for the scheduler in the primary.
 
 use crate::sync::{AtomicU32, Ordering};
 
-/// A count, modulo 2³². Anybody may read it.
+/// A count, modulo 2³². Any pCPU may read it.
 pub struct Counter(AtomicU32);
 
 impl Counter {
@@ -11,18 +11,18 @@ impl Counter {
     }
 
     pub fn get(&self) -> u32 {
-        // Relaxed: it is a number and nothing else.
+        // Relaxed: nothing else is published with it.
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adds one, on behalf of the vCPU's owner, who is the only one to do so.
+    /// Adds one. Only for a counter that only the owner of the vCPU's registers changes, and on the owner's pCPU.
     #[inline]
     pub fn count(&self) {
-        // Relaxed: the owner has acquired it with the registers.
+        // Relaxed: the owner acquired the count with the registers.
         self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Adds one, on behalf of anybody.
+    /// Adds one. On any pCPU.
     pub fn count_shared(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -32,13 +32,13 @@ impl Counter {
 pub struct Counters {
     /// Runs: loads by `vcpu_run`.
     pub runs: Counter,
-    /// Run requests that had to wait and were granted: for a save, or, those that are willing to, for a run elsewhere.
+    /// Run requests that waited and were granted: for a save or, with `Patience::WhileLoaded`, for a run elsewhere.
     pub waits: Counter,
-    /// Loads on another pCPU than the last one.
+    /// Migrations: loads on a pCPU other than that of the last load.
     pub migrations: Counter,
-    /// Virtual interrupts that it fetched.
+    /// Virtual interrupts that the vCPU fetched.
     pub interrupts: Counter,
-    /// Times it was kicked out of the guest to see an interrupt. Shared by the kickers.
+    /// Kicks of the running vCPU for a virtual interrupt. Changed by the kickers.
     pub kicks: Counter,
 }
 
@@ -48,7 +48,7 @@ impl Counters {
         Self { runs, waits, migrations, interrupts, kicks }
     }
 
-    /// The counter with this number, as `vcpu_counter` has it.
+    /// The counter with this number in `vcpu_counter`.
     pub fn numbered(&self, number: u64) -> Option<&Counter> {
         let numbered = [&self.waits, &self.migrations, &self.interrupts, &self.kicks, &self.runs];
         numbered.get(usize::try_from(number).ok()?).copied()

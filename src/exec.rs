@@ -7,14 +7,14 @@
 //!    }
 //! ```
 //!
-//! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the *reporter*,
-//! which prints what the main task has to say before the next guest is entered, so that no formatting is near the hot path.
-//! Both are pinned on the pCPU's stack and known by type. Entering a guest is a function call that returns at the guest's
-//! next exit; the main task makes it where it has awaited [`Local::idle`].
+//! There are two tasks, polled in this order: the *main* task, the life of this pCPU ([`crate::run`]), and the
+//! *reporter*, which prints the main task's reports before the next guest is entered and keeps formatting off the hot
+//! path. Both are pinned on the pCPU's stack and statically typed. Entering a guest is a function call that returns at
+//! the guest's next exit; the main task makes this call after it has awaited [`Local::idle`].
 //!
-//! A hypercall of the primary is polled once by the exception vector, on top of that function call. What is ready then, be
-//! it a whole run of a secondary, never gets here. A call that is pending stays in the [`Slot`] in which it was made, and
-//! the main task polls it there when it is woken.
+//! The exception vector makes the future of a run request in the [`Slot`] and polls it once, on the stack of that
+//! function call. If it is ready, after a whole run of a secondary, the executor never sees it. A pending request stays
+//! in the slot, and the main task polls it there when it is woken.
 
 #![allow(unsafe_code)] // a slot is pinned, and only its own pCPU uses it
 
@@ -34,20 +34,20 @@ pub struct Local {
     pcpu: &'static Pcpu,
     pcpus: &'static [Pcpu],
     arch: arch::Cpu,
-    /// A task waits for a physical interrupt.
+    /// The main task waits for a physical interrupt, besides a wake.
     listens: Cell<bool>,
 }
 
-/// What one round of the loop came to.
+/// The outcome of one round of the loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Round {
-    /// A task is woken still.
+    /// A task is still woken.
     Busy,
     Slept,
 }
 
 impl Local {
-    /// For pCPU `cpu` of these, which the caller runs on.
+    /// The executor of pCPU `cpu` of these. The caller runs on that pCPU.
     pub fn new(pcpus: &'static [Pcpu], cpu: CpuId) -> Self {
         let pcpu = &pcpus[cpu.index()];
         Self { cpu, pcpu, pcpus, arch: arch::Cpu::new(&pcpu.arch), listens: Cell::new(false) }
@@ -73,14 +73,14 @@ impl Local {
         &self.arch
     }
 
-    /// Resolves when the main task is the only one that has something to do.
+    /// Resolves when no other task is woken.
     ///
     /// Cancel safety: dropping it at any point leaves no trace but a wake of the main task.
     #[inline]
     pub fn idle(&self) -> impl Future<Output = ()> {
         let mut polled = false;
         poll_fn(move |cx| {
-            // The tests' hardware has each entry of a guest in a round of its own.
+            // The fake hardware of the tests enters a guest once in each round.
             if self.pcpu.is_idle() && (polled || !arch::STEPWISE) {
                 return Poll::Ready(());
             }
@@ -90,20 +90,20 @@ impl Local {
         })
     }
 
-    /// Resolves when a physical interrupt is pending for this pCPU; it stays pending, for the primary.
+    /// Resolves when a physical interrupt is pending for this pCPU. It stays pending: the primary takes it.
     ///
     /// Cancel safety: dropping it at any point leaves no trace.
     pub fn interrupt(&'static self) -> Interrupt {
         Interrupt(&self.listens)
     }
 
-    /// One round of the loop: polls what is woken, then sleeps if nothing is.
+    /// One round of the loop: polls the woken tasks, then sleeps if none is woken.
     pub fn round<M: Future<Output = Infallible>, R: Future<Output = Infallible>>(
         &self,
         main: Pin<&mut M>,
         reporter: Pin<&mut R>,
     ) -> Round {
-        // 1: each bit is taken just before its task is polled, so that `idle` sees who is left.
+        // 1: each bit is taken just before its task is polled, so that `idle` sees the tasks that are left.
         if self.pcpu.take_woken(Task::Main) {
             let Poll::Pending = main.poll(&mut Context::from_waker(&self.pcpu.waker(Task::Main)));
         }
@@ -131,13 +131,13 @@ impl Local {
 
     /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
     ///
-    /// Out of line, because instruments find the wait by it.
+    /// Out of line, because debuggers and the benchmarks find the wait by its symbol.
     #[inline(never)]
     fn sleep(&self) {
         if self.listens.get() {
-            // A wait for somebody's save is short: doze, an event ends it. Physical interrupts do not end WFE while they
-            // are masked, so the architecture's event stream bounds how late one is seen.
-            // A wake later than this look sends an event, which WFE remembers: no fence.
+            // A wait for a save is short: doze in WFE, which an event ends. A masked physical interrupt does not end
+            // WFE, so the timer's event stream bounds how late one is seen. No fence: a wake after this check sends an
+            // event, which WFE remembers.
             if self.pcpu.is_idle() && !arch::interrupt_pending() {
                 arch::doze();
             }
@@ -145,7 +145,7 @@ impl Local {
                 self.pcpu.wake(Task::Main);
             }
         } else {
-            // Turned off: it may take hours. Say so, look again, sleep: No Wake Is Lost.
+            // Turned off, perhaps for hours: sleep in WFI. Set the flag, check again, sleep: No Wake Is Lost.
             arch::prepare_sleep(&self.pcpu.arch);
             if self.pcpu.is_idle() {
                 arch::sleep();
@@ -155,7 +155,7 @@ impl Local {
     }
 }
 
-/// Made by [`Local::interrupt`]. While it waits, its pCPU listens.
+/// Made by [`Local::interrupt`]. While it waits, its pCPU's `listens` is set.
 #[must_use = "futures do nothing unless polled"]
 pub struct Interrupt(&'static Cell<bool>);
 
@@ -171,11 +171,11 @@ impl Future for Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        self.0.set(false); // whoever sleeps now does so for another reason
+        self.0.set(false); // a later sleep has another reason
     }
 }
 
-/// A place for one future, which is made here, polled here and dropped here: it never moves. Used by its own pCPU only.
+/// Storage for one future, which is made, polled and dropped in place: it never moves. Used by its own pCPU only.
 pub struct Slot<F>(UnsafeCell<Option<F>>);
 
 impl<F: Future + 'static> Slot<F> {
@@ -183,26 +183,26 @@ impl<F: Future + 'static> Slot<F> {
         Self(UnsafeCell::new(None))
     }
 
-    /// Makes the future, to be polled here. A future that was ready when it was polled right away is still here: it owns nothing
-    /// any more, and is forgotten, not dropped.
+    /// Makes the future in place, for the caller to poll. A previous future that was ready at its first poll is still
+    /// in the slot: it owns nothing any more, and is overwritten, not dropped.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // as the comment below says
     pub fn make(&'static self, future: F) -> Pin<&'static mut F> {
-        // SAFETY: only this pCPU uses the slot, and not while it polls: whoever is polled in here does not come back here.
-        // Pinned: the slot lives for ever, and what is in it is forgotten or dropped in place.
+        // SAFETY: only this pCPU uses the slot, and not during a poll: the future does not use the slot that it is in.
+        // Pinned: the slot lives for ever, and the future in it is overwritten or dropped in place.
         unsafe {
             self.0.get().write(Some(future));
             Pin::new_unchecked((*self.0.get()).as_mut().unwrap_unchecked())
         }
     }
 
-    /// Resolves with the future that is here, and drops it.
+    /// Resolves with the output of the future in the slot, and drops that future.
     ///
-    /// Cancel safety: dropping it leaves the future where it is.
+    /// Cancel safety: dropping it leaves the future in the slot.
     ///
     /// # Panics
     ///
-    /// When it is polled, if there is none.
+    /// If the slot is empty when it is polled.
     pub fn finish(&'static self) -> impl Future<Output = F::Output> {
         poll_fn(|cx| {
             // SAFETY: as in `make`.
@@ -215,7 +215,7 @@ impl<F: Future + 'static> Slot<F> {
         })
     }
 
-    /// Drops the future that is here, if there is one.
+    /// Drops the future in the slot, if any.
     pub fn cancel(&'static self) {
         // SAFETY: as in `make`.
         unsafe { *self.0.get() = None };

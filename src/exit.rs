@@ -1,14 +1,14 @@
-//! Why a guest came back to EL2.
+//! Exits: why a guest trapped to EL2.
 
 use core::fmt;
 
 use crate::call::{Reply, Stop};
 
-/// An exit that the portable code decides about. What the architecture layer can finish by itself (a lazy FP switch, an
-/// ID register), and a hypercall that answers at once, never gets here.
+/// An exit that the portable code serves. The architecture layer finishes a lazy FP switch, an ID register access and a
+/// hypercall that is answered at once by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// `hvc`, whose reply is not just a result; the program counter is behind it.
+    /// `hvc` whose reply is not [`Now`](crate::call::ReplyKind::Now); the program counter is after it.
     Call(Reply),
     /// `smc`; the program counter is on it.
     Smc { immediate: u16 },
@@ -18,17 +18,18 @@ pub enum Exit {
     Wfe,
     /// A physical interrupt; it is still pending.
     Interrupt,
-    /// Something the guest may not do. `arch::Cpu::fault` says what it was, as long as nothing else is entered.
+    /// An access or instruction that the guest may not execute. `arch::Cpu::fault` has the details until the next
+    /// entry.
     Fault,
 }
 
-/// Something a guest may not do.
+/// An access or instruction that a guest may not execute.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     pub cause: Cause,
     /// The address of the instruction.
     pub pc: u64,
-    /// The exception's syndrome, as ESR_EL2 has it.
+    /// The exception syndrome, in the format of ESR_EL2.
     pub syndrome: u64,
     /// The guest's virtual address, where the cause has one.
     pub address: u64,
@@ -36,7 +37,7 @@ pub struct Fault {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// Stage 2 has nothing at this intermediate physical address.
+    /// Stage 2 does not map this intermediate physical address.
     Read {
         ipa: u64,
     },
@@ -52,7 +53,7 @@ pub enum Cause {
     IllegalSmc {
         immediate: u16,
     },
-    /// The hardware reports an error in what it did for the guest.
+    /// The hardware reported a system error (SError) of the guest.
     SystemError,
 }
 

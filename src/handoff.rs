@@ -1,7 +1,8 @@
-//! The handoff: the one atomic word of a vCPU that says who owns its registers, and what it would do next.
+//! The handoff: the one atomic word of a vCPU. It has the owner of the vCPU's registers, the pCPU that waits for them,
+//! and the vCPU's [`Life`]: ready, blocked or woken.
 //!
-//! A vCPU's registers are like the baton of a relay race: the next runner may take them only once the last one has let go.
-//! Everything that is true about their ownership is in this one word; there is no second flag that could disagree.
+//! A vCPU's registers are like the baton of a relay race: the next runner may take them only after the last one has let
+//! go. The whole state of their ownership is in this one word; there is no second flag that could disagree.
 //!
 //! ```text
 //!              1 acquire                      2 deschedule
@@ -9,39 +10,39 @@
 //!     ▲ ▲                              ▲                       │
 //!     │ │ 4 withdraw       1 acquire   │                       │
 //!     │ └─────────────── Granted ──────┘                       │
-//!     │                     ▲     3 publish, with next = Some(q): Granted to q, who is woken
+//!     │                     ▲     3 publish, with next = Some(q): Granted to q, wake q
 //!     │                     └──────────────────────────────────┤
 //!     │                           3 publish                    │
 //!     └────────────────────────────────────────────────────────┘
 //!
 //!    1 acquire, queued: next = Some(me)    in Saving; with `Patience::WhileLoaded` also in Granted and Loaded
-//!    4 withdraw: next = None               or, if the grant came first, to whoever is next, or Parked
+//!    4 withdraw: next = None               or, if the grant came first, Granted to the new next, or Parked
 //!    5 wake: Blocked becomes Woken         in any phase but Loaded, where `brought` is set instead
 //! ```
 //!
 //! | edge | function | order | caller |
 //! |---|---|---|---|
-//! | 1 acquire | [`Handoff::acquire`] | acquire: pairs with the release of 3, of the previous owner, and of 5 | a run request |
+//! | 1 acquire | [`Handoff::acquire`] | acquire: pairs with the release of the previous owner's 3, and of 5 | a run request |
 //! | 2 deschedule | [`Handoff::deschedule`] | acquire: pairs with the release of 5 | the pCPU that runs it |
 //! | 3 publish | [`Handoff::publish`] | release: every register store of the save is before it; acquire, as 2 | the pCPU that saved it |
-//! | 4 withdraw | [`Handoff::withdraw`] | relaxed: it has not touched the registers | a run request that is dropped |
-//! | 5 wake | [`Handoff::wake`] | release: what was brought is before it | a sender, an injector, CPU_ON, whoever stops the VM |
+//! | 4 withdraw | [`Handoff::withdraw`] | relaxed: the caller has not touched the registers | a run request that is dropped |
+//! | 5 wake | [`Handoff::wake`] | release: the reason for the wake was recorded before it | a sender, an injector, CPU_ON, the pCPU that stops the VM |
 //!
-//! Every edge is a read-modify-write, also where it leaves the word as it was. Two edges are therefore always in an order,
-//! and the later one sees what was done before the earlier one: this takes the place of fences.
+//! Every edge is a read-modify-write, even where it leaves the word unchanged. Any two edges are therefore ordered, and
+//! the later one sees what was done before the earlier one. This replaces fences.
 //!
 //! Invariants that this word keeps, cited by name elsewhere:
 //!
 //! - **Single Owner**: at any time at most one pCPU may read or write a vCPU's registers: the `owner`.
 //! - **Saved Before Published**: the save's stores happen before 3 (release), and 1 (acquire) happens before the first
 //!   register load.
-//! - **No Wake Is Lost**: the waiting pCPU is named in the word itself, so registering and re-checking are one
-//!   compare-and-swap, and whoever publishes must see it. What a vCPU waits for is in the word as well, so whoever brings it
-//!   sees that it is to be woken.
-//! - **Cancel Is Clean**: 4 leaves nobody waiting and nothing granted, whichever side of the grant it comes.
+//! - **No Wake Is Lost**: the word names the waiting pCPU, so registering and re-checking are one compare-and-swap, and
+//!   the pCPU that publishes sees it. The word also has what a blocked vCPU waits for, so a sender or injector sees
+//!   that it has to wake the vCPU.
+//! - **Cancel Is Clean**: after 4 the pCPU is neither `next` nor granted, whether 4 comes before the grant or after it.
 //!
-//! Each edge is a compare-and-swap of a pure transition that returns what is to be done next; the doing (a wake, a kick) is
-//! the caller's, after the swap. The edges of a run that nobody waits for try the one likely swap first.
+//! Each edge is a compare-and-swap of a pure transition that returns the action to take; the caller takes it (a wake, a
+//! kick) after the swap. The edges of an uncontended run try the one likely swap first.
 
 use core::fmt;
 
@@ -52,18 +53,18 @@ use crate::sync::{AtomicU32, Ordering, is_failing};
 /// Where the registers of a vCPU are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// In memory, owned by nobody.
+    /// In memory, without an owner.
     Parked = 0,
-    /// In memory, owned by a pCPU that waited for them and has not acquired them yet.
+    /// In memory, owned by a pCPU that was queued for them and has not acquired them yet.
     Granted = 1,
-    /// In the hardware of a pCPU, or just about to be.
+    /// In the hardware of a pCPU, or about to be loaded by it.
     Loaded = 2,
-    /// On their way from the hardware of a pCPU to memory.
+    /// Being saved from the hardware of a pCPU to memory.
     Saving = 3,
 }
 
-/// What a vCPU that is not loaded would do next: it is ready, blocked on a completion, or was woken from one, which is polled
-/// before it runs on. As the word has it, so that what is constant of a word stays so.
+/// The state of a vCPU that is not loaded: ready to run; blocked on a completion; or woken from a completion, which is
+/// polled before the vCPU runs. It has the encoding of the word, so that words built from constants are constants.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Life(u32);
 
@@ -83,7 +84,7 @@ impl Life {
         Self(Self::blocked(from).0 | Self::WOKEN)
     }
 
-    /// What it waits for, or was woken from.
+    /// The completion that it is blocked on, or was woken from.
     #[inline]
     pub const fn completion(self) -> Option<Completion> {
         match self.0 >> Self::SHIFT & 0b11 {
@@ -94,7 +95,7 @@ impl Life {
         }
     }
 
-    /// What it waits for.
+    /// The completion that it is blocked on.
     #[inline]
     pub const fn blocked_on(self) -> Option<Completion> {
         if self.0 & Self::WOKEN == 0 { self.completion() } else { None }
@@ -111,8 +112,9 @@ impl fmt::Debug for Life {
     }
 }
 
-/// What the word says. There is an `owner` in every phase but `Parked`; `next` waits for it to let go. In `Loaded` the life
-/// is `Ready`. Something was `brought` for the vCPU while it was loaded.
+/// The word, decoded. Every phase but `Parked` has an `owner`; `next` is the pCPU that waits for it to let go. In
+/// `Loaded` the life is `Ready`. `brought` is set by a wake while the vCPU was loaded: a message or interrupt may be
+/// there for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct State {
     pub phase: Phase,
@@ -122,12 +124,12 @@ pub struct State {
     pub next: Option<CpuId>,
 }
 
-/// A [`State`] as it is in the word.
+/// A [`State`], encoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word(u32);
 
 impl Word {
-    // The owner is lowest, so that it is not shifted where the word of a run is put together.
+    // The owner is in the lowest bits, so that building the word of a run needs no shift.
     const PHASE: u32 = 8;
     const PHASE_AND_OWNER: u32 = 0x3ff;
     const BROUGHT: u32 = 1 << 10;
@@ -137,7 +139,8 @@ impl Word {
         Self(life.0)
     }
 
-    /// Owned by `owner`, and nobody waits. Added, not or-ed: what is constant of it becomes one number.
+    /// Owned by `owner`, without a `next`. The fields are added, not or-ed, so that the constant ones fold into one
+    /// number.
     const fn owned(phase: Phase, life: Life, owner: CpuId) -> Self {
         Self(CpuId::encode(Some(owner)) + ((phase as u32) << Self::PHASE) + life.0)
     }
@@ -167,12 +170,12 @@ impl Word {
         Life(self.0 & (Life::WAITS | Life::WOKEN))
     }
 
-    /// The same with `next`.
+    /// The same word with this `next`.
     fn with_next(self, next: Option<CpuId>) -> Self {
         Self(self.0 & !(0xff << Self::NEXT) | CpuId::encode(next) << Self::NEXT)
     }
 
-    /// What it is after the owner lets go, and whom to wake.
+    /// The word after the owner has let go, and the pCPU to wake.
     fn let_go(self) -> (Self, Next) {
         match self.next() {
             None => (Self::parked(self.life()), Next::Nobody),
@@ -192,9 +195,10 @@ impl Word {
 /// How long a run request is willing to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Patience {
-    /// For an outstanding save only; busy if the vCPU is granted to another pCPU or runs there. The reference call's.
+    /// Only for an outstanding save; [`Acquire::Busy`] if the vCPU is granted to another pCPU or runs there. As
+    /// `vcpu_run`.
     WhileSaving,
-    /// Also while the vCPU is granted to another pCPU or runs there.
+    /// Also while the vCPU is granted to another pCPU or runs there. As `vcpu_run_ext` with the wait flag.
     WhileLoaded,
 }
 
@@ -202,49 +206,49 @@ pub enum Patience {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Acquire {
-    /// The registers are the caller's: it settles what this life owes and loads them, or lets go.
+    /// The caller owns the registers: it settles the completion of this life and loads them, or lets go.
     Owned(Life),
-    /// Nobody has them, and there is no reason to: the vCPU waits.
+    /// The vCPU is parked and blocked on this completion; it was not acquired.
     Blocked(Completion),
-    /// The caller is `next`: it is woken by the pCPU that lets go, or withdraws.
+    /// The caller is `next`: the pCPU that lets go wakes it, unless it withdraws first.
     Queued,
-    /// They are somebody else's, and the caller would not or cannot wait: one pCPU at a time.
+    /// Another pCPU owns them, and the caller's patience does not allow a wait, or another pCPU is `next` already.
     Busy,
 }
 
-/// What the pCPU that let go has to do.
+/// The action that the pCPU that let go has to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a waiting pCPU that is not woken sleeps for ever"]
 pub enum Next {
     Nobody,
-    /// The registers are granted to this pCPU, which is to be woken.
+    /// The registers are granted to this pCPU: wake it.
     Wake(CpuId),
 }
 
-/// What a wake found.
+/// What a wake found, and so the action that its caller has to take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use = "a vCPU that runs elsewhere has to be kicked, and the primary has to be told of one that was woken"]
+#[must_use = "a vCPU that runs elsewhere must be kicked, and the primary must be notified of a vCPU that was woken"]
 pub enum Wake {
-    /// The vCPU was blocked, and is not any more: the primary is to be told.
+    /// The vCPU was blocked and is woken now: notify the primary.
     Woken,
-    /// It runs on this pCPU, which looks for what was brought when it comes out of the guest.
+    /// The vCPU is loaded on this pCPU, which sees `brought` when it leaves the guest: kick it if that is too late.
     Running(CpuId),
-    /// It was not blocked: its next run finds what was brought.
+    /// The vCPU was not blocked on this: its next run sees what was recorded.
     Nothing,
 }
 
-/// The word.
+/// The handoff word of a vCPU.
 pub struct Handoff(AtomicU32);
 
 impl Handoff {
-    /// A vCPU whose registers are in memory and nobody's.
+    /// The word of a vCPU whose registers are in memory, without an owner.
     pub const fn parked(life: Life) -> Self {
         Self(AtomicU32::new(Word::parked(life).0))
     }
 
-    /// What the word says now. Stale as soon as it is returned, unless the caller owns the phase that it reads.
+    /// The current state. Stale as soon as it is returned, unless the caller owns the phase that it reads.
     pub fn state(&self) -> State {
-        // Relaxed: no register is touched because of it.
+        // Relaxed: no access to the registers depends on it.
         let word = Word(self.0.load(Ordering::Relaxed));
         State {
             phase: word.phase(),
@@ -255,7 +259,8 @@ impl Handoff {
         }
     }
 
-    /// What the vCPU waits for, if nobody has it and it waits. Stale as soon as it is returned: whoever wakes it says so.
+    /// The completion that the vCPU is blocked on, if it is parked and blocked. Stale as soon as it is returned; the
+    /// primary is notified of each wake.
     #[inline(always)]
     pub fn blocked_on(&self) -> Option<Completion> {
         const RECEIVE: Word = Word::parked(Life::blocked(Completion::Receive));
@@ -272,19 +277,20 @@ impl Handoff {
         }
     }
 
-    /// Whether the owner has let go in favour of `me`, who is queued: then `acquire` takes it.
+    /// Whether the vCPU is granted to `me`, which was queued: then `acquire` takes it.
     pub fn is_granted(&self, me: CpuId) -> bool {
-        // Relaxed: `acquire` has the order.
+        // Relaxed: `acquire` has the ordering.
         Word(self.0.load(Ordering::Relaxed)).is(Phase::Granted, me)
     }
 
-    /// Whether `cpu` runs it. Whatever the caller did before is seen by `cpu` behind its publish, or this is false.
+    /// Whether the vCPU is loaded on `cpu`. If so, `cpu` sees after its publish what the caller did before this call.
     pub fn is_loaded_on(&self, cpu: CpuId) -> bool {
         // Release, and written back: as `wake`.
         self.edit(Ordering::Release, |word| Edit::To(word, word.is(Phase::Loaded, cpu)))
     }
 
-    /// Edge 1: asks for the registers on behalf of `me`, straight to Loaded. The first time, and, while it is queued, again.
+    /// Edge 1: acquires the registers for `me`, from Parked or Granted to Loaded, or queues `me`. A queued pCPU calls
+    /// it again after the grant.
     #[inline(always)]
     pub fn acquire(&self, me: CpuId, patience: Patience) -> Acquire {
         const LIKELY: [Life; 2] = [Life::READY, Life::woken(Completion::Receive)];
@@ -317,8 +323,8 @@ impl Handoff {
         })
     }
 
-    /// Edge 2: the guest ran its last instruction on `me` for now. Its registers are about to be saved, and this is what it
-    /// would do next. Returns whether something was brought for it while it was loaded, which is visible from here on.
+    /// Edge 2: the guest has left `me`, its registers are about to be saved, and its state becomes `life`. Returns
+    /// `brought`: whether a wake came while it was loaded. What that waker recorded is visible from here on.
     #[inline(always)]
     #[must_use = "what was brought while it was loaded has not woken it"]
     pub fn deschedule(&self, me: CpuId, life: Life) -> bool {
@@ -327,17 +333,17 @@ impl Handoff {
             // Relaxed: only the owner changes what is looked at.
             Word(self.0.load(Ordering::Relaxed)).expect(Phase::Loaded, me);
         }
-        // Acquire: pairs with the release of `wake`. Added, because only the owner changes phase and life in Loaded, and
-        // nothing that others may change meanwhile is in its way.
+        // Acquire: pairs with the release of `wake`. An addition suffices: in Loaded only the owner changes phase and
+        // life, and no concurrent change of `brought` or `next` carries into them.
         self.0.fetch_add(STEP + life.0, Ordering::Acquire) & Word::BROUGHT != 0
     }
 
-    /// Edge 3: every register is in memory. `life` is that of the deschedule. Returns whom to wake, and the life with which it
-    /// was published: a wake may have changed it since.
+    /// Edge 3: every register is in memory. `life` is that of the deschedule. Returns the pCPU to wake, and the life
+    /// with which the vCPU was published: a wake may have changed it since the deschedule.
     #[inline(always)]
     pub fn publish(&self, me: CpuId, life: Life) -> (Next, Life) {
         // Release: pairs with the acquire of `acquire`: Saved Before Published. Acquire: pairs with the release of
-        // `is_loaded_on`: a kick that was announced before is seen behind this.
+        // `is_loaded_on`: a kick that was announced before it is seen after this.
         if self.swap(Word::owned(Phase::Saving, life, me), Word::parked(life), Ordering::AcqRel) {
             return (Next::Nobody, life);
         }
@@ -355,7 +361,7 @@ impl Handoff {
         })
     }
 
-    /// Edge 4: takes back a request that was queued, whether or not it has been granted meanwhile.
+    /// Edge 4: withdraws the queued request of `me`, whether or not it was granted meanwhile.
     pub fn withdraw(&self, me: CpuId) -> Next {
         // Relaxed: the caller has not touched the registers, granted or not.
         self.edit(Ordering::Relaxed, |word| {
@@ -368,11 +374,13 @@ impl Handoff {
         })
     }
 
-    /// Edge 5: something was brought for this vCPU, which ends its wait if it is in one of those that `ends` names.
+    /// Edge 5: a message or interrupt was recorded for this vCPU. Wakes it if it is blocked on a completion for which
+    /// `ends` holds.
     #[inline]
     pub fn wake(&self, ends: impl Fn(Completion) -> bool) -> Wake {
-        // Release: pairs with the acquire of `acquire` and `deschedule`: whoever has the vCPU next, or takes it out of the
-        // hardware, sees what was brought. Written back also where nothing changes, to be in an order with those.
+        // Release: pairs with the acquire of `acquire` and `deschedule`: the pCPU that acquires the vCPU next, or
+        // deschedules it, sees what was recorded. The word is written even if it does not change, to be ordered with
+        // those edges.
         self.edit(Ordering::Release, |word| match (word.phase(), word.owner()) {
             (Phase::Loaded, Some(cpu)) => Edit::To(Word(word.0 | Word::BROUGHT), Wake::Running(cpu)),
             _ if word.life().blocked_on().is_some_and(&ends) => Edit::To(Word(word.0 | Life::WOKEN), Wake::Woken),
@@ -380,14 +388,15 @@ impl Handoff {
         })
     }
 
-    /// Edge 5, of a vCPU that is parked and waits for this; false if it is not like that: then `wake` knows more.
+    /// Edge 5, of a vCPU that is parked and blocked on this completion. Returns false otherwise: then call `wake`.
     #[inline(always)]
     pub fn wake_parked(&self, on: Completion) -> bool {
         // Release: as in `wake`.
         self.swap(Word::parked(Life::blocked(on)), Word::parked(Life::woken(on)), Ordering::Release)
     }
 
-    /// The likely transition; false if the word is another one, or the swap failed (relaxed: then nothing has happened).
+    /// The likely transition. Returns false if the word is not `from`, or on a spurious failure (relaxed: nothing
+    /// happened).
     #[inline(always)]
     fn swap(&self, from: Word, to: Word, order: Ordering) -> bool {
         self.0.compare_exchange_weak(from.0, to.0, order, Ordering::Relaxed).is_ok()
@@ -395,13 +404,13 @@ impl Handoff {
 
     #[inline]
     fn edit<R>(&self, order: Ordering, transition: impl Fn(Word) -> Edit<R>) -> R {
-        // Relaxed: the swap has the order, and succeeds only if this is still true.
+        // Relaxed: the swap has the ordering, and succeeds only if this is still the word.
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
             match transition(Word(word)) {
                 Edit::Keep(answer) => return answer,
                 Edit::To(Word(to), answer) => {
-                    // A failed swap only fetches the word to decide on next.
+                    // Relaxed on failure: it only fetches the word for the next attempt.
                     match self.0.compare_exchange_weak(word, to, order, Ordering::Relaxed) {
                         Ok(_) => return answer,
                         Err(now) => word = now,
@@ -412,7 +421,7 @@ impl Handoff {
     }
 }
 
-/// What a transition does with the word.
+/// What a transition does with the word: replace it or keep it, and the result.
 enum Edit<R> {
     To(Word, R),
     Keep(R),

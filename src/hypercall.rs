@@ -1,8 +1,8 @@
-//! Serving the hypercalls, on the way in: the exception vector calls [`dispatch`], and a call that answers at once goes back
-//! to its guest from there, without a register saved that the answer does not need.
+//! The hypercalls, served in the exception vector, which calls `baton_hypercall`. A call that is answered at once
+//! returns to its guest from there, and saves no register that it does not need.
 //!
-//! Each function follows its row of the contract (`src/abi.md`): who may call, what is checked, in which order, and the
-//! number that says no. A guest's mistake is an answer, never a fault of ours.
+//! Each function follows its row of the contract (`src/abi.md`): the permitted caller, the checks and their order, and
+//! the error value. A guest's error gets an error value and never faults the hypervisor.
 
 #![allow(unsafe_code)] // the vector calls it by its symbol
 
@@ -17,7 +17,7 @@ use crate::run::Dispatcher;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// Who calls: a vCPU, and the dispatcher of the pCPU that it runs on.
+/// The caller: a vCPU, and the dispatcher of the pCPU that it runs on.
 #[derive(Clone, Copy)]
 pub struct Caller {
     pub dispatcher: &'static Dispatcher,
@@ -36,7 +36,7 @@ impl Caller {
     }
 }
 
-/// Straight from the vector: the guest that runs has executed `hvc #0`. Returns the reply, as two registers.
+/// Called by the vector: the running guest has executed `hvc #0`. Returns the reply, in two registers.
 #[unsafe(no_mangle)]
 extern "C-unwind" fn baton_hypercall(
     x0: u64,
@@ -47,7 +47,7 @@ extern "C-unwind" fn baton_hypercall(
     dispatcher: &'static Dispatcher,
 ) -> Reply {
     match Call::index(x0) {
-        // The one that all the others are there for.
+        // The hot path.
         0 => vcpu_run(Caller { dispatcher, vcpu }, x1, x2),
         index => match FUNCTIONS.get(index as usize) {
             Some(function) => function(x0, x1, x2, x3, vcpu, dispatcher),
@@ -56,7 +56,7 @@ extern "C-unwind" fn baton_hypercall(
     }
 }
 
-/// Baton's own calls, and what is in no plain form or no function at all.
+/// Serves Baton's own calls, function numbers that are not in their plain form, and unknown functions.
 #[cold]
 #[inline(never)]
 fn rare(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, dispatcher: &'static Dispatcher) -> Reply {
@@ -68,8 +68,8 @@ fn rare(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, dispatcher: &'s
     }
 }
 
-/// One function of the dispatcher, as the vector calls it: everything that the others need is compiled out of it, and its
-/// arguments are where they came in.
+/// [`dispatch`] compiled for one function number: it contains nothing of the other functions, and its arguments stay in
+/// the registers in which they arrived.
 type Function = fn(u64, u64, u64, u64, &'static Vcpu, &'static Dispatcher) -> Reply;
 
 fn function<const X0: u64>(
@@ -113,7 +113,7 @@ pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
     }
 }
 
-/// `vcpu_run`, the one that all the others are there for.
+/// `vcpu_run`.
 #[inline(always)]
 fn vcpu_run(caller: Caller, vm: u64, vcpu: u64) -> Reply {
     match caller.dispatcher.machine().runnable(vm, vcpu) {
@@ -155,7 +155,7 @@ fn mailbox_send(caller: Caller, to: u64, size: u64) -> Reply {
         return Reply::now(FAILED);
     }
     let Some(to) = caller.dispatcher.machine().vm(to) else { return Reply::now(FAILED) };
-    // A stopped VM reads nothing any more.
+    // A stopped VM never reads a message.
     if to.is_stopped() {
         return Reply::now(FAILED);
     }
@@ -176,8 +176,8 @@ fn mailbox_send(caller: Caller, to: u64, size: u64) -> Reply {
     }
 }
 
-/// The end of a send to a vCPU that waits, and is granted, being saved, or on its way to block: then it looks for the message
-/// itself.
+/// The end of a send to a waiter that is not parked: it is granted, being saved, or loaded and about to block. If
+/// loaded, its own pCPU finds the message.
 #[cold]
 #[inline(never)]
 fn wake_receiver(sender: &Vcpu, to: &Vm, receiver: VcpuId) -> Reply {
@@ -185,7 +185,7 @@ fn wake_receiver(sender: &Vcpu, to: &Vm, receiver: VcpuId) -> Reply {
     sent(sender, to, Some(receiver))
 }
 
-/// Who was woken is the primary's to know.
+/// Tells the primary which vCPU was woken: as its own result, or by WAKE_UP before the sender continues.
 #[inline(always)]
 fn sent(sender: &Vcpu, to: &Vm, woken: Option<VcpuId>) -> Reply {
     if sender.is_primarys() {
@@ -200,7 +200,7 @@ fn mailbox_receive(caller: Caller, block: bool) -> Reply {
     if caller.is_primary() {
         return Reply::now(NO_MESSAGE);
     }
-    // Nothing there, and nobody waits: the likely one of those that block.
+    // The likely case of a receive that blocks: no message, and no other waiter.
     if block && !caller.vcpu.interrupts.deliverable() && caller.vm().mailbox.wait_alone(caller.vcpu.id()) {
         return Reply::later(Completion::Receive);
     }
@@ -257,23 +257,23 @@ fn inject_interrupt(caller: Caller, vm: u64, vcpu: u64, id: u64) -> Reply {
         return Reply::now(0);
     }
     if vm.id.is_primary() {
-        return Reply::now(0); // it has no line: it fetches what is pending when it likes
+        return Reply::now(0); // it has no virtual interrupt line: it polls for pending interrupts
     }
     if let Wake::Running(cpu) = vcpu.wake(Completion::ends_with_interrupt) {
-        // It runs on another pCPU and would see it only at its next exit.
+        // It is loaded on another pCPU and would see the interrupt only at its next exit.
         vcpu.counters.kicks.count_shared();
         vcpu.kick(caller.dispatcher.local(), cpu);
         return Reply::now(0);
     }
     if caller.is_primary() {
-        Reply::now(0) // the one who schedules knows already
+        Reply::now(0) // the primary knows of its own injection
     } else {
         Reply::tell(RunResult::wake_up(vm.id, Some(vcpu.id())))
     }
 }
 
-/// The caller's own virtual interrupt line, when what is deliverable has changed. The primary has none: its interrupts
-/// are physical.
+/// Sets the caller's virtual interrupt line after its deliverable interrupts have changed. The primary has none: its
+/// interrupts are physical.
 fn settle_line(caller: Caller) {
     if !caller.is_primary() {
         arch::set_virtual_interrupt(caller.vcpu.interrupts.deliverable());
@@ -292,7 +292,7 @@ fn vcpu_yield(caller: Caller) -> Reply {
     if caller.is_primary() { Reply::now(FAILED) } else { Reply::tell(RunResult::YIELD) }
 }
 
-/// None of ours; the primary's may be one to the firmware.
+/// An unknown function; from the primary it may be a PSCI call.
 #[cold]
 #[inline(never)]
 fn unknown(caller: Caller, args: [u64; 4]) -> Reply {

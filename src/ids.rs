@@ -1,17 +1,17 @@
-//! Names for things that are all numbers underneath, so that they cannot be mixed up.
+//! Newtypes for ids and addresses, so that they cannot be mixed up.
 
 use core::fmt;
 
-/// Most physical CPUs that the hypervisor drives; further ones stay off.
+/// The most physical CPUs that the hypervisor supports; further ones stay off.
 pub const MAX_CPUS: usize = 16;
-/// Most VMs, the primary included.
+/// The most VMs, the primary included.
 pub const MAX_VMS: usize = 16;
-/// Most vCPUs of a secondary VM. The primary has one for each pCPU.
+/// The most vCPUs of a secondary VM. The primary has one for each pCPU.
 pub const MAX_VCPUS: usize = 8;
 /// Bytes in a page, at EL2 and in stage 2.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// A physical CPU, counted from 0 in the order of the device tree; the boot CPU is whichever the firmware started.
+/// A physical CPU, counted from 0 in the order of the device tree; the boot CPU may be any of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct CpuId(u8);
 
@@ -28,7 +28,7 @@ impl CpuId {
         self.0 as usize
     }
 
-    /// One more than the number, so that 0 can say that there is none.
+    /// The index plus one; 0 is `None`.
     pub(crate) const fn encode(id: Option<Self>) -> u32 {
         match id {
             None => 0,
@@ -36,7 +36,7 @@ impl CpuId {
         }
     }
 
-    /// The opposite of [`Self::encode`], of the low 8 bits.
+    /// The inverse of [`Self::encode`], of the low 8 bits.
     pub(crate) const fn decode(bits: u32) -> Option<Self> {
         match bits as u8 {
             0 => None,
@@ -89,8 +89,8 @@ impl fmt::Display for VcpuId {
     }
 }
 
-/// A physical address. Guests see memory identity-mapped, so a guest's intermediate physical address becomes one as soon
-/// as it has been checked against the memory of that VM.
+/// A physical address. Guest memory is identity-mapped, so a guest's intermediate physical address is also a physical
+/// address once it has been checked against the memory of that VM.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Pa(pub u64);
 

@@ -1,26 +1,26 @@
-//! Kicks: how another pCPU makes one come out of the secondary that it runs, or out of its sleep.
+//! Kicks: an interrupt (SGI) by which one pCPU makes another leave the secondary that it runs, or its sleep.
 //!
-//! A kick is an interrupt that is nobody's: it has done its work when the target has come out, and the primary must never
-//! see it. So the target cleans it up before it goes on, and none may come later:
+//! A kick is for the hypervisor only: it is complete when the target has left, and the primary must never see it. So
+//! the target clears it before it continues, and none may arrive later:
 //!
-//! - a target is to be kicked out of a secondary, which is *there* while its word says `Loaded`, or out of its sleep, which
-//!   its own flag says; otherwise a kick has no purpose, for it is about to look anyway;
-//! - a kicker says `kicked`, then looks whether the target is still there; a target says that it is not any more, then
-//!   looks whether it was `kicked`: at least one sees the other, because for a secondary both look at or change the handoff
-//!   word by a read-modify-write, and for a sleep there is a fence between the two steps on both sides;
-//! - a target that was kicked waits for the kicker's few instructions at the gate, then cleans up.
+//! - the target is kicked out of a secondary, whose handoff word is `Loaded`, or out of its sleep, when `asleep` is
+//!   set; otherwise no kick is needed, because the target checks before it enters a guest or sleeps;
+//! - the kicker sets `kicked`, then checks whether the target is still there; the target leaves (publishes, or clears
+//!   `asleep`), then checks `kicked`. At least one sees the other: for a secondary both access the handoff word by a
+//!   read-modify-write, and for a sleep both sides have a fence between the two steps;
+//! - a target that was kicked waits at the gate until the kicker is done, for a few instructions, then clears the kick.
 //!
-//! Raising the interrupt and clearing it is the hardware's part, and given by the caller.
+//! The caller provides the hardware operations that raise and clear the interrupt.
 
 use crate::sync::{AtomicBool, Lock, Ordering, fence};
 
-/// What others need to know to kick a pCPU.
+/// The state of the kicks of one pCPU.
 pub struct Kick {
-    /// It sleeps, or is about to.
+    /// The pCPU sleeps, or is about to.
     asleep: AtomicBool,
-    /// A kick was sent, or is being sent, that it has not cleaned up.
+    /// A kick was sent, or is being sent, and the pCPU has not cleared it.
     kicked: AtomicBool,
-    /// One at a time: sending a kick, or cleaning up.
+    /// Serializes sending and clearing a kick.
     gate: Lock<()>,
 }
 
@@ -29,7 +29,7 @@ impl Kick {
         Self { asleep: AtomicBool::new(false), kicked: AtomicBool::new(false), gate: Lock::new(()) }
     }
 
-    /// This pCPU is going to sleep. Whoever wakes it from here on sees that; what was woken before, its next look sees.
+    /// This pCPU is going to sleep. A later wake sees `asleep`; this pCPU's next check sees an earlier wake.
     #[inline]
     pub fn prepare_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
@@ -37,7 +37,7 @@ impl Kick {
         fence(Ordering::SeqCst);
     }
 
-    /// Whether the pCPU sleeps, or is about to. If not, it sees what the caller did before.
+    /// Whether the pCPU sleeps, or is about to. If not, it will see what the caller did before.
     #[inline]
     pub fn is_asleep(&self) -> bool {
         // Pairs with the fences in `prepare_sleep` and `finish_sleep`.
@@ -45,7 +45,7 @@ impl Kick {
         self.asleep.load(Ordering::Relaxed)
     }
 
-    /// It does not any more: no kick is pending afterwards, and none will be.
+    /// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
     #[inline]
     pub fn finish_sleep(&self, clear: impl FnOnce()) {
         self.asleep.store(false, Ordering::Relaxed);
@@ -54,14 +54,14 @@ impl Kick {
         self.take(clear);
     }
 
-    /// Makes the pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself,
-    /// and looks. Takes the gate, which is held for a few instructions.
+    /// Kicks the pCPU out of its guest or its sleep if it is `still_there`; otherwise it has left by itself, and
+    /// checks. Holds the gate for a few instructions.
     ///
-    /// `still_there` is [`Self::is_asleep`] or `Handoff::is_loaded_on`, which keep their order with what came before them.
+    /// `still_there` is [`Self::is_asleep`] or `Handoff::is_loaded_on`, which are ordered after what came before them.
     #[inline]
     pub fn send(&self, still_there: impl FnOnce() -> bool, raise: impl FnOnce()) {
         let _one_at_a_time = self.gate.lock();
-        // Relaxed, here and in `take`: what it announces is behind the gate.
+        // Relaxed, here and in `take`: the gate orders the kick itself.
         let was_kicked = self.kicked.swap(true, Ordering::Relaxed);
         if still_there() {
             raise();
@@ -70,8 +70,8 @@ impl Kick {
         }
     }
 
-    /// Whether this pCPU was kicked; if so the kick is cleared, and whatever interrupt is pending now is the primary's.
-    /// Behind the publish, no kick for that vCPU comes any more.
+    /// Returns whether this pCPU was kicked. If so, the kick is cleared, and any interrupt that is still pending is the
+    /// primary's. After the publish of a vCPU, no kick for that vCPU arrives.
     #[inline]
     pub fn take(&self, clear: impl FnOnce()) -> bool {
         self.kicked.load(Ordering::Relaxed) && self.clean_up(clear)
@@ -87,7 +87,7 @@ impl Kick {
         kicked
     }
 
-    /// Does something to the interrupts of this pCPU that kickers change too.
+    /// Runs `body`, which changes interrupt state of this pCPU that kickers change too, with the gate held.
     #[inline]
     pub fn at_the_gate<R>(&self, body: impl FnOnce() -> R) -> R {
         let _one_at_a_time = self.gate.lock();

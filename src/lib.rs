@@ -2,31 +2,31 @@
 //!
 //! # The idea
 //!
-//! A *primary VM* decides which vCPU runs where, and asks for it with the hypercall `vcpu_run`; the hypervisor provides
-//! mechanism only. When a vCPU leaves one physical CPU (pCPU) and is wanted on another, its registers are like the baton
-//! of a relay race: the next runner may take them only once the last one has let go. Every hypervisor that allows this has
+//! A *primary VM* decides which vCPU runs where, and requests it with the hypercall `vcpu_run`; the hypervisor provides
+//! mechanism only. When a vCPU moves from one physical CPU (pCPU) to another, its registers are like the baton of a
+//! relay race: the next runner may take them only after the last one has let go. Every hypervisor that allows this has
 //! had the race in which a vCPU is restored on one pCPU while another is still saving it, and nearly all close it by
-//! spinning. Here a run request is a future that resolves only when the save completion of the previous pCPU wakes it; the
-//! pCPU that waits holds no lock, and a physical interrupt for the primary cancels the wait.
+//! spinning. Here a run request is a future that resolves only when the save completion of the previous pCPU wakes it.
+//! The waiting pCPU holds no lock, and a physical interrupt for the primary cancels the wait.
 //!
 //! # Where to read
 //!
-//! | order | module | what it is |
+//! | order | module | subject |
 //! |---|---|---|
-//! | 1 | [`run`] | the life of a pCPU, and of a `vcpu_run`, in the order in which it happens |
-//! | 2 | [`handoff`] | the one atomic word that says who owns a vCPU's registers, and what it would do next |
-//! | 3 | [`exec`], [`pcpu`] | the executor of one pCPU; how others wake it |
-//! | 4 | [`vcpu`] | a vCPU, and the tokens that are the only ways to its registers |
-//! | 5 | [`owed`] | what the hypervisor owes a vCPU: interrupts, and calls that complete later |
-//! | 6 | [`mailbox`], [`vm`], [`machine`] | messages; a VM; all that there is |
-//! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving, on the way in; power calls |
-//! | 8 | [`exit`], [`kick`], [`power`], [`report`], [`console`], [`counters`], [`ids`] | small things with one subject each |
+//! | 1 | [`run`] | the life of a pCPU and of a `vcpu_run`, in order of execution |
+//! | 2 | [`handoff`] | the one atomic word of a vCPU: who owns its registers; whether it is ready, blocked or woken |
+//! | 3 | [`exec`], [`pcpu`] | the executor of one pCPU; how other pCPUs wake it |
+//! | 4 | [`vcpu`] | a vCPU, and the tokens that are the only access to its registers |
+//! | 5 | [`owed`] | what the hypervisor owes a vCPU: virtual interrupts, and deferred completions of calls |
+//! | 6 | [`mailbox`], [`vm`], [`machine`] | messages; a VM; all pCPUs, VMs and vCPUs |
+//! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving hypercalls; power calls |
+//! | 8 | [`exit`], [`kick`], [`power`], [`report`], [`console`], [`counters`], [`ids`] | one small subject each |
 //! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
-//! | 10 | [`arch`] | the only seam to hardware: the real one, a fake one for tests on the host, one for model checks |
-//! | 11 | [`sync`] | the only place that names atomics, cells and locks: the language's, or a model checker's |
+//! | 10 | [`arch`] | the only seam to hardware: the real one, a fake for host tests, a model for model checks |
+//! | 11 | [`sync`] | the only module that names atomics, cells and locks: those of the language, or of a model checker |
 //!
-//! Modules import in one direction: none imports, by whatever way, one that imports it. The one call that goes up is the exception
-//! vector's, which reaches [`hypercall`] by its symbol.
+//! The import graph of the modules has no cycles. The one upward call is that of the exception vector, which reaches
+//! [`hypercall`] by its symbol.
 //!
 //! The assembly (entry, exception vectors, world switch) is in `vectors/`.
 //!
@@ -37,32 +37,33 @@
 //! - **Single Owner**: at any time at most one pCPU may read or write a vCPU's registers.
 //! - **Saved Before Published**: every register store of a save happens before the publish (release), and the acquire
 //!   happens before the first register load.
-//! - **Owed, Not Written**: nobody writes registers that it does not own. Results and virtual interrupts for a vCPU that is
-//!   somebody else's are recorded, and settled by the pCPU that next acquires it, just before the load.
-//! - **No Wake Is Lost**: register, then look again; publish, then wake. A wake that races with going to sleep, or with a
-//!   vCPU that is about to block, is seen.
-//! - **Cancel Is Clean**: a run request that is dropped, before its first poll, while it waits, or after it was granted,
-//!   leaves the vCPU as if it had not been asked for, and nobody waiting. A loaded vCPU is never abandoned.
-//! - **Nobody Spins**: waiting for a save holds no lock, and the waiting pCPU stays responsive: a physical interrupt for the
-//!   primary ends the wait.
+//! - **Owed, Not Written**: a pCPU never writes registers that it does not own. Results and virtual interrupts for
+//!   another vCPU are recorded; the pCPU that next acquires the vCPU settles them, just before the load.
+//! - **No Wake Is Lost**: register, then check again; publish, then wake. A wake that races with a pCPU going to sleep,
+//!   or with a vCPU that is about to block, is seen.
+//! - **Cancel Is Clean**: a run request may be dropped before its first poll, while it waits, or after it was granted.
+//!   The vCPU is then as if it had never been requested, and its word does not name the pCPU. A loaded vCPU is never
+//!   abandoned.
+//! - **Nobody Spins**: waiting for a save holds no lock, and the waiting pCPU stays responsive: a physical interrupt for
+//!   the primary ends the wait.
 //!
 //! # Locks
 //!
-//! A vCPU has no lock, and neither has a mailbox: each is one atomic word, whose transitions are compare-and-swaps. Locks are
-//! left where nothing is hot, and no two of one kind are ever held together:
+//! A vCPU has no lock, and neither has a mailbox: each is one atomic word, whose transitions are compare-and-swaps.
+//! Locks remain only off the hot path, and no two of one kind are ever held together. The lock order:
 //!
-//! 1. a channel's or signal's [`sync::RawLock`]; 2. a pCPU's gate for kicks; and on their own, at boot or for a line of
-//!    text: the pool of page tables, the console.
+//! 1. the [`sync::RawLock`] of a channel or signal; 2. a pCPU's gate for kicks. Two locks are never held with another:
+//!    the pool of page tables, at boot, and the console, for one line.
 //!
-//! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), and none while a vCPU is loaded or
-//! saved.
+//! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), and none while a vCPU is loaded
+//! or saved.
 //!
 //! # Cost
 //!
-//! Everything above is for nothing if it is slow, so it is counted, to the instruction, by `cargo baton bench`. Three rules
-//! made it cheap. What a call needs decides what is saved: it is served in the exception vector, and x0 to x17 are its
-//! answer's anyway. The likely case is one swap of one word, and everything else is a function of its own, out of the way.
-//! And registers are moved in pairs, only those that can have changed; the rarer ones are behind one look
+//! `cargo baton bench` counts the cost of every path, to the instruction. Three rules keep it low. A hypercall is
+//! served in the exception vector, which saves only what the call needs; x0 to x17 are overwritten by its answer in any
+//! case. The likely case is one compare-and-swap of one word; everything else is a separate, outlined function. A world
+//! switch moves registers in pairs, and only those that can have changed; one test covers the rare ones
 //! (`arch/aarch64/cpu.rs`).
 
 #![cfg_attr(target_os = "none", no_std)]

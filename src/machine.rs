@@ -7,14 +7,14 @@ use crate::pcpu::Pcpu;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// Everything that there is.
+/// All pCPUs, VMs and vCPUs.
 pub struct Machine {
     pub pcpus: &'static [Pcpu],
-    /// By id; the primary first.
+    /// By id: the primary is first.
     pub vms: Vec<Vm, MAX_VMS>,
     /// The vCPUs of each VM.
     vcpus: Vec<&'static [Vcpu], MAX_VMS>,
-    /// What `vcpu_run` can run, by the numbers that it is given.
+    /// The vCPUs that `vcpu_run` may run, by VM id and vCPU id.
     runnable: [[Option<&'static Vcpu>; MAX_VCPUS]; MAX_VMS],
 }
 
@@ -24,7 +24,7 @@ impl Machine {
         Self { pcpus, vms: Vec::new(), vcpus: Vec::new(), runnable: [[None; MAX_VCPUS]; MAX_VMS] }
     }
 
-    /// Adds the next VM, whose id is its place.
+    /// Adds the next VM, whose id is its index.
     ///
     /// # Panics
     ///
@@ -39,7 +39,7 @@ impl Machine {
         }
     }
 
-    /// Tells every vCPU whose it is, now that this is the machine.
+    /// Assigns every vCPU to its VM, now that the machine has its final address.
     pub fn settle(&'static self) -> &'static Self {
         for (vm, vcpus) in self.vms.iter().zip(&self.vcpus) {
             for (n, vcpu) in vcpus.iter().enumerate() {
@@ -53,24 +53,24 @@ impl Machine {
         self.vms.get(usize::try_from(id).ok()?)
     }
 
-    /// The vCPUs of a VM that there is.
+    /// The vCPUs of a VM that exists.
     pub fn vcpus(&self, vm: VmId) -> &'static [Vcpu] {
         self.vcpus[vm.index()]
     }
 
-    /// How many vCPUs a VM has, by the number that a guest gave.
+    /// The number of vCPUs of a VM, by the id that a guest gave.
     #[inline]
     pub fn vcpu_count(&self, vm: u64) -> Option<usize> {
         Some(self.vcpus.get(usize::try_from(vm).ok()?)?.len())
     }
 
-    /// A vCPU of a secondary, by the numbers that the primary gave.
+    /// A vCPU of a secondary, by the ids that the primary gave.
     #[inline]
     pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
         *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
     }
 
-    /// A vCPU of any VM, by the numbers that a guest gave.
+    /// A vCPU of any VM, by the ids that a guest gave.
     #[inline]
     pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
         self.vcpus.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)

@@ -1,23 +1,23 @@
-//! A VM's mailbox: one message of at most a page, and the vCPUs that wait for one. All of it is one atomic word.
+//! A VM's mailbox: one message of at most a page, and the queue of vCPUs that wait for one, in one atomic word.
 //!
 //! ```text
 //!           1 begin              2 deliver: promised to the first waiter, if any
 //!    Empty ◄────────► Filling ──────────────────────────────────────► Received
-//!      ▲    dropped      │ 2 of the primary: it has read it                │ 3 take
+//!      ▲    dropped      │ 2 to the primary: counts as read                │ 3 take
 //!      │                 └───────────────────────────────► Read ◄──────────┘
 //!      └────────────────────────── 4 clear ─────────────────┘
 //!
-//!    5 wait: behind the other waiters, in Empty, Filling or Read, or if the message is promised to another one
-//!    6 forget: out of the waiters; a promise to it is void
+//!    5 wait: joins the queue of waiters, in Empty, Filling or Read, or if the message is promised to another vCPU
+//!    6 forget: leaves the queue; a promise to it is void
 //! ```
 //!
-//! A message for the primary goes straight to Read: being entered with it is the delivery. The rules that keep messages
-//! from being lost or read twice: only Empty accepts a message, only Read can be cleared, and a message that woke a waiter
-//! is promised to it until it takes it or gives its wait up.
+//! A message for the primary goes straight to Read, because the run result that it is entered with delivers the
+//! message. These rules keep messages from being lost or read twice: only Empty accepts a message; only Read can be
+//! cleared; a message that woke a waiter is promised to it until it takes the message or leaves the queue.
 //!
-//! The waiters are in the same word as the message, so that to find no message and to wait for one is one step, and to
-//! bring a message and to find out who waits is one, too (**No Wake Is Lost**). Nobody holds a lock while a page is copied:
-//! to a second sender a mailbox that is being filled is full. Nothing here wakes, injects or touches a vCPU.
+//! The waiters are in the same word as the message. Finding no message and joining the queue is therefore one step, and
+//! so is delivering a message and finding the first waiter (**No Wake Is Lost**). No lock is held while a page is
+//! copied: a second sender finds a mailbox in Filling full. This module never wakes, injects into or accesses a vCPU.
 
 use crate::ids::{MAX_VCPUS, MAX_VMS, VcpuId, VmId};
 use crate::sync::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ pub const MAX_MESSAGE: u64 = 4096;
 /// What `mailbox_receive` returns when there is no message.
 pub const NO_MESSAGE: u64 = 0xffff_ffff;
 
-/// What a receiver is told about its message.
+/// A message, without its contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Message {
     pub from: VmId,
@@ -36,7 +36,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// As `mailbox_receive` returns it.
+    /// The result of `mailbox_receive`.
     pub const fn encode(self) -> u64 {
         self.from.0 as u64 | (self.size as u64) << 32
     }
@@ -46,7 +46,7 @@ impl Message {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
 
-/// Bits of the word. A vCPU is its number plus one, in four bits; 0 is none.
+/// Fields of the word. A vCPU is encoded as its id plus one, in four bits; 0 is none.
 mod bits {
     pub const PHASE: u64 = 0b11;
     pub const EMPTY: u64 = 0;
@@ -57,13 +57,13 @@ mod bits {
     pub const FROM: u32 = 4;
     pub const SIZE: u32 = 8;
     pub const PROMISED: u32 = 24;
-    /// First come, first in the lowest bits.
+    /// The longest waiting vCPU in the lowest bits.
     pub const WAITERS: u32 = 32;
 }
 
 const _: () = assert!(MAX_VMS <= 16 && MAX_VCPUS <= 8, "senders and waiters have to fit into the word");
 
-/// What the word says.
+/// The word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word(u64);
 
@@ -72,7 +72,7 @@ impl Word {
         self.0 & bits::PHASE == phase
     }
 
-    /// This phase with nothing but the waiters.
+    /// This phase with these waiters and no message.
     fn only(phase: u64, waiters: Waiters) -> Self {
         Self(phase | u64::from(waiters.0) << bits::WAITERS)
     }
@@ -89,19 +89,19 @@ impl Word {
         Message { from: VmId((self.0 >> bits::FROM) as u16 & 0xf), size: (self.0 >> bits::SIZE) as u32 & 0xffff }
     }
 
-    /// Whether the message in here, there being one, is promised to `vcpu`, and nobody waits.
+    /// Whether there is a message that is promised to `vcpu`, and no other vCPU waits.
     fn is_promised_alone(self, vcpu: u32) -> bool {
         const OTHERS: u64 = !0 << bits::PROMISED | bits::PHASE;
         self.0 & OTHERS == bits::RECEIVED | u64::from(vcpu) << bits::PROMISED
     }
 
-    /// The message in here, if it is `vcpu`'s to take.
+    /// The message, if there is one that `vcpu` may take.
     fn message_for(self, vcpu: u32) -> Option<Message> {
         (self.is(bits::RECEIVED) && (self.promised() == 0 || self.promised() == vcpu)).then(|| self.message())
     }
 }
 
-/// A queue of vCPUs in which each is at most once, so that all of them fit.
+/// A queue of vCPUs, each at most once, so that all of a VM's vCPUs fit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Waiters(u32);
 
@@ -117,7 +117,7 @@ impl Waiters {
         Self(self.0 >> Self::EACH)
     }
 
-    /// Which bit `vcpu` begins at, if it is here: the lowest zero of four bits in the difference.
+    /// The first bit of `vcpu`'s field, if it is queued: the lowest field that is zero in the difference.
     #[inline]
     fn find(self, vcpu: u32) -> Option<u32> {
         if self == Self::NOBODY {
@@ -158,7 +158,7 @@ impl Mailbox {
         Self(AtomicU64::new(bits::EMPTY))
     }
 
-    /// Edge 1: from here on the page is the caller's to write, until it delivers or gives up.
+    /// Edge 1: the caller may write the page until it delivers or drops the result.
     ///
     /// # Errors
     ///
@@ -172,7 +172,7 @@ impl Mailbox {
             .map_or(Err(Full), |word| Ok(Filling { mailbox: self, filling: Word::only(bits::FILLING, word.waiters()) }))
     }
 
-    /// Edge 3: takes the message on behalf of `vcpu`, which waits no more, unless it is promised to another one.
+    /// Edge 3: takes the message on behalf of `vcpu`, unless it is promised to another vCPU. `vcpu` leaves the queue.
     pub fn take(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         // Acquire: pairs with the release of `deliver`.
@@ -182,10 +182,11 @@ impl Mailbox {
         taken.ok().map(Word::message)
     }
 
-    /// Edge 3, of a message that is promised to `vcpu`, and for which nobody else waits; none if it is not like that.
+    /// Edge 3, of a message that is promised to `vcpu` while no other vCPU waits. Returns `None` otherwise: then call
+    /// `take`.
     #[inline]
     pub fn take_alone(&self, vcpu: VcpuId) -> Option<Message> {
-        // Relaxed: the swap has the order, and succeeds only if this is still true.
+        // Relaxed: the swap has the ordering, and succeeds only if this is still the word.
         let word = Word(self.0.load(Ordering::Relaxed));
         if !word.is_promised_alone(number(vcpu)) {
             return None;
@@ -195,15 +196,15 @@ impl Mailbox {
         Some(word.message())
     }
 
-    /// Edge 5, of an empty mailbox for which nobody waits; false if it is not like that.
+    /// Edge 5, of an empty mailbox without waiters. Returns false otherwise: then call `take_or_wait`.
     #[inline]
     pub fn wait_alone(&self, vcpu: VcpuId) -> bool {
         let waits = Word::only(bits::EMPTY, Waiters(number(vcpu)));
-        // Relaxed: nothing is read or written because of it.
+        // Relaxed: no access to the page depends on it.
         self.0.compare_exchange_weak(bits::EMPTY, waits.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Edge 3 or 5: takes the message on behalf of `vcpu`, or, with none, makes it wait for one.
+    /// Edge 3 or 5: takes the message on behalf of `vcpu`, or queues `vcpu` if there is none for it.
     pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         // Acquire: as in `take`.
@@ -214,35 +215,36 @@ impl Mailbox {
         before.unwrap_or_else(|word| word).message_for(me)
     }
 
-    /// Whether there is a message that `vcpu` may take. Stale as soon as it is returned: whoever sends one wakes the waiter.
+    /// Whether there is a message that `vcpu` may take. Stale as soon as it is returned; a later sender wakes the
+    /// waiter.
     #[inline]
     pub fn has_message_for(&self, vcpu: VcpuId) -> bool {
-        // Relaxed: `take` has the order.
+        // Relaxed: `take` has the ordering.
         Word(self.0.load(Ordering::Relaxed)).message_for(number(vcpu)).is_some()
     }
 
-    /// Edge 6: `vcpu` waits no more; a message that was promised to it is anybody's again.
+    /// Edge 6: `vcpu` leaves the queue; any vCPU may take a message that was promised to it.
     pub fn forget_waiter(&self, vcpu: VcpuId) {
         let me = number(vcpu);
-        // Relaxed: the page is not touched.
+        // Relaxed: the page is not accessed.
         let _ = self.edit(Ordering::Relaxed, |word| {
             let rest = word.0 & u64::from(u32::MAX) | Word::only(0, word.waiters().without(me)).0;
             Some(Word(if word.promised() == me { rest & !(0xf << bits::PROMISED) } else { rest }))
         });
     }
 
-    /// Edge 6 of every waiter.
+    /// Edge 6, of every waiter.
     pub fn forget_waiters(&self) {
         // Relaxed: as in `forget_waiter`.
         let _ =
             self.edit(Ordering::Relaxed, |word| Some(Word(word.0 & u64::from(u32::MAX) & !(0xf << bits::PROMISED))));
     }
 
-    /// Edge 4: makes the mailbox ready for the next message; false if there is nothing read to clear.
+    /// Edge 4: makes the mailbox ready for the next message. Returns false unless it is in Read.
     #[inline]
     #[must_use]
     pub fn clear(&self) -> bool {
-        // Release: pairs with the acquire of `begin`: the message has been read. The likely case: nobody waits.
+        // Release: pairs with the acquire of `begin`: the message has been read. The likely case: no waiter.
         let alone = self.0.compare_exchange_weak(bits::READ, bits::EMPTY, Ordering::Release, Ordering::Relaxed);
         alone.is_ok() || self.clear_for_waiters()
     }
@@ -255,7 +257,7 @@ impl Mailbox {
             .is_ok()
     }
 
-    /// Takes a transition. Returns the word as it was, whether it was changed (`Ok`) or was to be left alone (`Err`).
+    /// Applies a transition. Returns the previous word: `Ok` if it was changed, `Err` if the transition left it alone.
     #[inline]
     fn edit(&self, order: Ordering, transition: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         // Relaxed: as in `take_alone`.
@@ -270,16 +272,16 @@ impl Mailbox {
     }
 }
 
-/// A mailbox that is being filled: its page is the holder's. Dropped, it is as empty as before.
+/// A mailbox in Filling, whose page only the holder may write. Dropping it makes the mailbox Empty again.
 #[must_use]
 pub struct Filling<'m> {
     mailbox: &'m Mailbox,
-    /// The word, unless somebody has begun to wait since.
+    /// The expected word: a vCPU may have joined the queue since.
     filling: Word,
 }
 
 impl Filling<'_> {
-    /// Edge 2. Returns the vCPU that was waiting longest, to which the message is now promised.
+    /// Edge 2. Returns the vCPU that was waiting longest, if any, to which the message is now promised.
     #[inline(always)]
     pub fn deliver(self, message: Message) -> Option<VcpuId> {
         let contents = bits::RECEIVED | u64::from(message.from.0) << bits::FROM | u64::from(message.size) << bits::SIZE;
@@ -291,13 +293,13 @@ impl Filling<'_> {
         vcpu(before.waiters().first())
     }
 
-    /// Edge 2, for a receiver that is entered with the message and so has read it.
+    /// Edge 2, to the primary, which is entered with the message and so has read it.
     #[inline]
     pub fn deliver_read(self) {
         self.end(|word| Word::only(bits::READ, word.waiters()));
     }
 
-    /// Release: pairs with the acquire of `take`, or with that of `begin`: what is written next comes behind this.
+    /// Release: pairs with the acquire of `take`, or with that of `begin`: the next message is written after this.
     #[inline]
     fn end(self, transition: impl Fn(Word) -> Word) -> Word {
         let (mailbox, mut word) = (self.mailbox, self.filling);
@@ -313,17 +315,17 @@ impl Filling<'_> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        // Release: pairs with the acquire of `begin`: some of the page may have been written.
+        // Release: pairs with the acquire of `begin`: part of the page may have been written.
         let _ = self.mailbox.edit(Ordering::Release, |word| Some(Word::only(bits::EMPTY, word.waiters())));
     }
 }
 
-/// A vCPU as the word has it.
+/// The encoding of a vCPU in the word.
 fn number(vcpu: VcpuId) -> u32 {
     u32::from(vcpu.0) + 1
 }
 
-/// The vCPU with this number; none for 0.
+/// The vCPU with this encoding; `None` for 0.
 fn vcpu(number: u32) -> Option<VcpuId> {
     (number != 0).then(|| VcpuId(number as u16 - 1))
 }

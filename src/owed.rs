@@ -1,14 +1,15 @@
-//! What the hypervisor owes a vCPU: virtual interrupts, and the results of calls that complete later.
+//! What the hypervisor owes a vCPU: virtual interrupts, and the results of deferred completions.
 //!
-//! **Owed, Not Written**: nobody writes registers that it does not own. A sender or injector records what it has for a vCPU,
-//! here or in the mailbox, and then takes the wake edge of the vCPU's [handoff word](crate::handoff). The pCPU that next
-//! acquires the vCPU settles it just before the load: pull at resume, never push by the sender.
+//! **Owed, Not Written**: a pCPU never writes registers that it does not own. A sender records its message in the
+//! mailbox, an injector its interrupt here; then it takes the wake edge of the vCPU's [handoff word](crate::handoff).
+//! The pCPU that next acquires the vCPU settles the result just before the load: pulled at resume, never pushed by the
+//! sender.
 //!
-//! **No Wake Is Lost**: whoever brings something records it first and wakes second. A vCPU looks before it blocks, and so
-//! sees what was recorded before it was acquired. A wake that finds it loaded is noted in its word, and it looks once more
-//! when the word says that it is blocked. A wake that comes later finds it blocked. All of these edges are
-//! read-modify-writes of one word, and therefore in an order. A vCPU that enables an interrupt does not change its word; there a fence on both
-//! sides does the same, inside [`VirtualInterrupts::inject`] and [`VirtualInterrupts::enable`].
+//! **No Wake Is Lost**: a sender or injector records first and wakes second. A vCPU checks before it blocks, and so
+//! sees what was recorded before it was acquired. A wake that finds it loaded sets `brought` in its word; its pCPU
+//! checks once more after the deschedule, when the word says Blocked. A later wake finds it blocked. All of these edges
+//! are read-modify-writes of one word, and therefore ordered. Enabling an interrupt does not change the word; there a
+//! fence on each side gives the same order, in [`VirtualInterrupts::inject`] and [`VirtualInterrupts::enable`].
 
 use core::task::Poll;
 
@@ -16,15 +17,15 @@ use crate::ids::VcpuId;
 use crate::mailbox::{Mailbox, Message, NO_MESSAGE};
 use crate::sync::{AtomicU64, Ordering, fence};
 
-/// Virtual interrupt ids are below this.
+/// The number of virtual interrupt ids.
 pub const INTERRUPTS: u32 = 64;
 
 /// The virtual interrupts of one vCPU: two sets of ids, lock-free.
 #[repr(C)] // side by side, because they are read together
 pub struct VirtualInterrupts {
-    /// Changed by the vCPU itself only.
+    /// Changed only by the vCPU itself.
     enabled: AtomicU64,
-    /// Set by anybody, cleared by the vCPU itself.
+    /// Set by any pCPU, cleared by the vCPU itself.
     pending: AtomicU64,
 }
 
@@ -32,9 +33,9 @@ pub struct VirtualInterrupts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a vCPU that is not woken or kicked misses its interrupt until its next exit"]
 pub enum Injected {
-    /// The vCPU has an interrupt to take that it did not have before.
+    /// The interrupt is enabled and was not pending before: wake or kick the vCPU.
     Deliverable,
-    /// The interrupt was pending already, or is not enabled.
+    /// The interrupt was pending before, or is not enabled.
     NothingNew,
 }
 
@@ -43,7 +44,7 @@ impl VirtualInterrupts {
         Self { enabled: AtomicU64::new(0), pending: AtomicU64::new(0) }
     }
 
-    /// Makes `id` (below [`INTERRUPTS`]) pending. Any pCPU may.
+    /// Makes `id` (below [`INTERRUPTS`]) pending. May be called on any pCPU.
     pub fn inject(&self, id: u32) -> Injected {
         let bit = 1 << id;
         // Release: the vCPU that fetches the id sees what the injector did before.
@@ -60,26 +61,27 @@ impl VirtualInterrupts {
     /// Whether the vCPU's virtual interrupt line is high.
     #[inline]
     pub fn deliverable(&self) -> bool {
-        // Relaxed: an edge of the handoff word, or the fence in `enable`, comes before a look that must not miss one.
+        // Relaxed: before a check that must not miss one comes an edge of the handoff word, or the fence in `enable`.
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
     }
 
-    /// Enables or disables `id` (below [`INTERRUPTS`]). By the vCPU itself.
+    /// Enables or disables `id` (below [`INTERRUPTS`]). Only for the vCPU itself.
     pub fn enable(&self, id: u32, on: bool) {
         let bit = 1 << id;
         if on {
             self.enabled.fetch_or(bit, Ordering::Relaxed);
-            // Pairs with the fence in `inject`: it sees that the id is enabled, or the vCPU's next look sees it pending.
+            // Pairs with the fence in `inject`: the injector sees the id enabled, or the vCPU's next check sees it
+            // pending.
             fence(Ordering::SeqCst);
         } else {
-            // Relaxed: only the vCPU itself cares that it is disabled.
+            // Relaxed: only the vCPU itself depends on it.
             self.enabled.fetch_and(!bit, Ordering::Relaxed);
         }
     }
 
-    /// Takes the lowest interrupt that is pending and enabled. By the vCPU itself.
+    /// Takes the lowest interrupt that is pending and enabled. Only for the vCPU itself.
     pub fn fetch(&self) -> Option<u32> {
-        // Relaxed: the swap below has the order.
+        // Relaxed: the read-modify-write below has the ordering.
         let ready = self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed);
         if ready == 0 {
             return None;
@@ -97,13 +99,13 @@ impl Default for VirtualInterrupts {
     }
 }
 
-/// What a vCPU waits for whose call has no result yet.
+/// A deferred completion: what a vCPU waits for whose call has no result yet.
 ///
-/// A vCPU that is blocked has its completion in its handoff word. The wake is an edge of that word, taken by whoever brings
-/// what it waits for; the pCPU that next acquires the vCPU polls the completion and injects the result.
+/// The handoff word of a blocked vCPU has its completion. The sender or injector takes the wake edge of that word; the
+/// pCPU that next acquires the vCPU polls the completion and writes the result to the saved registers.
 ///
-/// Cancel safety: a completion holds nothing. A receiver's place among the waiters is the mailbox's; it is given up when the
-/// completion is ready, or when the VM stops.
+/// Cancel safety: a completion holds no resource. The mailbox has the receiver's place among its waiters, and drops it
+/// when the completion is ready, or when the VM is stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Completion {
@@ -111,9 +113,10 @@ pub enum Completion {
     Receive = 1,
     /// `wfi`: an interrupt that the vCPU has enabled.
     Interrupt = 2,
-    /// CPU_OFF, or never started: a vCPU that is turned on.
+    /// CPU_OFF, or never started: CPU_ON.
     PowerOn = 3,
-    /// `vcpu_run`: the run request in the slot of this pCPU. Never in a word, because the primary's vCPU stays loaded.
+    /// `vcpu_run`: the run request in this pCPU's slot. Never in a handoff word, because the primary's vCPU stays
+    /// loaded.
     Run = 4,
 }
 
@@ -129,8 +132,8 @@ impl Completion {
         self.ends_with_interrupt() && interrupts.deliverable() || self == Self::Receive && mailbox.has_message_for(id)
     }
 
-    /// Polls on behalf of vCPU `id`, which the caller has acquired. Ready with the result of the call, or with none if there
-    /// is nothing to inject.
+    /// Polls on behalf of vCPU `id`, which the caller has acquired. Ready with the result of the call, or with `None`
+    /// if there is no result to write.
     #[inline(always)] // as above
     pub fn poll(self, id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> Poll<Option<u64>> {
         match self {
@@ -144,13 +147,14 @@ impl Completion {
     }
 }
 
-/// The poll of a receive that other vCPUs wait beside, or that an interrupt has ended.
+/// The poll of a receive if other vCPUs of the VM wait too, or if an interrupt has ended it.
 #[inline(never)]
 fn receive(id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> Poll<u64> {
     let interrupted = interrupts.deliverable();
     if interrupted {
-        // Before it looks for a message: a message that is sent later is promised to the next waiter, who is woken. The
-        // other way round, one that is sent in between would be promised to this vCPU and then be nobody's.
+        // Before it takes a message: a message that is sent later is promised to the next waiter, which is woken. In
+        // the other order, a message sent in between would be promised to this vCPU, and then no waiter would be woken
+        // for it.
         mailbox.forget_waiter(id);
     }
     match mailbox.take(id).map(Message::encode) {

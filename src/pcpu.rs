@@ -1,12 +1,12 @@
-//! A physical CPU as the others see it: its power switch, what it has to report, and how its tasks are woken.
+//! A physical CPU as other pCPUs see it: its power switch, its reports, and how its tasks are woken.
 //!
-//! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU look: an event for one that dozes in WFE, an
-//! interrupt for one that sleeps in WFI. A pCPU that is going to sleep says so, then looks at the bits once more, then
-//! sleeps ([`crate::exec`]). Whatever order the two run in, one of them sees the other; WFE remembers an event that came
-//! before it, and WFI does not sleep while an interrupt is pending.
+//! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU check the bits: by an event if it dozes in WFE,
+//! by a kick if it sleeps in WFI. A pCPU that is going to sleep sets its `asleep` flag, checks the bits once more, then
+//! sleeps ([`crate::exec`]). In every order of the two, one sees the other; WFE remembers an event that came before it,
+//! and WFI does not sleep while an interrupt is pending.
 //!
-//! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, whose alignment leaves the low bits to
-//! the task. No reference counts, no allocation; waking takes no lock of a vCPU or VM, and polls nothing.
+//! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, and the task in the low bits that its
+//! alignment leaves free. No reference counts, no allocation; a wake takes no lock of a vCPU or VM, and polls nothing.
 
 #![allow(unsafe_code)] // the waker's vtable
 
@@ -25,8 +25,8 @@ pub enum Task {
     Reporter = 1,
 }
 
-/// What every pCPU may know and touch of one pCPU. Aligned so that no two share a cache line, and so that a waker has low
-/// bits for the task.
+/// The part of a pCPU that every pCPU may access. Aligned so that no two share a cache line, and so that a waker has
+/// low bits for the task.
 #[repr(align(128))]
 pub struct Pcpu {
     /// Bit n: task n is woken.
@@ -41,7 +41,7 @@ impl Pcpu {
         Self { woken: AtomicU32::new(0), power: Power::new(), reports: Reports::new(), arch: arch::PcpuArch::new() }
     }
 
-    /// As many pCPUs as Baton drives, none of them present yet.
+    /// The most pCPUs that Baton supports, none of them present yet.
     pub const fn table() -> [Self; MAX_CPUS] {
         let mut table = [const { Self::new() }; MAX_CPUS];
         let mut n = 0;
@@ -57,7 +57,7 @@ impl Pcpu {
         self.arch.id
     }
 
-    /// Says that this pCPU exists, with these affinity fields of its MPIDR. At boot, before any other pCPU runs.
+    /// Marks this pCPU as present, with these affinity fields of its MPIDR. At boot, before any other pCPU runs.
     pub fn set_present(&self, mpidr: u64) {
         self.arch.set_mpidr(mpidr);
         self.power.set_present();
@@ -80,11 +80,11 @@ impl Pcpu {
     /// Whether no task is woken.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        // Relaxed: whoever sees a bit takes it, with acquire, before anything is done because of it.
+        // Relaxed: a set bit is taken, with acquire, before its task is polled.
         self.woken.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes the bit of one task; whether it was set. By the pCPU's own executor.
+    /// Clears the bit of one task and returns whether it was set. By the pCPU's own executor.
     pub(crate) fn take_woken(&self, task: Task) -> bool {
         let bit = 1 << task as u32;
         if self.woken.load(Ordering::Relaxed) & bit == 0 {

@@ -1,19 +1,18 @@
 //! The power switch of a pCPU.
 //!
-//! A pCPU that the primary turns off does not go back to the firmware: its main task awaits being turned on, asleep in its
-//! executor. So there is no moment at which it is "on its way off" and can be turned on halfway: its state says Off only
-//! once the vCPU has been saved, and turning it on is one compare-and-swap followed by a signal. The firmware is asked only
-//! the first time.
+//! A pCPU that the primary turns off does not return to the firmware: its main task awaits the next CPU_ON, and its
+//! executor sleeps. So CPU_ON never meets a pCPU that is half off: its state is Off only after the vCPU has been saved,
+//! and turning it on is one compare-and-swap followed by a signal. The firmware starts it only the first time.
 
 use embassy_sync::signal::Signal;
 
 use crate::sync::{AtomicBool, AtomicU8, Ordering, RawLock};
 
-/// Where a vCPU of the primary starts.
+/// The start of a vCPU of the primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start {
     pub entry: u64,
-    /// Its x0.
+    /// x0 at entry.
     pub context: u64,
 }
 
@@ -34,7 +33,7 @@ enum State {
     /// The device tree does not have it.
     Absent,
     Off,
-    /// On, or asked to.
+    /// On, or being turned on.
     On,
 }
 
@@ -57,14 +56,14 @@ impl Power {
 
     /// Resolves when the primary turns this pCPU on. Only its own main task awaits it.
     ///
-    /// Cancel safety: a start that was signalled and not taken stays signalled.
+    /// Cancel safety: a start that was signalled stays signalled until it is taken.
     pub async fn turned_on(&self) -> Start {
         self.switch.wait().await
     }
 
-    /// The vCPU is saved and gone; the pCPU can be turned on again.
+    /// The vCPU is saved and published; the pCPU can be turned on again.
     pub fn set_off(&self) {
-        // Release: pairs with the acquire of `turn_on`: whoever turns it on sees the vCPU parked.
+        // Release: pairs with the acquire of `turn_on`: the pCPU that turns it on sees the vCPU parked.
         self.state.store(State::Off as u8, Ordering::Release);
     }
 
@@ -98,7 +97,7 @@ impl Power {
         self.state.load(Ordering::Relaxed) != State::Absent as u8
     }
 
-    /// The boot pCPU is in EL2 already and starts the primary here.
+    /// Turns on the boot pCPU, which is in EL2 already, to start the primary.
     pub fn boot(&self, start: Start) {
         let _ = self.turn_on(start, || true);
     }

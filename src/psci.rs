@@ -16,10 +16,10 @@ const INVALID_PARAMETERS: u64 = -2i64 as u64;
 const ALREADY_ON: u64 = -4i64 as u64;
 const INTERNAL_FAILURE: u64 = -6i64 as u64;
 const VERSION_1_1: u64 = 1 << 16 | 1;
-/// There is no trusted OS that would have to be migrated.
+/// No trusted OS has to be migrated.
 const NO_TRUSTED_OS: u64 = 2;
 
-/// Serves a PSCI call of the primary. A call that is none is answered with -1; CPU_OFF completes when the pCPU is turned on.
+/// Serves a PSCI call of the primary. An unknown function returns -1; CPU_OFF completes when the pCPU is turned on.
 pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
     // The 32-bit calls pass 32-bit arguments.
     let function = x0 as u32;
@@ -63,7 +63,7 @@ fn features(function: u32) -> u64 {
     }
 }
 
-/// The pCPU with this affinity, if there is one.
+/// The present pCPU with this affinity.
 fn find(machine: &Machine, mpidr: u64) -> Option<&'static Pcpu> {
     machine.pcpus.iter().find(|pcpu| pcpu.power.is_present() && pcpu.arch.mpidr() == mpidr)
 }

@@ -1,7 +1,7 @@
-//! What a pCPU has to say, printed off the hot path.
+//! Reports of a pCPU, printed off the hot path.
 //!
-//! The main task sends a [`Report`] and goes on; the reporter task of the same pCPU prints it before the next guest is
-//! entered. So the code that formats sentences is not in the code that runs vCPUs, and the console keeps the order of events.
+//! The main task sends a [`Report`] and continues; the reporter task of the same pCPU prints it before the next guest
+//! is entered. So the code that runs vCPUs does no formatting, and the console keeps the order of events.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -12,12 +12,12 @@ use crate::exit::Fault;
 use crate::ids::{VcpuId, VmId};
 use crate::sync::RawLock;
 
-/// One thing to say.
+/// One report.
 #[derive(Clone, Copy, Debug)]
 pub enum Report {
-    /// A secondary did what it may not, and was stopped.
+    /// A secondary was stopped after a fault.
     Stopped { vm: VmId, vcpu: VcpuId, fault: Fault },
-    /// The primary ran a vCPU of a stopped VM; said once for each vCPU.
+    /// The primary requested a vCPU of a stopped VM; reported once for each vCPU.
     RanStopped { vm: VmId, vcpu: VcpuId },
 }
 
@@ -40,13 +40,13 @@ impl Reports {
         Self(Channel::new())
     }
 
-    /// Hands in a report. One exit makes at most one and the reporter runs before the next entry, so there is room; if
-    /// there were not, the report would be dropped rather than the pCPU held up.
+    /// Queues a report. An exit sends at most one, and the reporter runs before the next entry, so there is room. A
+    /// report without room would be dropped, so that the pCPU never waits.
     pub fn send(&self, report: Report) {
         let _ = self.0.try_send(report);
     }
 
-    /// The reporter task: prints whatever comes, for ever.
+    /// The reporter task: prints every report, for ever.
     pub async fn print_all(&self) -> Infallible {
         loop {
             let report = self.0.receive().await;

@@ -1,17 +1,36 @@
-//! The life of a pCPU, and in it the life of a `vcpu_run`, in the order in which it happens.
+//! The life of a pCPU, and of a `vcpu_run` on it, in order of execution.
 //!
-//! 1. the primary's `vcpu_run(vm, vcpu)` arrives in the exception vector, which decodes and validates it
-//!    ([`crate::hypercall`]), makes a [`RunRequest`] in the slot of this pCPU, and polls it once
-//! 2. acquire the registers: at once if the vCPU is parked; later if another pCPU is still saving it, unless a physical
-//!    interrupt for the primary ends the wait (**Nobody Spins**)
-//! 3. settle what is owed, now that the registers are exclusively ours
-//! 4. load; enter the guest; look at the exit; serve what does not need the primary, and enter again
-//! 5. save, publish; whoever waits for this vCPU is woken
-//! 6. the result is the primary's x0, and the primary goes on
+//! 1. request: the primary's `vcpu_run(vm, vcpu)` traps to the exception vector. [`crate::hypercall`] decodes and
+//!    validates it, makes a `RunRequest` in this pCPU's slot, and polls it once. A blocked vCPU is answered from its
+//!    handoff word
+//! 2. acquire the vCPU's registers: at once if it is parked; if another pCPU is still saving it, wait for the grant,
+//!    unless a physical interrupt for the primary ends the wait (**Nobody Spins**)
+//! 3. settle what the vCPU is owed, now that this pCPU owns its registers: the result of the call that it blocked in
+//! 4. load; enter the guest; serve each exit that does not need the primary, and enter again
+//! 5. save; publish; wake the pCPU that waits for this vCPU, if any
+//! 6. return the run result in the primary's x0
 //!
-//! If nothing has to be waited for, all of that happens within the first poll, on top of the entry that the primary is in:
-//! its general registers stay where that poll has put them. A request that has to wait stays in its slot, the primary's exit
-//! brings the main task to it, and the main task polls it there when the save completion wakes this pCPU.
+//! **Without a wait**, all steps happen in that first poll, on the stack of the primary's own entry:
+//!
+//! ```text
+//! vector → hypercall::vcpu_run → Dispatcher::vcpu_run → request
+//!        → acquire_and_run (2) → run (3, 4, 5) → Reply::now (6) → vector
+//! ```
+//!
+//! The primary's handoff word stays Loaded: [`LoadedVcpu::make_way_for`] only moves its EL1 registers to memory, and
+//! [`LoadedVcpu::come_back`] restores them. Its general registers are on the stack, as in any function call.
+//!
+//! **With a wait**, the first poll returns pending:
+//!
+//! ```text
+//! vector → … → acquire_and_run (2) → wait → Reply::later(Run) → Exit::Call → run_primary: request.finish().await → doze
+//! save completion on the other pCPU → wake → main task: finish → poll → poll_again
+//!        → acquire_and_run (2) → run (3, 4, 5) → (6)
+//! ```
+//!
+//! The request stays in the slot, and the main task polls it there. A physical interrupt resolves the same poll with
+//! INTERRUPTED, and dropping the [`Grant`] withdraws the request. A run that has something to report also returns
+//! pending, until the reporter task has printed it.
 
 use core::convert::Infallible;
 use core::future::Future;
@@ -34,20 +53,20 @@ use crate::report::Report;
 use crate::sync::Ordering;
 use crate::vcpu::{Grant, LoadedVcpu, ParkedRegs, Unavailable, Vcpu};
 
-/// What serves the guests of one pCPU: its executor, the machine, and the run request that the primary has made here.
+/// Serves the guests of one pCPU. It has the executor, the machine, and the slot for the primary's run request.
 #[repr(C)] // one pointer to it and to its first part
 pub struct Dispatcher {
     local: Local,
     machine: &'static Machine,
-    /// The primary's vCPU that lives here.
+    /// The primary's vCPU that is bound to this pCPU.
     primary: &'static Vcpu,
-    /// The main task's.
+    /// The waker of the main task.
     waker: Waker,
     request: Slot<RunRequest>,
 }
 
 impl Dispatcher {
-    /// For pCPU `cpu` of `machine`, which the caller runs on.
+    /// The dispatcher of pCPU `cpu` of `machine`. The caller runs on that pCPU.
     pub fn new(machine: &'static Machine, cpu: CpuId) -> Self {
         let local = Local::new(machine.pcpus, cpu);
         let (primary, waker) = (&machine.vcpus(VmId::PRIMARY)[cpu.index()], local.pcpu().waker(Task::Main));
@@ -64,7 +83,7 @@ impl Dispatcher {
         self.machine
     }
 
-    /// The main task of a pCPU: off, on, off, on.
+    /// The main task of a pCPU: waits until it is turned on, runs the primary's vCPU until CPU_OFF, and starts over.
     pub async fn live(&'static self) -> Infallible {
         let (local, power) = (&self.local, &self.local.pcpu().power);
         loop {
@@ -82,7 +101,8 @@ impl Dispatcher {
         }
     }
 
-    /// Runs the primary's vCPU of this pCPU until it turns itself off.
+    /// Runs the primary's vCPU of this pCPU until it turns itself off. A hypercall that is answered at once, a run
+    /// without a wait included, does not exit here.
     async fn run_primary(&'static self, primary: &mut LoadedVcpu) {
         loop {
             self.local.idle().await;
@@ -99,7 +119,7 @@ impl Dispatcher {
         }
     }
 
-    /// An exit of the primary that is not a hypercall.
+    /// Serves an exit of the primary that is not a hypercall.
     #[cold]
     #[inline(never)]
     fn serve_primary(&self, primary: &mut LoadedVcpu, exit: Exit) -> Reply {
@@ -112,14 +132,14 @@ impl Dispatcher {
                 }
                 return reply;
             }
-            // Nothing of the primary's is taken away from it but memory and features that are not there.
+            // The primary lacks only memory that is not its own, and hidden features: it takes the exception at EL1.
             Exit::Fault => regs.raise(self.local.arch().fault(regs)),
             _ => {}
         }
         Reply::now(0)
     }
 
-    /// Step 1, when the numbers that the primary gave are those of a vCPU. One that waits is answered from its word.
+    /// Step 1, with valid ids. A blocked vCPU is answered from its handoff word, without a request.
     #[inline(always)]
     pub fn vcpu_run(&'static self, target: &'static Vcpu, format: ResultFormat, patience: Patience) -> Reply {
         match target.blocked_on() {
@@ -130,11 +150,11 @@ impl Dispatcher {
         }
     }
 
-    /// Makes the request, and polls it once.
+    /// Makes the request in the slot, and polls it once.
     #[inline(always)]
     fn request(&'static self, target: &'static Vcpu, format: ResultFormat, patience: Patience) -> Reply {
         let request = RunRequest { dispatcher: self, target, format, patience, stage: Stage::New };
-        self.request.make(request).get_mut().begin()
+        self.request.make(request).get_mut().acquire_and_run()
     }
 
     /// Cancels the request that waits in the slot, if there is one.
@@ -143,10 +163,10 @@ impl Dispatcher {
     }
 }
 
-/// What `vcpu_run` asks for, from the call to its answer: a future of the primary's x0.
+/// A run request: the future of one `vcpu_run`, from the call to the primary's x0.
 ///
-/// Cancel safety: dropping it at any point leaves the vCPU as if it had not been asked for (**Cancel Is Clean**). There is no
-/// point between load and save: a loaded vCPU is never abandoned.
+/// Cancel safety: dropping it at any point leaves the vCPU as if it had never been requested (**Cancel Is Clean**). It
+/// cannot be dropped between load and save, because it does not await there: a loaded vCPU is never abandoned.
 struct RunRequest {
     dispatcher: &'static Dispatcher,
     target: &'static Vcpu,
@@ -158,9 +178,9 @@ struct RunRequest {
 #[repr(u8)]
 enum Stage {
     New = 0,
-    /// In step 2. The interrupt is looked for first: the primary is not kept from it for a run that would end at once.
+    /// In step 2. The interrupt is polled before the grant: a run would only be preempted by it at once.
     Waiting(Select<Interrupt, Grant>),
-    /// The run is over, and what was reported of it is to be printed before the primary goes on.
+    /// The run is over, and the reporter prints its report before the primary continues.
     Reported(RunResult),
 }
 
@@ -169,16 +189,16 @@ impl Future for RunRequest {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<u64> {
         debug_assert!(cx.waker().will_wake(&self.dispatcher.waker), "it is the main task's");
-        let reply = self.get_mut().go_on();
+        let reply = self.get_mut().poll_again();
         if reply.kind() == ReplyKind::Now { Poll::Ready(reply.result()) } else { Poll::Pending }
     }
 }
 
 impl RunRequest {
-    /// The first poll, and the one that finds the vCPU granted. In the form that the vector makes it in: with the waker of
-    /// the main task, and with a reply.
-    #[inline(never)] // so that whoever is answered at once needs no stack
-    fn begin(&mut self) -> Reply {
+    /// The first poll, and the poll that finds the vCPU granted. The vector calls it directly, so it returns a
+    /// [`Reply`] and takes no context: the waker is always that of the main task.
+    #[inline(never)] // so that a call that is answered at once needs no stack
+    fn acquire_and_run(&mut self) -> Reply {
         let dispatcher = self.dispatcher;
         // 2
         let result = match self.target.acquire(&dispatcher.local, self.patience) {
@@ -197,26 +217,26 @@ impl RunRequest {
         }
     }
 
-    /// Any other poll.
+    /// Every other poll.
     #[cold]
     #[inline(never)]
-    fn go_on(&mut self) -> Reply {
+    fn poll_again(&mut self) -> Reply {
         let result = match &mut self.stage {
-            Stage::New => return self.begin(),
+            Stage::New => return self.acquire_and_run(),
             Stage::Reported(result) => Poll::Ready(*result),
             Stage::Waiting(wait) => match wait.poll_unpin(&mut Context::from_waker(&self.dispatcher.waker)) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Either::Left(((), _withdrawn))) => Poll::Ready(RunResult::INTERRUPTED),
                 Poll::Ready(Either::Right(((), _))) => {
                     self.stage = Stage::New;
-                    return self.begin();
+                    return self.acquire_and_run();
                 }
             },
         };
         self.reply(result)
     }
 
-    /// Step 2, of a vCPU that is not there to be had.
+    /// Step 2, when the vCPU could not be acquired: it is blocked, busy, or this pCPU is queued for it.
     #[cold]
     #[inline(never)]
     fn wait(&mut self, unavailable: Unavailable) -> Reply {
@@ -225,13 +245,13 @@ impl RunRequest {
             Unavailable::Busy => Poll::Ready(RunResult::BUSY),
             Unavailable::Queued(grant) => {
                 self.stage = Stage::Waiting(select(self.dispatcher.local.interrupt(), grant));
-                return self.go_on();
+                return self.poll_again();
             }
         };
         self.reply(result)
     }
 
-    /// Step 2, of a vCPU that waits: it is not even loaded.
+    /// Step 2, of a blocked vCPU: it is not acquired.
     #[inline(always)]
     fn blocked(&mut self, on: Completion) -> Poll<RunResult> {
         match self.target.vm().stopped() {
@@ -243,16 +263,16 @@ impl RunRequest {
 
     /// Steps 3 to 5: runs the vCPU until the primary is needed.
     ///
-    /// There is nothing to await in here: what this pCPU has to do besides can only come from an exit.
+    /// Nothing is awaited here: this pCPU gets other work only through an exit.
     #[inline(always)]
     #[allow(unsafe_code)] // takes the caller's token
     fn run(&mut self, dispatcher: &'static Dispatcher, mut regs: ParkedRegs) -> Poll<RunResult> {
         let vcpu = regs.vcpu();
-        // 3. Of a VM that was stopped, nobody sees it any more.
+        // 3. Harmless if the VM was stopped: the vCPU never runs again.
         if regs.life() != Life::READY && regs.settle().is_pending() {
-            return self.waits_still(regs);
+            return self.still_blocked(regs);
         }
-        // Whoever stops the VM after this look sees that the vCPU counts as loaded, and kicks it.
+        // A pCPU that stops the VM after this check finds the vCPU Loaded, and kicks it.
         if vcpu.vm().is_special()
             && let Some(reason) = self.prepare_special()
         {
@@ -260,28 +280,28 @@ impl RunRequest {
             return self.stopped(reason);
         }
         // 4
-        // SAFETY: it is this pCPU's, was entered here, and goes on only when its request is ready.
+        // SAFETY: the primary's vCPU of this pCPU was entered here, and continues only when its request is ready.
         let mut primary = unsafe { LoadedVcpu::calling(dispatcher.primary, &dispatcher.local) };
         let mut guest = primary.make_way_for(regs);
         let result = loop {
             let exit = guest.enter(dispatcher, vcpu.interrupts.deliverable());
             match dispatcher.serve(&mut guest, exit) {
-                Next::Resume => {}
-                Next::Leave(result) => break result,
-                Next::Block(on) => {
+                AfterExit::Resume => {}
+                AfterExit::Leave(result) => break result,
+                AfterExit::Block(on) => {
                     guest.block(on);
                     break RunResult::WAIT_FOR_INTERRUPT;
                 }
-                Next::Stop(reason) => return self.stopped_in(guest, &mut primary, reason),
+                AfterExit::Stop(reason) => return self.park_stopped(guest, &mut primary, reason),
             }
         };
         // 5
         let woken = guest.park();
         primary.come_back();
-        Poll::Ready(if woken { self.rewoken() } else { result })
+        Poll::Ready(if woken { self.woken_before_publish() } else { result })
     }
 
-    /// Step 3, of a VM that was stopped, or whose vCPUs share TLB entries.
+    /// Step 3, of a VM that was stopped, or whose vCPUs share a VMID and so TLB entries.
     #[cold]
     #[inline(never)]
     fn prepare_special(&self) -> Option<Stop> {
@@ -293,16 +313,16 @@ impl RunRequest {
         stopped
     }
 
-    /// Step 5, of a vCPU that has stopped its VM.
+    /// Step 5, after an exit that stopped the VM.
     #[cold]
     #[inline(never)]
-    fn stopped_in(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, reason: Stop) -> Poll<RunResult> {
+    fn park_stopped(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, reason: Stop) -> Poll<RunResult> {
         drop(guest);
         primary.come_back();
         self.reported(RunResult::stopped(reason))
     }
 
-    /// The primary asks for a vCPU of a VM that was stopped. The log says so once.
+    /// The result for a vCPU of a stopped VM. The console reports it once for each vCPU.
     #[cold]
     #[inline(never)]
     fn stopped(&mut self, reason: Stop) -> Poll<RunResult> {
@@ -314,61 +334,62 @@ impl RunRequest {
         self.reported(result)
     }
 
-    /// Lets the reporter print before the primary goes on.
+    /// Defers the result until the reporter has printed.
     fn reported(&mut self, result: RunResult) -> Poll<RunResult> {
         self.stage = Stage::Reported(result);
         self.dispatcher.waker.wake_by_ref();
         Poll::Pending
     }
 
-    /// Step 3, of a vCPU that was granted, and waits: it is not loaded.
+    /// Step 3, of a vCPU whose completion is still pending: it is released without being loaded.
     #[cold]
     #[inline(never)]
-    fn waits_still(&mut self, regs: ParkedRegs) -> Poll<RunResult> {
+    fn still_blocked(&mut self, regs: ParkedRegs) -> Poll<RunResult> {
         let woken = regs.release();
         match self.target.vm().stopped() {
             Some(reason) => self.stopped(reason),
-            None if woken => Poll::Ready(self.rewoken()),
+            None if woken => Poll::Ready(self.woken_before_publish()),
             None => Poll::Ready(RunResult::WAIT_FOR_INTERRUPT),
         }
     }
 
-    /// What the primary is told of a vCPU that was about to wait, and was woken here.
+    /// The result for a vCPU that was about to block and was woken before it was published.
     #[cold]
     #[inline(never)]
-    fn rewoken(&self) -> RunResult {
+    fn woken_before_publish(&self) -> RunResult {
         RunResult::rewoken(self.target.vm().id, self.target.id(), self.format)
     }
 }
 
 impl Dispatcher {
-    /// Step 4, after an exit.
+    /// Step 4: serves one exit.
     #[inline(always)]
-    fn serve(&self, guest: &mut LoadedVcpu, exit: Exit) -> Next {
+    fn serve(&self, guest: &mut LoadedVcpu, exit: Exit) -> AfterExit {
         let vcpu = guest.vcpu();
         match exit {
             Exit::Call(reply) => match reply.kind() {
-                ReplyKind::Now => Next::Resume,
-                ReplyKind::Tell => Next::Leave(reply.told()),
-                ReplyKind::Later => Next::Block(Completion::Receive), // the only one that a secondary waits in
+                ReplyKind::Now => AfterExit::Resume,
+                ReplyKind::Tell => AfterExit::Leave(reply.told()),
+                ReplyKind::Later => AfterExit::Block(Completion::Receive), // the only one that a secondary waits in
             },
-            // An interrupt that came before the vCPU was acquired, or before it was enabled: nobody else looks for it.
+            // The interrupt was injected before the vCPU was acquired, or before it was enabled: only this check sees
+            // it.
             Exit::Wfi if vcpu.interrupts.deliverable() => self.skip(&mut guest.owned().regs),
-            Exit::Wfi => Next::Block(Completion::Interrupt),
-            Exit::Interrupt => self.interrupted(vcpu).map_or(Next::Resume, Next::Leave),
+            Exit::Wfi => AfterExit::Block(Completion::Interrupt),
+            Exit::Interrupt => self.interrupted(vcpu).map_or(AfterExit::Resume, AfterExit::Leave),
             exit => self.serve_rare(vcpu, &mut guest.owned().regs, exit),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn skip(&self, regs: &mut Regs) -> Next {
+    fn skip(&self, regs: &mut Regs) -> AfterExit {
         regs.skip_instruction();
-        Next::Resume
+        AfterExit::Resume
     }
 
-    /// A kick is only to make us look: at interrupts, or that the VM was stopped; none if that is all. Any other interrupt is
-    /// the primary's.
+    /// Returns `None` if the exit was only a kick: a kick makes the pCPU check for virtual interrupts and for a stopped
+    /// VM. Any other interrupt is the primary's and preempts.
     #[inline(always)]
     fn interrupted(&self, vcpu: &Vcpu) -> Option<RunResult> {
         let kicked = arch::take_kick(&self.local.pcpu().arch) && !arch::interrupt_pending();
@@ -377,15 +398,15 @@ impl Dispatcher {
 
     #[cold]
     #[inline(never)]
-    fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> Next {
+    fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> AfterExit {
         let fault = match exit {
             Exit::Wfe => {
                 regs.skip_instruction();
-                return Next::Leave(RunResult::YIELD);
+                return AfterExit::Leave(RunResult::YIELD);
             }
             Exit::Smc { immediate: 0 } => {
                 regs.return_from_smc(FAILED);
-                return Next::Resume;
+                return AfterExit::Resume;
             }
             Exit::Smc { immediate } => {
                 Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
@@ -395,8 +416,8 @@ impl Dispatcher {
         self.stop(vcpu, fault)
     }
 
-    /// A secondary did what it may not: its VM never runs again, and everybody else runs on.
-    fn stop(&self, vcpu: &Vcpu, fault: Fault) -> Next {
+    /// Stops the VM after a fault of one of its vCPUs: it never runs again, and all other VMs continue.
+    fn stop(&self, vcpu: &Vcpu, fault: Fault) -> AfterExit {
         let (local, vm) = (&self.local, vcpu.vm());
         vm.stop(fault.reason());
         for other in self.machine.vcpus(vm.id) {
@@ -407,18 +428,19 @@ impl Dispatcher {
             }
         }
         local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
-        Next::Stop(fault.reason())
+        AfterExit::Stop(fault.reason())
     }
 }
 
-/// What an exit of a secondary comes to.
+/// What to do after an exit of a secondary.
 #[must_use]
-enum Next {
+enum AfterExit {
+    /// Enter the guest again.
     Resume,
-    /// The vCPU makes way for the primary, which is told this.
+    /// Park the vCPU, ready, and return this result to the primary.
     Leave(RunResult),
-    /// The vCPU waits.
+    /// Park the vCPU, blocked on this completion.
     Block(Completion),
-    /// It has stopped its VM.
+    /// The exit stopped the VM.
     Stop(Stop),
 }

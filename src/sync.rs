@@ -1,10 +1,10 @@
-//! The only place that names atomics, cells and locks.
+//! The only module that names atomics, cells and locks.
 //!
-//! Everything the handoff, the executor and the mailboxes share between pCPUs goes through this module, so that a model
-//! checker puts its own types here (`checked`) and drives the very functions that the image contains.
+//! All state that pCPUs share goes through this module. A model checker replaces its types (`checked`) and then drives
+//! the same functions that the image contains.
 //!
-//! Locks are *fair*: under contention a ticket lock serves pCPUs in the order in which they came, so none is starved for
-//! ever. EL2 runs with interrupts masked, so a lock is never re-entered from an interrupt.
+//! Locks are *fair*: under contention a ticket lock serves pCPUs in order of arrival, so none is starved. EL2 runs with
+//! interrupts masked, so a lock is never re-entered from an interrupt.
 
 #![allow(unsafe_code)] // cells whose exclusivity a protocol guarantees, not the borrow checker
 
@@ -27,7 +27,7 @@ pub use plain::{
 /// A value that is written once, at boot, and read by every pCPU afterwards.
 pub type Once<T> = spin::Once<T>;
 
-/// A reference to something that lives for ever: one thing until boot says what it is, and then that. Reading it is a load.
+/// A `&'static T` that boot replaces once. Reading it is one load.
 pub struct Fixed<T: 'static>(AtomicPtr<T>);
 
 impl<T: Sync> Fixed<T> {
@@ -41,13 +41,13 @@ impl<T: Sync> Fixed<T> {
 
     #[inline]
     pub fn get(&self) -> &'static T {
-        // SAFETY: `new` and `set` put nothing else there but what was a `&'static T`. Relaxed, for what is read through the
-        // pointer depends on it.
+        // SAFETY: `new` and `set` store only pointers that were a `&'static T`. Relaxed: reads through the pointer are
+        // ordered by the address dependency.
         unsafe { &*self.0.load(Ordering::Relaxed) }
     }
 }
 
-/// The raw mutex under embassy-sync's channels and signals: a fair lock of ours.
+/// The raw mutex of embassy-sync's channels and signals: a fair lock.
 ///
 /// embassy-sync calls wakers while it holds this lock. That is sound here because waking a task takes no lock that could
 /// be held while a channel or signal is used: see the lock order in the crate's root.

@@ -1,16 +1,16 @@
-//! A vCPU, and the tokens that are the only ways to its registers.
+//! A vCPU, and the tokens that are the only access to its registers.
 //!
 //! ```text
 //!    Vcpu::acquire ──► ParkedRegs ── load, or make_way_for ──► LoadedVcpu ── park ──► (saved and published)
-//!          │              ▲  │ drop: let go                        │ drop: the same as park
+//!          │              ▲  │ release, or drop: published         │ drop: the same as park
 //!          └──► Grant ────┘  ▼                                     ▼
-//!      a place in the queue;                            a loaded vCPU is never abandoned
-//!      drop: withdrawn
+//!      resolves when granted:                           a loaded vCPU is never abandoned
+//!      acquire again; drop: withdrawn
 //! ```
 //!
-//! Holding [`ParkedRegs`] or a [`LoadedVcpu`] *is* owning the registers (**Single Owner**): each is made only by an edge of
-//! the [handoff word](crate::handoff), which says Loaded from then on, borrows this pCPU's executor, and so can go to no
-//! other pCPU.
+//! The holder of [`ParkedRegs`] or a [`LoadedVcpu`] owns the registers (**Single Owner**). Each is made only by an edge
+//! of the [handoff word](crate::handoff), which is Loaded from then on. Each borrows this pCPU's executor, and so
+//! cannot be sent to another pCPU.
 
 #![allow(unsafe_code)] // the tokens turn ownership of the handoff word into references
 
@@ -31,26 +31,26 @@ use crate::pcpu::Task;
 use crate::sync::{AtomicBool, AtomicU16, Fixed, Ordering, ProtocolCell};
 use crate::vm::{self, Vm};
 
-/// A vCPU. Lives for ever, so a save that is outstanding always has somewhere to go.
+/// A vCPU. It is never freed, so the memory for an outstanding save always exists.
 #[repr(C, align(64))] // the word, and what a switch needs besides the registers, in the first cache line
 pub struct Vcpu {
     handoff: Handoff,
     id: AtomicU16,
-    /// The log has said that this vCPU's VM is stopped.
+    /// The console has reported that this vCPU's VM is stopped.
     pub stop_was_reported: AtomicBool,
-    /// It is the primary's.
+    /// Whether it is a vCPU of the primary.
     primary: AtomicBool,
     vm: Fixed<Vm>,
     pub interrupts: VirtualInterrupts,
     pub counters: Counters,
-    /// Whose these are is what `handoff` says.
+    /// Protected by `handoff`: only the owner that it names may access them.
     owned: ProtocolCell<Owned>,
 }
 
-/// What belongs to the owner of a vCPU's registers.
+/// What only the owner of a vCPU's registers may access.
 #[repr(C)]
 pub struct Owned {
-    /// The index of the pCPU where it ran last, or [`NOWHERE`].
+    /// The index of the pCPU on which it was loaded last, or [`NOWHERE`].
     last: u8,
     pub regs: Regs,
 }
@@ -58,7 +58,7 @@ pub struct Owned {
 const NOWHERE: u8 = u8::MAX;
 
 impl Vcpu {
-    /// A vCPU that was not turned on.
+    /// A vCPU that is off.
     pub const fn new() -> Self {
         Self {
             handoff: Handoff::parked(Life::blocked(Completion::PowerOn)),
@@ -72,25 +72,25 @@ impl Vcpu {
         }
     }
 
-    /// Which of its VM's vCPUs this is.
+    /// Its id within its VM.
     #[inline]
     pub fn id(&self) -> VcpuId {
         VcpuId(self.id.load(Ordering::Relaxed))
     }
 
-    /// Whose it is.
+    /// The VM that it belongs to.
     #[inline]
     pub fn vm(&self) -> &'static Vm {
         self.vm.get()
     }
 
-    /// Whether it is the primary's.
+    /// Whether it is a vCPU of the primary.
     #[inline]
     pub fn is_primarys(&self) -> bool {
         self.primary.load(Ordering::Relaxed)
     }
 
-    /// Says so. At boot, before anybody runs.
+    /// Sets its VM and its id. At boot, before any vCPU runs.
     pub fn belongs_to(&'static self, vm: &'static Vm, id: VcpuId) {
         self.primary.store(vm.id.is_primary(), Ordering::Relaxed);
         self.id.store(id.0, Ordering::Relaxed);
@@ -98,11 +98,11 @@ impl Vcpu {
         vm.set_handoff(id, &self.handoff);
     }
 
-    /// Asks for the registers, on the pCPU whose executor this is.
+    /// Acquires the registers, on the pCPU of `local`, or queues that pCPU for them.
     ///
     /// # Errors
     ///
-    /// Why they are not there to be had, or a place in the queue for them.
+    /// Why they could not be acquired, with a [`Grant`] to await if this pCPU is queued.
     #[inline(always)]
     pub fn acquire(&'static self, local: &'static Local, patience: Patience) -> Result<ParkedRegs, Unavailable> {
         match self.handoff.acquire(local.cpu(), patience) {
@@ -114,7 +114,7 @@ impl Vcpu {
         }
     }
 
-    /// What the future is compared with: as long as the save takes, this pCPU does nothing else.
+    /// The spin that the future is compared with: this pCPU does nothing else until the save is published.
     #[inline(never)]
     fn spin_until_granted(&'static self, local: &'static Local) -> ParkedRegs {
         loop {
@@ -126,25 +126,26 @@ impl Vcpu {
         }
     }
 
-    /// What the vCPU waits for, if nobody has it and it waits.
+    /// The completion that the vCPU is blocked on, if it is parked and blocked.
     #[inline(always)]
     pub fn blocked_on(&self) -> Option<Completion> {
         self.handoff.blocked_on()
     }
 
-    /// Something was brought for this vCPU, which ends its wait if it is in one of those that `ends` names.
+    /// A message or interrupt was recorded for this vCPU: wakes it if it is blocked on a completion for which `ends`
+    /// holds.
     #[inline(always)]
     pub fn wake(&self, ends: impl Fn(Completion) -> bool) -> Wake {
         self.handoff.wake(ends)
     }
 
-    /// Makes the vCPU, which was found running on `cpu`, exit from there, unless it has by itself.
+    /// Kicks the vCPU, which a wake found loaded on `cpu`, out of the guest, unless it has left already.
     #[inline]
     pub fn kick(&self, local: &Local, cpu: CpuId) {
         arch::kick(&local.pcpus()[cpu.index()].arch, || self.handoff.is_loaded_on(cpu));
     }
 
-    /// Sets a vCPU up that nobody has run yet, or runs. At boot, on the boot pCPU, which `me` is.
+    /// Sets up a vCPU that has never run. At boot, on the boot pCPU, which is `me`.
     pub fn set_up(&'static self, me: CpuId, prepare: impl FnOnce(&mut Owned) -> Life) {
         let _ = self.handoff.wake(|_| true);
         if let Acquire::Owned(_) = self.handoff.acquire(me, Patience::WhileSaving) {
@@ -155,12 +156,12 @@ impl Vcpu {
         }
     }
 
-    /// Where it is and what it would do next. Stale as soon as it is returned.
+    /// The state of its handoff word. Stale as soon as it is returned.
     pub fn state(&self) -> State {
         self.handoff.state()
     }
 
-    /// Whether the completion of its call would be ready.
+    /// Whether a poll of this completion would be ready.
     fn is_ready(&self, completion: Completion) -> bool {
         completion.is_ready(self.id(), &self.interrupts, &self.vm().mailbox)
     }
@@ -172,7 +173,7 @@ impl Default for Vcpu {
     }
 }
 
-/// Why the registers are not there to be had; see [`Acquire`].
+/// Why the registers could not be acquired; see [`Acquire`].
 #[must_use]
 pub enum Unavailable {
     Blocked(Completion),
@@ -180,13 +181,13 @@ pub enum Unavailable {
     Busy,
 }
 
-/// A place in the queue for the registers. Resolves when the owner has let go of them, in favour of this pCPU: then they are
-/// there to be acquired.
+/// The future of a grant: this pCPU is `next` in the handoff word. Resolves when the previous owner has granted the
+/// registers to this pCPU; then call [`Vcpu::acquire`] again.
 ///
-/// Its waker is the word: the number of a pCPU is all that the waker of its main task holds, so the main task is the one
-/// that awaits it.
+/// No waker is stored: the id of the pCPU in the word stands for the waker of its main task, so only the main task may
+/// await it.
 ///
-/// Cancel safety: dropping it before it has resolved withdraws the request, granted or not (**Cancel Is Clean**).
+/// Cancel safety: dropping it before it has resolved withdraws, granted or not (**Cancel Is Clean**).
 #[must_use = "dropping a place in the queue gives it up"]
 pub struct Grant {
     vcpu: &'static Vcpu,
@@ -217,9 +218,9 @@ impl Drop for Grant {
     }
 }
 
-/// Exclusive access to registers that sit saved in memory.
+/// Exclusive access to registers that are in memory.
 ///
-/// Loading them takes the token, so nobody can touch them in memory while they are in the hardware:
+/// Loading them consumes the token, so they cannot be accessed in memory while they are in the hardware:
 ///
 /// ```
 /// # use baton::vcpu::{LoadedVcpu, ParkedRegs};
@@ -240,7 +241,7 @@ impl Drop for Grant {
 pub struct ParkedRegs {
     vcpu: &'static Vcpu,
     local: &'static Local,
-    /// What it does next, if it is let go of without having run.
+    /// The state with which it is published if it is released without having run.
     life: Life,
 }
 
@@ -256,13 +257,14 @@ impl ParkedRegs {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// What it would do next.
+    /// The state of the vCPU: ready, woken, or blocked after [`Self::settle`] was pending.
     #[inline]
     pub fn life(&self) -> Life {
         self.life
     }
 
-    /// Settles what its call owes: ready if the result is injected, or there is none; else the vCPU is blocked still.
+    /// Polls the vCPU's completion and writes its result to the registers. Ready if the vCPU can run; pending if it is
+    /// still blocked.
     #[inline(always)]
     pub fn settle(&mut self) -> Poll<()> {
         let (vcpu, life) = (self.vcpu, self.life);
@@ -278,15 +280,15 @@ impl ParkedRegs {
         Poll::Ready(())
     }
 
-    /// Lets go of a vCPU that was not loaded, so that there is nothing to save. Returns as [`LoadedVcpu::park`].
+    /// Publishes a vCPU that was not loaded, so nothing is saved. Returns as [`LoadedVcpu::park`].
     #[cold]
-    #[must_use = "as of `LoadedVcpu::park`"]
+    #[must_use = "as `LoadedVcpu::park`"]
     pub fn release(self) -> bool {
         let Self { vcpu, local, life } = *ManuallyDrop::new(self);
         let_go(vcpu, local, life, |_| ())
     }
 
-    /// Puts the registers into this pCPU's hardware.
+    /// Loads the registers into this pCPU's hardware.
     #[inline(never)] // the primary's, once
     pub fn load(self) -> LoadedVcpu {
         let mut loaded = self.loading();
@@ -294,7 +296,7 @@ impl ParkedRegs {
         loaded
     }
 
-    /// The token for registers that are being put into the hardware.
+    /// Makes the token for registers that the caller loads next.
     #[inline(always)]
     fn loading(self) -> LoadedVcpu {
         let Self { vcpu, local, .. } = *ManuallyDrop::new(self); // there is something to save from here on
@@ -312,7 +314,7 @@ impl Drop for ParkedRegs {
     #[cold]
     #[inline(never)]
     fn drop(&mut self) {
-        // Not blocked: `release` is for that.
+        // The result is only for a blocked vCPU, which `release` is for.
         let _ = let_go(self.vcpu, self.local, self.life, |_| ());
     }
 }
@@ -330,7 +332,7 @@ impl Owned {
 
 /// The vCPU whose registers are in this pCPU's hardware.
 ///
-/// It stays there until it is parked: another pCPU may have the vCPU, and can never have the token.
+/// It stays there until it is parked. A reference to the vCPU may go to another pCPU, the token may not:
 ///
 /// ```
 /// # use baton::vcpu::LoadedVcpu;
@@ -348,7 +350,7 @@ impl Owned {
 /// }
 /// ```
 ///
-/// What was borrowed of it does not outlive it:
+/// A borrow of its registers does not outlive it:
 ///
 /// ```
 /// # use baton::{handoff::Life, vcpu::LoadedVcpu};
@@ -371,7 +373,7 @@ impl Owned {
 pub struct LoadedVcpu {
     vcpu: &'static Vcpu,
     local: &'static Local,
-    /// What it would do next if it were parked now.
+    /// The state with which it is published when it is parked.
     life: Life,
 }
 
@@ -392,8 +394,8 @@ impl LoadedVcpu {
         unsafe { self.vcpu.owned.get_mut() }
     }
 
-    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit. Its hypercalls are
-    /// served by `dispatcher`; see [`Guest::new`].
+    /// Enters the guest, with its virtual interrupt line high or low, and returns at its next exit. `dispatcher` serves
+    /// its hypercalls; see [`Guest::new`].
     #[inline(always)]
     pub fn enter<D>(&mut self, dispatcher: &'static D, line: bool) -> Exit {
         let (vcpu, local) = (self.vcpu, self.local);
@@ -403,17 +405,19 @@ impl LoadedVcpu {
         unsafe { local.arch().enter(&raw mut (*vcpu.owned.as_ptr()).regs, guest, line) }
     }
 
-    /// The token of the guest whose call is being served, from inside its [`Self::enter`].
+    /// A second token for the guest whose hypercall is being served, inside its [`Self::enter`].
     ///
     /// # Safety
     ///
-    /// `vcpu` has been entered on the pCPU of `local` by that function, which goes on only when the call has been served.
+    /// `vcpu` was entered on the pCPU of `local` by [`Self::enter`], which continues only when the call has been
+    /// served.
     #[inline]
     pub unsafe fn calling(vcpu: &'static Vcpu, local: &'static Local) -> ManuallyDrop<LoadedVcpu> {
         ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::READY })
     }
 
-    /// Makes room in the hardware for another vCPU, and loads that, without giving this one up: only the primary's does this.
+    /// World switch from the primary to a secondary: moves the primary's EL1 registers to memory and loads the
+    /// secondary's. The primary's handoff word stays Loaded.
     #[inline(always)]
     pub fn make_way_for(&mut self, regs: ParkedRegs) -> LoadedVcpu {
         let mut loaded = regs.loading();
@@ -421,23 +425,23 @@ impl LoadedVcpu {
         loaded
     }
 
-    /// Comes back after [`Self::make_way_for`].
+    /// World switch back to the primary, after the secondary of [`Self::make_way_for`] was parked.
     #[inline]
     pub fn come_back(&mut self) {
         let local = self.local;
         local.arch().take_back(&self.owned().regs);
     }
 
-    /// It waits for this: whoever brings it wakes it, once it is parked.
+    /// Marks the vCPU as blocked on this completion when it is parked.
     #[inline(always)]
     pub fn block(&mut self, on: Completion) {
         self.life = Life::blocked(on);
     }
 
-    /// Saves the vCPU and lets go of it. Whoever waited for it is woken. Returns whether it was about to block and was woken
-    /// meanwhile.
+    /// Saves and publishes the vCPU, and wakes the pCPU that waits for it. Returns whether the vCPU was about to block
+    /// and was woken before it was published.
     #[inline(always)]
-    #[must_use = "the primary is to be told of a vCPU that is woken meanwhile: it may be that nobody else tells it"]
+    #[must_use = "the primary must be notified of a vCPU that was woken meanwhile: this may be its only notification"]
     pub fn park(self) -> bool {
         let Self { vcpu, local, life } = *ManuallyDrop::new(self);
         let_go(vcpu, local, life, |owned| local.arch().save(&mut owned.regs))
@@ -453,19 +457,20 @@ impl Drop for LoadedVcpu {
     }
 }
 
-/// Lets go of a vCPU, in the only order that is right: deschedule, every register to memory, publish, wake.
+/// Lets go of a vCPU, in the only correct order: deschedule, save every register, publish, wake.
 ///
-/// What was brought while it was loaded has not woken it: if it is about to block, it looks for that itself, when its word
-/// says Blocked already (**No Wake Is Lost**). Returns whether it was to block, and was woken before it was published.
+/// A wake of a loaded vCPU only sets `brought`. If the vCPU is about to block, this pCPU checks its completion after
+/// the deschedule, when the word says Blocked already (**No Wake Is Lost**). Returns whether the vCPU was about to
+/// block and was woken before it was published.
 #[inline(always)]
 fn let_go(vcpu: &'static Vcpu, local: &Local, life: Life, save: impl FnOnce(&mut Owned)) -> bool {
     let me = local.cpu();
     let brought = vcpu.handoff.deschedule(me, life);
     if cfg!(feature = "no-gate") {
-        // The negative control: what everybody else has had to find out the hard way.
+        // The negative control: publish before save is the race that this crate prevents.
         wake_next(local, vcpu.handoff.publish(me, life).0);
     }
-    // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race itself.)
+    // SAFETY: Single Owner: the word says Saving by this pCPU. (With `no-gate` this is the race.)
     save(unsafe { vcpu.owned.get_mut() });
     if cfg!(feature = "save-window") {
         arch::before_publish();
@@ -479,12 +484,12 @@ fn let_go(vcpu: &'static Vcpu, local: &Local, life: Life, save: impl FnOnce(&mut
         published = woken_or_not;
         wake_next(local, next);
     }
-    // A kick that crossed is cleaned up here, so that the primary never sees it.
+    // A kick that was sent before the publish is cleared here, so that the primary never sees it.
     arch::take_kick(&local.pcpu().arch);
     published != life
 }
 
-/// Wakes a vCPU that is about to wait, if what it waits for was brought while it was loaded.
+/// Wakes a vCPU that is about to block, if its completion became ready while it was loaded.
 #[cold]
 #[inline(never)]
 fn wake_itself(vcpu: &Vcpu, life: Life) {
@@ -493,7 +498,7 @@ fn wake_itself(vcpu: &Vcpu, life: Life) {
     }
 }
 
-/// Does what an edge of the handoff word asks for. After the swap, with no lock held.
+/// Takes the action that an edge of the handoff word returned. After the swap, with no lock held.
 #[inline]
 fn wake_next(local: &Local, next: Next) {
     if let Next::Wake(cpu) = next {

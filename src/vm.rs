@@ -10,10 +10,10 @@ use crate::ids::{MAX_VCPUS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
 use crate::sync::{AtomicU8, AtomicU64, Fixed, Ordering};
 
-/// Most pieces that a VM's memory is in: the primary's has a hole for the hypervisor and may span banks of RAM.
+/// The most regions of a VM's memory: the primary's has a hole for the hypervisor and may span banks of RAM.
 pub const MAX_REGIONS: usize = 8;
 
-/// Pieces of physical memory, each `start..end`.
+/// Regions of physical memory, each `start..end`.
 pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
 
 /// A VM. Everything but the atomics is fixed at boot.
@@ -21,23 +21,24 @@ pub struct Vm {
     pub id: VmId,
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
-    /// The addresses of the mailbox pages, fixed by the first `vm_configure`; until then 0, where no VM has a page.
+    /// The addresses of the mailbox pages, fixed by the first `vm_configure`. Until then 0, which is never a page of a
+    /// VM.
     send_page: AtomicU64,
     recv_page: AtomicU64,
     pub mailbox: Mailbox,
-    /// The handoff words of its vCPUs, for whoever sends to them.
+    /// The handoff words of its vCPUs, for senders.
     handoffs: [Fixed<Handoff>; MAX_VCPUS],
-    /// A [`Stop`], or 0; and [`SHARES_TLB`].
+    /// A bit for each rare feature in use: a [`Stop`], or 0; and [`SHARES_TLB`].
     special: AtomicU8,
 }
 
-/// Other vCPUs of the VM may run on the same pCPU.
+/// Several vCPUs of the VM may run on the same pCPU.
 const SHARES_TLB: u8 = 1 << 7;
 
 impl Vm {
     /// A VM with this many vCPUs.
     pub const fn new(id: VmId, vcpus: usize, memory: Regions) -> Self {
-        // A vCPU of the primary never leaves its pCPU.
+        // A vCPU of the primary never migrates.
         let special = if id.is_primary() || vcpus <= 1 { 0 } else { SHARES_TLB };
         Self {
             id,
@@ -50,13 +51,13 @@ impl Vm {
         }
     }
 
-    /// The handoff word of a vCPU of this VM, which is a secondary.
+    /// The handoff word of a vCPU of this VM, which must be a secondary.
     #[inline(always)]
     pub fn handoff(&self, vcpu: VcpuId) -> &'static Handoff {
         self.handoffs[vcpu.index() % MAX_VCPUS].get()
     }
 
-    /// Says which it is. At boot, before anybody runs.
+    /// Sets the handoff word of a vCPU. At boot, before any vCPU runs.
     pub fn set_handoff(&self, vcpu: VcpuId, handoff: &'static Handoff) {
         if let Some(place) = self.handoffs.get(vcpu.index()) {
             place.set(handoff);
@@ -73,7 +74,7 @@ impl Vm {
                 .any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
     }
 
-    /// Where its messages come from, once configured.
+    /// The page from which it sends, if configured.
     #[inline]
     pub fn send_page(&self) -> Option<Pa> {
         match self.send_page.load(Ordering::Relaxed) {
@@ -82,7 +83,7 @@ impl Vm {
         }
     }
 
-    /// Where messages for it go, once configured.
+    /// The page in which it receives, if configured.
     #[inline]
     pub fn recv_page(&self) -> Option<Pa> {
         match self.recv_page.load(Ordering::Relaxed) {
@@ -95,12 +96,12 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// Unless both are pages of this VM's RAM, distinct, and none was configured before.
+    /// If they are not two different pages of this VM's RAM, or pages were configured before.
     pub fn configure(&self, send: u64, recv: u64) -> Result<(), Refused> {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
-        // Relaxed: the addresses are all that there is to see.
+        // Relaxed: nothing but the addresses is published.
         if self.send_page.compare_exchange(0, send, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Err(Refused);
         }
@@ -108,10 +109,11 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether a run of one of its vCPUs is a special one: the VM was stopped, or its vCPUs share TLB entries.
+    /// Whether a run of one of its vCPUs needs the checks of a rare case: the VM was stopped, or its vCPUs share TLB
+    /// entries.
     #[inline]
     pub fn is_special(&self) -> bool {
-        // Relaxed, here and below: `stop` is followed by a wake of each vCPU, and a run looks behind its acquire.
+        // Relaxed, here and below: `stop` is followed by a wake of each vCPU, and a run checks after its acquire.
         self.special.load(Ordering::Relaxed) != 0
     }
 
@@ -133,11 +135,11 @@ impl Vm {
     }
 }
 
-/// A guest asked for something that its arguments do not allow.
+/// The arguments of the call are not valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refused;
 
 static NOBODYS_HANDOFF: Handoff = Handoff::parked(Life::READY);
 
-/// The VM of a vCPU that belongs to none yet.
+/// The VM of a vCPU that has not been assigned to one yet.
 pub static NOBODYS: Vm = Vm::new(VmId(u16::MAX), 0, Regions::new());

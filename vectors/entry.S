@@ -1,18 +1,18 @@
-// Entry: from the boot loader's or the firmware's hands to Rust with a stack, an address space and zeroed memory.
+// Entry: from the boot loader or the firmware to Rust, with a stack, an address space and zeroed memory.
 //
 // The image is position-independent. Until the relocations below are applied, only PC-relative code runs; until the MMU
-// is on, only code that touches no memory but one page table.
+// is on, only code that accesses no memory but one page table.
 
 .section .text.entry, "ax"
 
-// The arm64 Linux `Image` header, which is what makes a loader pass a device tree.
-// Source: Documentation/arch/arm64/booting.rst of Linux.
+// The arm64 Linux `Image` header, with which a loader passes a device tree. Source:
+// Documentation/arch/arm64/booting.rst of Linux.
 .global baton_image
 baton_image:
     b       baton_entry
     .long   0
     .quad   0                           // text_offset from a 2 MiB boundary
-    .quad   baton_image_size            // with .bss: nothing else may be put there
+    .quad   baton_image_size            // with .bss: the loader must not use it
     .quad   0b1010                      // little-endian, 4 KiB pages, anywhere in memory
     .quad   0, 0, 0
     .ascii  "ARM\x64"
@@ -21,15 +21,15 @@ baton_image:
 // In: x0 = device tree. MMU and caches off, EL2h, interrupts masked.
 baton_entry:
     mov     x19, x0
-    msr     tpidr_el2, xzr              // pCPU 0, until it is known better
+    msr     tpidr_el2, xzr              // pCPU 0, until the index is known
     bl      baton_reset_hcr
     bl      baton_set_vectors
     adrp    x20, baton_image
     add     x20, x20, :lo12:baton_image
 
-    // 1. The first address space, in blocks of 1 GiB: devices at the bottom, and wherever the image and the device tree
-    //    are. Its table is all that is written while the caches are off, so no cache may know better: neither what would
-    //    be written back over it, nor what the MMU would read in its place.
+    // 1. The early address space, in blocks of 1 GiB: devices at the bottom, and the blocks of the image and of the
+    //    device tree. Only its table is written while the caches are off, so no cache may hold a line of it: neither a
+    //    dirty line that would be written back over it, nor a stale one that the MMU would read instead.
     adrp    x21, baton_early_table
     mov     x0, x21
     add     x1, x21, #4096
@@ -57,8 +57,8 @@ baton_entry:
     mov     x0, x21
     bl      baton_mmu_on
 
-    // 2. Relocate. .relr.dyn has words: an even one is the offset of a word to which the image's address is to be added;
-    //    an odd one is a map of the 63 words behind the last one, bit 1 being the next.
+    // 2. Relocate. .relr.dyn has words. An even word is the offset of a word to which the image's address is added. An
+    //    odd word is a bit map of the 63 words after the last one; bit 1 is the next word.
     adrp    x0, __relr_start
     add     x0, x0, :lo12:__relr_start
     adrp    x1, __relr_end
@@ -83,7 +83,7 @@ baton_entry:
 4:  add     x5, x5, #8
     b       3b
 
-    // 3. Zero .bss; the boot pCPU's stack; Rust.
+    // 3. Zero .bss; set the boot pCPU's stack; enter Rust.
 5:  adrp    x0, __bss_start
     add     x0, x0, :lo12:__bss_start
     mov     w1, wzr
@@ -98,7 +98,7 @@ baton_entry:
     mov     x0, x19
     b       baton_main
 
-// Maps the 1 GiB around the address x0 as memory, unless it is where the devices are. x21 = the table.
+// Maps the 1 GiB block of the address x0 as memory, unless it is that of the devices. x21 = the table.
 baton_map_early:
     ubfx    x1, x0, #30, #9
     cbz     x1, 1f
@@ -108,8 +108,8 @@ baton_map_early:
     str     x2, [x21, x1, lsl #3]
 1:  ret
 
-// Where the firmware starts every further pCPU. In: x0 = its number, and in bits 8 and up that of its stack. x1.. unknown;
-// MMU off, EL2h, masked.
+// The entry point of every further pCPU, from the firmware. In: x0 = its index, and in bits 8 and up the index of its
+// stack. x1 and up unknown; MMU off, EL2h, interrupts masked.
 .global baton_secondary_entry
 baton_secondary_entry:
     and     x19, x0, #0xff
@@ -129,7 +129,7 @@ baton_secondary_entry:
     mov     x0, x19
     b       baton_secondary_main
 
-// Unknown at reset: no host extensions, EL1 is AArch64, nothing trapped yet.
+// HCR_EL2 is unknown at reset: no VHE, EL1 is AArch64, no traps yet.
 baton_reset_hcr:
     mov     x9, #1 << 31
     msr     hcr_el2, x9
@@ -143,8 +143,9 @@ baton_set_vectors:
     isb
     ret
 
-// Turns the MMU on, or changes the address space of a pCPU that has it on: off in between, so no two translations of
-// one address are ever live together (break before make). In: x0 = TTBR0_EL2. Touches no memory but its own code.
+// Turns the MMU on, or changes the address space of a pCPU whose MMU is on. The MMU is off in between, so two
+// translations of one address are never live together (break-before-make). In: x0 = TTBR0_EL2. Accesses no memory but
+// its own code.
 .global baton_mmu_on
 baton_mmu_on:
     mrs     x9, sctlr_el2

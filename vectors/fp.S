@@ -1,4 +1,4 @@
-// The FP and SIMD registers of a guest: q0 to q31, FPSR, FPCR; 528 bytes at x0. EL2 itself has no use for them.
+// Save and load of a guest's FP and SIMD registers: q0 to q31, FPSR, FPCR; 528 bytes at x0. EL2 does not use them.
 
 .section .text.fp, "ax"
 .arch_extension fp

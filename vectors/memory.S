@@ -1,19 +1,19 @@
-// Memory, a cache line and more at a time: the copies and fills under what compiled code calls memcpy, memmove, memset and
-// memcmp, and cache maintenance. The names of C are given to them where the image is put together, not here, so that a
-// test VM can have these functions beside those that it uses itself.
+// Memory functions: memcpy, memmove, memset and memcmp for compiled code, and cache maintenance. `arch/aarch64/mod.rs`
+// gives them their C names, so that a test VM can link them beside its own.
 //
-// EL2 has no FP registers to spare, so a round moves 128 bytes by pairs of general ones. Accesses may be unaligned and
-// zeroing uses DC ZVA: all of it is for normal memory with the MMU on, and the MMU is on before the first Rust function.
+// The FP registers are the guests', so a round moves 128 bytes by pairs of general registers. Accesses may be
+// unaligned, and zeroing uses DC ZVA. Both need normal memory with the MMU on, which it is before the first Rust
+// function.
 //
-// All of these are functions of C: x0 to x17 are theirs to change.
+// All of them follow the C calling convention, and change only x0 to x17.
 
 .section .text.memory, "ax"
 
 // void *baton_copy(void *to, const void *from, size_t size): memcpy, and memmove, whose areas may overlap.
 //
-// A piece of up to 64 bytes is loaded as a whole, from both of its ends, before any of it is stored: whether the areas
-// overlap does not matter. What is longer goes in rounds, in the direction in which no round overwrites what is still to
-// be read, until such a piece is left.
+// A piece of up to 64 bytes is loaded completely, from both of its ends, before any of it is stored, so the areas may
+// overlap. A longer copy goes in rounds, in the direction in which no round overwrites bytes that are still to be read,
+// until such a piece is left.
 //
 // x0 = to, returned; x1 = from; x2 = bytes left; x3 = to, moving.
 .global baton_copy
@@ -131,7 +131,7 @@ baton_copy:
 
 // void *baton_fill(void *to, int byte, size_t size): memset.
 //
-// The first and the last 64 bytes are written as they lie, overlapping if need be; aligned rounds fill what is between.
+// The first and the last 64 bytes are written unaligned, and may overlap; aligned rounds fill the bytes between.
 //
 // x0 = to, returned; x1 = the byte, eight times; x2 = size, then the end of the rounds; x3 = to, moving; x4 = the end.
 .global baton_fill
@@ -195,10 +195,10 @@ baton_fill:
     strb    w1, [x0, x2]
     ret
 
-// x3 = where, a multiple of 64; x5 = bytes that DC ZVA zeroes, of which there are 8 times as many at least.
+// x3 = to, a multiple of 64; x5 = bytes that DC ZVA zeroes; at least 8 times as many are left.
 .Lzero:
     sub     x6, x5, #1
-1:  tst     x3, x6                      // lines, to where it may begin
+1:  tst     x3, x6                      // lines, up to the first aligned block
     b.eq    2f
     stp     x1, x1, [x3]
     stp     x1, x1, [x3, #16]
@@ -224,9 +224,10 @@ baton_fill:
     add     x3, x3, x5
     b       4b
 
-// int baton_compare(const void *a, const void *b, size_t size): memcmp, and bcmp, which is content with less.
+// int baton_compare(const void *a, const void *b, size_t size): memcmp, and bcmp, which needs less.
 //
-// Eight bytes at a time as long as they are equal; what differs, and the rest, byte by byte.
+// Eight bytes at a time while they are equal; in the first eight that differ, the first byte decides; the rest byte by
+// byte.
 .global baton_compare
 .balign 64
 baton_compare:
@@ -286,13 +287,13 @@ baton_compare:
 4:  ret
 .endm
 
-// What was written goes to memory, and what is cached goes.
+// Cleans and invalidates.
 .global baton_clean
 .balign 64
 baton_clean:
     by_lines civac
 
-// What is cached goes; it must be of no interest to anybody.
+// Invalidates without cleaning: the cached contents are lost.
 .global baton_discard
 .balign 64
 baton_discard:

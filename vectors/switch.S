@@ -1,11 +1,10 @@
-// Entering a guest, and coming back: a function call as far as Rust is concerned, but that only x19, x29 and the stack
-// pointer survive it (see `Cpu::enter`).
+// Guest entry and exit: to Rust a function call that preserves only x19, x29 and the stack pointer (see `Cpu::enter`).
 //
-//   baton_enter(x0 = regs.x, x1 = vCPU, x2 = dispatcher, x3 = HCR_EL2) -> x18 = how it came back, x0 and x1 = the reply to
-//   its call, if it was by a call
+//   baton_enter(x0 = regs.x, x1 = vCPU, x2 = dispatcher, x3 = HCR_EL2) -> x18 = exit code; if the exit is a hypercall,
+//   x0 and x1 = its reply
 //
-// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, dispatcher; x19,
-// x29. So an exit finds its registers without any per-CPU pointer. A vector pushes x18 and x30 below that.
+// While the guest runs, this pCPU's stack holds, from the stack pointer up: regs, the return address; vCPU, dispatcher;
+// x19, x29. So an exit finds regs without a per-CPU pointer. A vector pushes x18 and x30 below that.
 
 .section .text.switch, "ax"
 
@@ -27,7 +26,7 @@ baton_enter:
     ldp     x22, x23, [x0, #8 * 22]
     ldp     x20, x21, [x0, #8 * 20]
     ldp     x18, x19, [x0, #8 * 18]
-    cbnz    x5, 1f                      // it comes back from a call
+    cbnz    x5, 1f                      // the guest returns from a hypercall
     ldp     x16, x17, [x0, #8 * 16]
     ldp     x14, x15, [x0, #8 * 14]
     ldp     x12, x13, [x0, #8 * 12]
@@ -46,7 +45,8 @@ baton_enter:
     mov     x1, xzr
     answer
 
-// The end of an exit: x18 = how, x0 and x1 = the reply, x30 = regs, in which the guest's registers are saved.
+// The end of an exit. x18 = exit code, x0 and x1 = the reply, x30 = regs, in which the guest's general registers are
+// saved.
 .macro leave
     mrs     x3, elr_el2
     mrs     x4, spsr_el2
@@ -57,12 +57,12 @@ baton_enter:
     ret
 .endm
 
-// A hypercall that does not just return; the vector pushed x18 and x30. x0 and x1 = the reply, of which x1 is not 0. The
-// guest's result is 0, or is injected later.
+// Exit by a hypercall that is not answered at once; the vector pushed x18 and x30. x0 and x1 = the reply; x1 is not 0.
+// The guest's result is 0, or is written when its completion is ready.
 .global baton_exit_call
 .balign 64
 baton_exit_call:
-    // x0 to x17 are the answer's, so the guest's are not kept; the word behind x30 is not 0 and says so.
+    // The answer overwrites x0 to x17, so they are not saved; `returns`, after x30, gets x1, which is not 0.
     ldr     x30, [sp, #16]              // regs
     ldp     x2, x3, [sp], #16           // the guest's x18 and x30
     str     xzr, [x30]
@@ -76,7 +76,8 @@ baton_exit_call:
     mov     x18, #{HOW_CALL}
     leave
 
-// Any other exit; the vector pushed x18 and x30. x18 = how it came back. All other registers are the guest's.
+// Any other exit; the vector pushed x18 and x30. x18 = exit code. All other general registers are the guest's. Clears
+// `returns`.
 .global baton_exit
 .balign 64
 baton_exit:

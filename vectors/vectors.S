@@ -1,17 +1,17 @@
 // The exception vectors of EL2.
 //
-// From a lower EL (64 bits): a hypercall is served right here, by the Rust function that knows what it means; all that a
-// call that answers at once ever touches is what that function needs. Everything else goes to `baton_exit`, which returns
-// from `baton_enter` with how it was: a syndrome, an interrupt, a system error. From EL2 itself: never expected; every
-// register goes into a frame and Rust prints it and ends the machine. A lower EL with 32 bits does not exist: HCR_EL2.RW
-// says so.
+// From a lower EL in AArch64: a hypercall is served here, by the Rust function `baton_hypercall`; a call that is
+// answered at once costs only the registers that this function uses. Every other exit goes to `baton_exit`, which
+// returns from `baton_enter` with the exit code: a syndrome, an interrupt, a system error. From EL2: never expected;
+// all registers are saved in a frame, and Rust prints them and powers the machine off. From a lower EL in AArch32: not
+// possible, because HCR_EL2.RW is set.
 //
 // Source: Arm ARM, DDI 0487, section D1.4, exception vectors.
 
 .section .text.vectors, "ax"
 
-// Back to a guest with the answer to its call: x0 and x1 are in place, and so is everything from x18 up. x17 = regs.
-// Loads take half the instructions of so many moves.
+// Returns to a guest with the answer to its hypercall: x0, x1, and x18 and up are in place. x17 = regs. Zeroing by
+// loads takes half the instructions of moves.
 .macro answer
     ldp     x2, x3, [x17, #{ZERO}]
     ldp     x4, x5, [x17, #{ZERO}]
@@ -26,7 +26,7 @@
     isb
 .endm
 
-// The stack holds regs, and above it vCPU and dispatcher (`switch.S`).
+// The stack holds regs, and above it the vCPU and the dispatcher (`switch.S`).
 .macro synchronous
 .balign 0x80
     stp     x18, x30, [sp, #-16]!
@@ -35,7 +35,7 @@
     cmp     x30, #0x16                  // HVC in AArch64 state
     b.ne    baton_exit
     ldp     x4, x5, [sp, #32]           // vCPU, dispatcher
-    bl      baton_hypercall             // x0 to x3 = arguments; returns a reply: x0 = result, x1 = 0 if there is one
+    bl      baton_hypercall             // x0 to x3 = arguments; returns a reply: x0 = value, x1 = kind; 0 = answered
     cbnz    x1, baton_exit_call
     ldr     x17, [sp, #16]              // regs
     ldp     x18, x30, [sp], #16
@@ -49,10 +49,10 @@
     b       baton_exit
 .endm
 
-// The stack pointer may be what is broken (the guard page under a stack): the frame goes to a stack of its own.
+// The stack pointer may be invalid (the guard page below a stack), so the frame goes to a separate stack.
 .macro from_el2 number
 .balign 0x80
-    msr     tpidr_el0, x0               // a guest's, but nothing runs after this
+    msr     tpidr_el0, x0               // a guest's, but no guest runs after this
     mov     x0, #\number
     b       baton_el2_fault
 .endm
@@ -77,8 +77,8 @@ baton_vectors:
     from_el2 14
     from_el2 15
 
-// x0 = which vector, TPIDR_EL0 = x0 as it was. One emergency stack: pCPUs that fault together may garble each other's
-// dump, but the first one ends the machine.
+// x0 = the vector, TPIDR_EL0 = the original x0. There is one emergency stack: pCPUs that fault together may corrupt
+// each other's dump, but the first one powers the machine off.
 baton_el2_fault:
     msr     tpidrro_el0, x1
     adrp    x1, baton_emergency_stack_top
@@ -104,7 +104,7 @@ baton_el2_fault:
     mrs     x3, tpidrro_el0
     stp     x2, x3, [x1]
     mov     sp, x1
-    // x0 = which vector, x1 = x0..x30 and the stack pointer
+    // x0 = the vector, x1 = the frame: x0 to x30 and the stack pointer
     bl      baton_report_el2_fault
 1:  wfi
     b       1b

@@ -1,19 +1,19 @@
 //! The only seam to hardware. `aarch64`, `fake` and `model` define the same names; everything else is portable.
 //!
-//! | name | what it is |
+//! | name | meaning |
 //! |---|---|
-//! | [`Regs`] | the register file of a vCPU in memory, with its constants |
-//! | [`Cpu`] | this pCPU: `load`, `save` and `enter` registers; `switch` from a primary that calls, `take_back` to it |
-//! | [`PcpuArch`] | which pCPU it is, and what others need to know to kick it |
-//! | [`this_cpu`] | which pCPU runs this |
-//! | [`interrupt_pending`] | whether a physical interrupt is pending that is the primary's to take |
-//! | [`kick`], [`take_kick`] | makes a pCPU come out of its secondary or its sleep; notices that it was for that |
-//! | [`prepare_sleep`], [`is_asleep`], [`finish_sleep`] | the sleep that a pCPU can be kicked out of |
-//! | [`set_virtual_interrupt`] | the line of the guest that has called |
-//! | [`STEPWISE`] | whether each entry of a guest is a round of the executor |
+//! | [`Regs`] | the registers of a vCPU in memory, with its constants |
+//! | [`Cpu`] | this pCPU: `load`, `save`, `enter`; world switch from the calling primary (`switch`) and back (`take_back`) |
+//! | [`PcpuArch`] | the id of a pCPU, and the state by which others kick it |
+//! | [`this_cpu`] | the id of the pCPU that runs this |
+//! | [`interrupt_pending`] | whether a physical interrupt is pending, which the primary will take |
+//! | [`kick`], [`take_kick`] | makes a pCPU leave its secondary or its sleep; checks for and clears a kick |
+//! | [`prepare_sleep`], [`is_asleep`], [`finish_sleep`] | the sleep from which a pCPU can be kicked |
+//! | [`set_virtual_interrupt`] | sets the virtual interrupt line of the calling guest |
+//! | [`STEPWISE`] | whether the executor enters a guest only once in each round |
 //! | [`doze`], [`sleep`], [`send_event`] | WFE, WFI, SEV |
 //! | [`copy_message`] | copies from one mailbox page to another |
-//! | [`bring_in`], [`system_off`], [`system_reset`] | the firmware |
+//! | [`bring_in`], [`system_off`], [`system_reset`] | firmware calls: CPU_ON, SYSTEM_OFF, SYSTEM_RESET |
 //! | [`before_publish`] | where a debugger may hold a pCPU between save and publish |
 
 pub mod guest;

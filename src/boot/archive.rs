@@ -10,7 +10,7 @@ pub struct Archive<'a> {
     bytes: &'a [u8],
 }
 
-/// What is wrong with an archive. The sentences go on after "the RAM disk ".
+/// Why an archive was rejected. The messages continue the text "the RAM disk ".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
     Format { at: usize },
@@ -19,7 +19,7 @@ pub enum Error {
     NoTrailer { at: usize },
 }
 
-/// Where an archive ends too early.
+/// The part of an entry in which a truncated archive ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     Header,
@@ -53,18 +53,18 @@ impl fmt::Display for Error {
 struct Entry<'a> {
     name: &'a [u8],
     data: &'a [u8],
-    /// Where the next one begins.
+    /// The offset of the next entry.
     next: usize,
 }
 
 const TRAILER: &[u8] = b"TRAILER!!!";
 
 impl<'a> Archive<'a> {
-    /// Takes the bytes for an archive if they are one, to its last entry.
+    /// Checks every entry, up to the trailer. Bytes after the trailer are ignored.
     ///
     /// # Errors
     ///
-    /// Says where it is damaged or cut off. What is behind its last entry is nobody's business.
+    /// Where the archive is damaged or truncated.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut at = 0;
         loop {
@@ -76,7 +76,7 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// The contents of the file with this name; a leading `./` in the archive says nothing.
+    /// The contents of the file with this name; a leading `./` in the archive is ignored.
     pub fn file(&self, name: &str) -> Option<&'a [u8]> {
         let mut at = 0;
         while let Ok(entry) = entry(self.bytes, at) {

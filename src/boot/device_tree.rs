@@ -1,20 +1,20 @@
-//! The device tree that the primary gets: the machine's, with its own RAM disk, and with the memory that is not its own
-//! reserved.
+//! The primary's device tree: the machine's, with the primary's RAM disk in `/chosen`, and with the memory of the
+//! hypervisor and of the secondaries reserved.
 
 use core::ops::Range;
 
 use super::error::Error;
 use super::fdt::{HEADER, Malformed, RESERVATION, Tree, WORD, field, token};
 
-/// Bytes that the edits may add: a reservation for each VM and the hypervisor, two properties with their names.
+/// The most bytes that the edits add: a reservation for each VM and the hypervisor, two properties with their names.
 const EDITS: u64 = 1024;
 
-/// How much room the primary's device tree needs, at most.
+/// The most bytes that the primary's device tree needs.
 pub fn room_for(original: &Range<u64>) -> u64 {
     original.end - original.start + EDITS
 }
 
-/// How many bytes of a device tree are in use. QEMU's says that it has 1 MiB, of which all but some 8 KiB are padding.
+/// The bytes of a device tree that are in use. The total size of QEMU's is 1 MiB, all but some 8 KiB of it padding.
 pub fn used(bytes: &[u8]) -> Option<usize> {
     let tree = Tree::parse(bytes).ok()?;
     // One more reservation ends the list.
@@ -23,11 +23,11 @@ pub fn used(bytes: &[u8]) -> Option<usize> {
     Some(blocks.into_iter().fold(reservations, usize::max) - bytes.as_ptr().addr())
 }
 
-/// The properties of `/chosen` that say where the RAM disk begins and ends.
+/// The properties of `/chosen` with the start and the end of the RAM disk.
 pub const START: &core::ffi::CStr = c"linux,initrd-start";
 pub const END: &core::ffi::CStr = c"linux,initrd-end";
 
-/// Writes the primary's device tree to `target`, which has [`room_for`] it.
+/// Writes the primary's device tree to `target`, whose size is [`room_for`].
 ///
 /// # Errors
 ///
@@ -59,7 +59,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
 
     let structure_at = to.size;
     to.bytes(before)?;
-    // The names go behind the strings that there are.
+    // The names are appended to the strings block.
     let names = [tree.strings.len(), tree.strings.len() + START.to_bytes_with_nul().len()];
     for (name, address) in names.into_iter().zip([initrd.start, initrd.end]) {
         to.word(token::PROPERTY)?;
@@ -96,7 +96,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
 
 const _: () = assert!(HEADER.is_multiple_of(RESERVATION / 2) && HEADER.is_multiple_of(WORD), "blocks are aligned");
 
-/// Bytes, one after the other.
+/// Appends bytes to `target`.
 struct Writer<'a> {
     target: &'a mut [u8],
     size: usize,

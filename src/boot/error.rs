@@ -1,11 +1,11 @@
-//! Why the machine cannot boot, as sentences.
+//! Boot errors and their messages.
 
 use core::fmt;
 use core::ops::Range;
 
 use super::archive;
 
-/// Why the machine cannot boot. The sentences go on after "cannot boot: ".
+/// Why the machine cannot boot. The messages continue the text "cannot boot: ".
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Error {
     DeviceTreeMagic { address: u64 },

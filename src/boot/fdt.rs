@@ -1,17 +1,17 @@
 //! The flattened device tree: its blocks, and one walk over its nodes from front to back.
 //!
-//! Boot asks a tree for four kinds of nodes and changes two properties. A walk that hands out each node once, with its
-//! properties as they lie there, is enough for both, and comes by everything once; looking paths up starts over each time.
+//! Boot reads four kinds of nodes and changes two properties. One walk that yields each node with its properties, in
+//! the order of the tree, suffices for both; a lookup by path would start over for each.
 //!
 //! Source: Devicetree Specification, 0.4, chapter 5.
 
 use core::ffi::CStr;
 
-/// The tree does not have the form that it must have.
+/// The tree is malformed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed;
 
-/// A device tree in its blocks.
+/// The blocks of a device tree.
 #[derive(Clone, Copy)]
 pub struct Tree<'a> {
     pub header: &'a [u8; HEADER],
@@ -39,7 +39,7 @@ pub mod field {
 }
 
 pub const MAGIC: u32 = 0xd00d_feed;
-/// The version that this is written for; one that calls itself compatible with it can be read.
+/// The version that this parser implements; a tree that declares itself compatible with it can be read.
 const VERSION: u32 = 17;
 
 /// Words of the structure block.
@@ -51,14 +51,14 @@ pub mod token {
     pub const END: u32 = 9;
 }
 
-/// What the structure block is aligned to, and everything in it.
+/// The alignment of the structure block and of everything in it.
 pub const WORD: usize = 4;
 
 impl<'a> Tree<'a> {
     /// # Errors
     ///
-    /// If it is no device tree, or one of its blocks does not fit into it. What its total size is does not matter: behind the
-    /// blocks there is only padding. The structure itself is looked at by [`Nodes`].
+    /// If it is no device tree, or one of its blocks does not fit into it. The total size is not checked: only padding
+    /// follows the blocks. [`Nodes`] checks the structure itself.
     #[inline(never)] // boot runs once: small rather than fast
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (header, _) = bytes.split_first_chunk::<HEADER>().ok_or(Malformed)?;
@@ -87,7 +87,7 @@ impl<'a> Tree<'a> {
 pub struct Nodes<'a> {
     rest: &'a [u8],
     strings: &'a [u8],
-    /// How many nodes have begun and not ended.
+    /// The number of open nodes.
     depth: usize,
 }
 
@@ -103,26 +103,26 @@ pub struct Node<'a> {
 /// The properties of a node, in their order.
 #[derive(Clone)]
 pub struct Properties<'a> {
-    /// Where they lie in the structure block; what is behind them may belong to it.
+    /// The structure block from the first property on; it may contain more than the properties.
     rest: &'a [u8],
     strings: &'a [u8],
 }
 
 /// A property.
 pub struct Property<'a> {
-    /// Its name, and whatever comes after that.
+    /// The strings block from its name on.
     name: &'a [u8],
     pub value: &'a [u8],
-    /// All of it, as it lies in the structure block.
+    /// The whole property in the structure block.
     pub bytes: &'a [u8],
 }
 
 impl<'a> Nodes<'a> {
-    /// The next node; none after the last one.
+    /// The next node; `None` after the last one.
     ///
     /// # Errors
     ///
-    /// If what comes next is not as it must be.
+    /// If the structure is malformed there.
     #[allow(clippy::should_implement_trait)] // it can fail
     pub fn next(&mut self) -> Result<Option<Node<'a>>, Malformed> {
         loop {
@@ -146,7 +146,7 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    /// What the walk has not come to yet of the structure block.
+    /// The rest of the structure block, which the walk has not visited yet.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -166,12 +166,12 @@ impl<'a> Node<'a> {
 }
 
 impl<'a> Properties<'a> {
-    /// Where they begin, and all that is behind.
+    /// The structure block from the first property on.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// The next one, unless what comes next is none.
+    /// The next property; `None` if the next token is not a property.
     #[inline(never)]
     fn try_next(&mut self) -> Result<Option<Property<'a>>, Malformed> {
         loop {
@@ -197,7 +197,7 @@ impl<'a> Iterator for Properties<'a> {
     type Item = Property<'a>;
 
     fn next(&mut self) -> Option<Property<'a>> {
-        // The walk has seen that they are well-formed.
+        // The walk has checked that they are well-formed.
         self.try_next().ok().flatten()
     }
 }
@@ -209,7 +209,7 @@ impl Property<'_> {
     }
 }
 
-/// The first word, in the byte order of the format.
+/// The first word, big-endian.
 fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|word| u32::from_be_bytes(*word))
 }
@@ -220,7 +220,7 @@ fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
     Ok(number)
 }
 
-/// Takes `size` bytes and what pads them to whole words.
+/// Takes `size` bytes and their padding to whole words.
 fn take<'a>(rest: &mut &'a [u8], size: usize) -> Result<&'a [u8], Malformed> {
     let taken = rest.get(..size).ok_or(Malformed)?;
     *rest = rest.get(size.next_multiple_of(WORD)..).ok_or(Malformed)?;

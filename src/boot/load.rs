@@ -1,4 +1,4 @@
-//! Carrying the plan out: images and device tree to their places, stage 2, vCPUs.
+//! Carries out the plan: copies images and device tree, builds stage 2, sets up the vCPUs.
 #![allow(unsafe_code)] // writes memory that is going to be VMs'
 
 use core::mem::MaybeUninit;
@@ -20,20 +20,20 @@ use crate::sync::ProtocolCell;
 use crate::vcpu::Vcpu;
 use crate::vm::{Regions, Vm};
 
-/// Room for one vCPU for each pCPU, for the primary, and for those of the secondaries. Most machines need a few of them,
-/// so a vCPU is made when a VM gets it, and the rest is not even zeroed.
+/// Memory for the primary's vCPUs, one for each pCPU, and for those of the secondaries. Most machines use a few of
+/// them, so a vCPU is initialized when it is assigned to a VM, and the rest is not even zeroed.
 #[unsafe(link_section = ".unzeroed.vcpus")]
 static VCPUS: ProtocolCell<[MaybeUninit<Vcpu>; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]> =
     ProtocolCell::new([const { MaybeUninit::uninit() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]);
 
-/// Makes the first `count` vCPUs of the room that is left.
+/// Initializes the next `count` vCPUs.
 fn make_vcpus(room: &mut &'static mut [MaybeUninit<Vcpu>], count: usize) -> &'static [Vcpu] {
     let (mine, rest) = core::mem::take(room).split_at_mut(count);
     *room = rest;
     for vcpu in mine.iter_mut() {
         vcpu.write(Vcpu::new());
     }
-    // SAFETY: just now all of them were written.
+    // SAFETY: the loop above has written all of them.
     unsafe { core::slice::from_raw_parts(mine.as_ptr().cast(), count) }
 }
 
@@ -41,15 +41,15 @@ fn make_vcpus(room: &mut &'static mut [MaybeUninit<Vcpu>], count: usize) -> &'st
 ///
 /// # Errors
 ///
-/// If it is none, or says what the machine lacks.
+/// If there is no device tree, or what it lacks.
 ///
 /// # Safety
 ///
-/// What is there is mapped for 2 MiB, and nobody writes to it meanwhile.
+/// 2 MiB at `address` are mapped, and not written while the platform is read.
 pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform, Error> {
     const MAGIC: u32 = 0xd00d_feed;
     const HEADER: u32 = 40;
-    /// By the boot protocol.
+    /// The limit of the boot protocol.
     const LARGEST: u32 = 2 << 20;
     if address == 0 || !address.is_multiple_of(8) {
         return Err(Error::DeviceTreeMagic { address });
@@ -66,18 +66,18 @@ pub unsafe fn read_platform(address: u64, image: Range<u64>) -> Result<Platform,
     Platform::parse(unsafe { bytes(&(address..address + u64::from(size))) }, address, image)
 }
 
-/// Loads all VMs into `machine`, which has none yet, on pCPU `me`. Returns where the primary starts.
+/// Loads all VMs into `machine`, which has none yet, on pCPU `me`. Returns the start of the primary.
 ///
 /// # Errors
 ///
-/// If there can be no primary. What is wrong with a secondary is said on the console, and it is left out.
+/// If the primary cannot be loaded. A secondary that cannot be loaded is reported on the console and left out.
 ///
 /// # Safety
 ///
-/// All RAM is mapped writable, nothing but the hypervisor's own image is in use, and the RAM disk is where the platform
-/// says. Called once.
+/// All RAM is mapped writable, only the hypervisor's image is in use, and the RAM disk is at the address in the
+/// platform. Called once.
 pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Result<Start, Error> {
-    // SAFETY: mapped and not written while it is used: the plan keeps it free, as the caller keeps the rest.
+    // SAFETY: mapped, and not written while it is used: the plan places nothing over it, and the caller keeps the rest.
     let (ram_disk, original) = unsafe { (bytes(&platform.ram_disk), bytes(&platform.device_tree)) };
     let archive = Archive::new(ram_disk)?;
     let plan = plan(platform, archive, &mut |sentence| say!("{sentence}."))?;
@@ -98,7 +98,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     device_tree::write(original, tree, initrd, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
-    // SAFETY: this runs once, and it is the only place that names them.
+    // SAFETY: this runs once, and only this function uses them.
     let mut room: &mut [_] = unsafe { VCPUS.get_mut() };
     let stage_two = StageTwo::of_primary(platform, reserved.iter().cloned());
     let vcpus = make_vcpus(&mut room, platform.cpus.len());
@@ -145,11 +145,11 @@ fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
     machine.add(Vm::new(id, vcpus.len(), memory), vcpus);
 }
 
-/// Copies an image to the start of its memory and zeroes what is behind it.
+/// Copies an image to the start of its memory and zeroes the rest.
 ///
 /// # Safety
 ///
-/// Nothing is in that memory.
+/// That memory is not in use.
 unsafe fn place_image(memory: Range<u64>, image: &[u8]) {
     // SAFETY: as the caller promises.
     let target = unsafe { bytes_mut(&memory) };
@@ -161,7 +161,7 @@ unsafe fn place_image(memory: Range<u64>, image: &[u8]) {
 
 /// # Safety
 ///
-/// The memory is mapped, and nobody writes to it while the bytes are used.
+/// The memory is mapped, and not written while the bytes are used.
 unsafe fn bytes(range: &Range<u64>) -> &'static [u8] {
     // SAFETY: as the caller promises.
     unsafe { core::slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) }
@@ -169,7 +169,7 @@ unsafe fn bytes(range: &Range<u64>) -> &'static [u8] {
 
 /// # Safety
 ///
-/// The memory is mapped writable, and nobody else uses it while the bytes are used.
+/// The memory is mapped writable, and has no other user while the bytes are used.
 unsafe fn bytes_mut(range: &Range<u64>) -> &'static mut [u8] {
     // SAFETY: as the caller promises.
     unsafe { core::slice::from_raw_parts_mut(range.start as *mut u8, (range.end - range.start) as usize) }

@@ -1,13 +1,13 @@
-//! `vms.txt`: which secondaries there are to be, a line for each: `<bytes> <vcpus> <file>`.
+//! `vms.txt`: the list of secondaries, a line for each: `<bytes> <vcpus> <file>`.
 
 use core::fmt;
 
 use crate::ids::MAX_VCPUS;
 
-/// A secondary as its line asks for it.
+/// One line: a secondary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry<'a> {
-    /// Bytes of memory, not rounded yet; not 0.
+    /// Bytes of memory; not 0, not rounded to pages.
     pub memory: u64,
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: usize,
@@ -15,7 +15,7 @@ pub struct Entry<'a> {
     pub file: &'a str,
 }
 
-/// What is wrong with a line.
+/// Why a line was rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error<'a> {
     NotText,
@@ -39,7 +39,7 @@ impl fmt::Display for Error<'_> {
     }
 }
 
-/// The lines that say something, with their numbers from 1.
+/// The lines that are not blank, with their numbers from 1.
 pub fn entries(text: &[u8]) -> impl Iterator<Item = (usize, Result<Entry<'_>, Error<'_>>)> {
     text.split(|&byte| byte == b'\n')
         .enumerate()

@@ -1,14 +1,14 @@
 //! From a device tree and a RAM disk to a machine with VMs.
 //!
-//! 1. [`platform`]: what the device tree says about memory, CPUs, interrupt controller and RAM disk; [`fdt`] reads it
+//! 1. [`platform`]: memory, CPUs, interrupt controller and RAM disk, from the device tree, which [`fdt`] parses
 //! 2. [`archive`]: the files of the RAM disk
-//! 3. [`manifest`]: which secondaries there are to be
-//! 4. [`plan`]: where everything goes; decided before anything is written
-//! 5. `load`: writes it, builds stage 2, sets the vCPUs up
-//! 6. [`device_tree`]: the device tree that the primary gets
+//! 3. [`manifest`]: the list of secondaries
+//! 4. [`plan`]: the memory layout, decided before anything is written
+//! 5. `load`: copies the images, builds stage 2, sets up the vCPUs
+//! 6. [`device_tree`]: the primary's device tree
 //!
-//! All of it runs once, on one pCPU, and everything but 5 is pure. Bad input ends in a sentence: either the machine cannot
-//! boot, or a secondary is left out and the rest boots.
+//! All of it runs once, on one pCPU, and everything but 5 is pure. Bad input is reported in a sentence: either the
+//! machine cannot boot, or a secondary is left out and the rest boots.
 
 pub mod archive;
 pub mod device_tree;

@@ -1,11 +1,11 @@
-//! Where everything goes, decided before anything is written.
+//! The memory layout, decided before anything is written.
 //!
 //! ```text
 //!    RAM   │ hypervisor │ primary ──►            │ RAM disk │ …            ◄── secondaries │ device tree │
-//!          lowest address, 512 KiB steps                                carved from the end downwards
+//!          lowest address, 512 KiB steps                                allocated from the end downwards
 //! ```
 //!
-//! The RAM disk stays where it is: `initrd.img` in it is the primary's.
+//! The RAM disk is not moved: the primary uses its `initrd.img` in place.
 
 use core::fmt;
 use core::ops::Range;
@@ -20,15 +20,15 @@ use super::platform::Platform;
 use crate::ids::{MAX_VMS, PAGE_SIZE};
 use crate::vm::Regions;
 
-/// What a flat image of the primary is aligned to.
+/// The alignment of a flat image of the primary.
 const FLAT_ALIGN: u64 = 512 << 10;
-/// A flat image does not say how much memory it wants behind it for its zeroed data and stacks; so much is kept free of
+/// A flat image does not declare the memory that it needs after it for zeroed data and stacks; so much is kept free of
 /// secondaries.
 const FLAT_HEADROOM: u64 = 2 << 20;
-/// What an image with an arm64 `Image` header is aligned to, plus its `text_offset`.
+/// The alignment of an image with an arm64 `Image` header, to which its `text_offset` is added.
 const HEADER_ALIGN: u64 = 2 << 20;
 
-/// A secondary and its place.
+/// A secondary and its memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Secondary<'a> {
     pub name: &'a str,
@@ -41,29 +41,28 @@ pub struct Secondary<'a> {
 #[derive(Debug)]
 pub struct Plan<'a> {
     pub primary_image: &'a [u8],
-    /// Where the image is copied and entered.
+    /// The address to which the image is copied, and its entry point.
     pub primary_entry: u64,
     /// `initrd.img`; empty if there is none.
     pub initrd: &'a [u8],
-    /// Where the primary's device tree goes.
+    /// The memory of the primary's device tree.
     pub device_tree: Range<u64>,
     /// By id, from 1.
     pub secondaries: Vec<Secondary<'a>, { MAX_VMS - 1 }>,
 }
 
 impl Plan<'_> {
-    /// What the primary must keep away from: the hypervisor and the secondaries.
+    /// The memory that the primary must not use: that of the hypervisor and of the secondaries.
     pub fn foreign(&self, platform: &Platform) -> Vec<Range<u64>, MAX_VMS> {
         let own = core::iter::once(platform.image.clone());
         own.chain(self.secondaries.iter().map(|secondary| secondary.memory.clone())).collect()
     }
 }
 
-/// What is left of `ram` without the holes, which do not overlap each other.
+/// `ram` without the holes, which do not overlap each other.
 ///
-/// The secondaries lie side by side but for what was in their way, so a bank is left in six pieces at most. Should a
-/// machine with many banks have more pieces than fit, the last ones cannot hold the primary's mailbox; nothing else
-/// depends on this.
+/// The secondaries are adjacent except around obstacles, so at most six regions of a bank are left. If a machine with
+/// many banks has more regions than fit, the last ones cannot hold the primary's mailbox; nothing else depends on this.
 pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
     let mut rest = ram.clone();
     for hole in holes {
@@ -80,11 +79,11 @@ pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
     rest
 }
 
-/// Makes the plan. What is wrong with a secondary goes to `complain`, a sentence each.
+/// Makes the plan. `complain` gets a sentence for each secondary that is left out.
 ///
 /// # Errors
 ///
-/// If there can be no primary.
+/// If the primary cannot be placed.
 #[inline(never)]
 pub fn plan<'a>(
     platform: &Platform,
@@ -102,7 +101,7 @@ pub fn plan<'a>(
 
     let mut secondaries = Vec::new();
     for (line, entry) in manifest::entries(archive.file("vms.txt").unwrap_or(&[])) {
-        // Looked at first: one that is too many takes no memory.
+        // Checked first: a VM beyond the limit must not take memory.
         let placed = if secondaries.is_full() { Err(LeftOut::TooMany) } else { place(&mut space, archive, entry) };
         match placed {
             Ok(secondary) => {
@@ -120,7 +119,7 @@ pub fn plan<'a>(
     })
 }
 
-/// How much memory an image of the primary needs, and where it may lie: size, alignment, offset from that.
+/// The memory that an image of the primary needs: size, alignment, and offset from the aligned address.
 fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
     if image.is_empty() {
         return Err(Error::EmptyPrimary);
@@ -140,7 +139,7 @@ fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
     }
 }
 
-/// Why a secondary is left out.
+/// Why a secondary was left out.
 #[derive(Clone, Copy)]
 enum LeftOut<'a> {
     Line(manifest::Error<'a>),
@@ -189,10 +188,10 @@ fn place<'a>(
     Ok(Secondary { name: file, memory, vcpus, image })
 }
 
-/// The memory that is not taken yet.
+/// The allocator of the plan: RAM, and the regions that are taken.
 struct Space {
     ram: Regions,
-    /// Hypervisor, RAM disk, device tree as the loader left it, primary, the primary's device tree, secondaries.
+    /// Hypervisor, RAM disk, the loader's device tree, primary, the primary's device tree, secondaries.
     taken: Vec<Range<u64>, { MAX_VMS + 5 }>,
 }
 
@@ -202,7 +201,7 @@ impl Space {
         Self { ram: platform.ram.clone(), taken: taken.into_iter().cloned().collect() }
     }
 
-    /// Something taken that overlaps with this.
+    /// A taken region that overlaps `range`.
     fn obstacle(&self, range: &Range<u64>) -> Option<&Range<u64>> {
         self.taken.iter().find(|taken| taken.start < range.end && range.start < taken.end)
     }
@@ -211,7 +210,7 @@ impl Space {
         self.taken.push(range.clone()).ok().map(|()| range)
     }
 
-    /// Takes the lowest free piece, at `offset` behind a multiple of `align`, not below `from`.
+    /// Takes the lowest free region at a multiple of `align` plus `offset`, not below `from`.
     fn lowest(&mut self, from: u64, size: u64, align: u64, offset: u64) -> Option<Range<u64>> {
         for bank in self.ram.clone() {
             let mut base = bank.start.max(from).checked_next_multiple_of(align)?;
@@ -228,7 +227,7 @@ impl Space {
         None
     }
 
-    /// Takes the highest free piece, page-aligned.
+    /// Takes the highest free region, page-aligned.
     fn highest(&mut self, size: u64) -> Option<Range<u64>> {
         for bank in self.ram.clone().iter().rev() {
             let mut end = bank.end & !(PAGE_SIZE - 1);

@@ -1,4 +1,4 @@
-//! What the device tree says about the machine.
+//! The machine's description, from the device tree.
 
 use core::ops::Range;
 
@@ -10,21 +10,21 @@ use super::fdt::{self, Node, Tree, number};
 use crate::ids::MAX_CPUS;
 use crate::vm::Regions;
 
-/// The machine.
+/// The hardware of the machine.
 #[derive(Debug)]
 pub struct Platform {
     /// Banks of RAM, in ascending order.
     pub ram: Regions,
-    /// What EL2 itself uses: the UART and the interrupt controller.
+    /// The devices that EL2 uses: the UART and the interrupt controller.
     pub devices: Vec<Range<u64>, 8>,
     /// The MPIDR affinities of the CPUs; at most [`MAX_CPUS`], further ones stay off.
     pub cpus: Vec<u64, MAX_CPUS>,
     pub distributor: u64,
     pub redistributors: Vec<Range<u64>, 4>,
     pub ram_disk: Range<u64>,
-    /// What of it is in use, without padding.
+    /// The part that is in use, without padding.
     pub device_tree: Range<u64>,
-    /// The hypervisor itself.
+    /// The hypervisor's image.
     pub image: Range<u64>,
 }
 
@@ -35,11 +35,11 @@ const LIMIT: u64 = 1 << 39;
 const UART: Range<u64> = 0x0900_0000..0x0900_1000;
 
 impl Platform {
-    /// Reads the device tree, which lies at `address`.
+    /// Reads the device tree, which is at `address`.
     ///
     /// # Errors
     ///
-    /// Says what it lacks.
+    /// What it lacks.
     #[inline(never)]
     pub fn parse(bytes: &[u8], address: u64, image: Range<u64>) -> Result<Self, Error> {
         let used = device_tree::used(bytes).ok_or(Error::DeviceTreeMalformed)?;
@@ -61,7 +61,7 @@ impl Platform {
             device_tree: address..address + used as u64,
             image,
         };
-        // What EL2 uses of memory must be what it maps.
+        // EL2 maps only the RAM of the device tree, so whatever EL2 uses must be in it.
         let parts =
             [("hypervisor", &platform.image), ("device tree", &platform.device_tree), ("RAM disk", &platform.ram_disk)];
         for (what, range) in parts {
@@ -73,13 +73,13 @@ impl Platform {
     }
 }
 
-/// What the nodes of a tree say, as far as it was found.
+/// The results of the walk.
 #[derive(Default)]
 struct Found {
     ram: Regions,
     cpus: Vec<u64, MAX_CPUS>,
     controller: Option<Controller>,
-    /// The RAM disk, of which `/chosen` says where it is.
+    /// The RAM disk, from `/chosen`.
     chosen: Option<Range<u64>>,
 }
 
@@ -91,7 +91,7 @@ struct Controller {
 impl Found {
     fn walk(tree: Tree<'_>) -> Result<Self, Error> {
         let mut found = Self::default();
-        // Of the root, for its children. What they are if it does not say, says the specification.
+        // The root's, for its children; these are the defaults of the specification.
         let mut cells = Cells { address: 2, size: 1 };
         let mut below_cpus = false;
         let mut nodes = tree.nodes();
@@ -118,7 +118,7 @@ impl Found {
         Ok(found)
     }
 
-    /// Adds banks of RAM, in ascending order. What EL2 cannot map, or more banks than fit, is left to lie unused.
+    /// Adds banks of RAM, in ascending order. Memory that EL2 cannot map, and banks beyond the limit, stay unused.
     fn memory(&mut self, banks: Regions) {
         for bank in banks.into_iter().filter(|bank| bank.start < LIMIT) {
             let at = self.ram.iter().position(|other| other.start > bank.start).unwrap_or(self.ram.len());
@@ -127,7 +127,7 @@ impl Found {
     }
 }
 
-/// How many words addresses and sizes have in a `reg`.
+/// The number of words of addresses and sizes in a `reg`.
 #[derive(Clone, Copy)]
 struct Cells {
     address: usize,
@@ -136,13 +136,13 @@ struct Cells {
 
 impl Cells {
     fn read(&mut self, parent: &Node<'_>) {
-        // One that is beyond 32 bits says nothing.
+        // A value beyond 32 bits is ignored.
         let number = |name| u32::try_from(parent.property(name).and_then(number)?).ok().map(|number| number as usize);
         self.address = number(c"#address-cells").unwrap_or(self.address);
         self.size = number(c"#size-cells").unwrap_or(self.size);
     }
 
-    /// The non-empty ranges of a node's `reg`, as many as there may be.
+    /// The non-empty ranges of a node's `reg`, up to the capacity of [`Regions`].
     fn ranges(self, node: &Node<'_>) -> Regions {
         let address = self.address * fdt::WORD;
         let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact((address + self.size * fdt::WORD).max(1));
@@ -159,7 +159,7 @@ impl Cells {
     }
 }
 
-/// The GICv3 that this node is, if it is one.
+/// The GICv3 that this node describes, if it is one.
 fn controller(node: &Node<'_>, cells: Cells) -> Option<Controller> {
     let mut names = node.property(c"compatible")?.split(|&byte| byte == 0);
     if !names.any(|name| name == b"arm,gic-v3") {

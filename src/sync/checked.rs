@@ -1,17 +1,17 @@
-//! What model checks run on: atomics, cells and locks that a checker looks through, and threads that it schedules.
+//! The types of the model checks: atomics, cells and locks that a checker observes, and threads that it schedules.
 //!
-//! `loom` tries every interleaving within a bound, and every value that the memory model lets a load see. `shuttle` tries
-//! random interleavings of more than loom can exhaust, sequentially consistent.
+//! `loom` tries every interleaving within a bound, and every value that the memory model lets a load see.
+//! `shuttle` tries random interleavings of more than loom can exhaust, sequentially consistent.
 //!
-//! - A checker's types exist only while it runs a model, and Baton's are made in constants. So an [`Atomic`] is made in two
-//!   steps, and gets the checker's atomic when it is first used. Only then does the checker know of it: as if whoever used
-//!   it first had made it, which nobody else could know of. [`begin`] therefore makes a stock of zeroes before any other
-//!   thread is there; whatever begins as something else has to be used by the model's first thread first, and loom
-//!   reports when it was not.
-//! - A [`ProtocolCell`] reports each use to the checker, and one that does not happen before the next is a failed model.
-//! - A [`Lock`] is the least that excludes; it is not what is checked, only what holds a lock meanwhile.
+//! - A checker's types exist only while it runs a model, but Baton's are made in constants. So an [`Atomic`] gets the
+//!   checker's atomic at its first use. To the checker the thread of that first use has made it, and no other thread
+//!   knows of it yet. [`begin`] therefore makes a stock of zeroes before the model has other threads. An atomic with
+//!   another initial value must be used by the model's first thread first; loom reports it otherwise.
+//! - A [`ProtocolCell`] reports each use to the checker. Two uses without a happens-before relation fail the model.
+//! - A [`Lock`] only provides mutual exclusion: the code that holds locks is checked, the lock itself is not.
 //!
-//! All threads of a model are coroutines of one thread of the host, so what is plain in here is nobody else's.
+//! All threads of a model are coroutines of one host thread, so plain data in this module is not shared between
+//! threads.
 
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::fmt;
@@ -36,7 +36,7 @@ mod checker {
         order
     }
 
-    /// Knows each access to a cell, and which of them happen before which.
+    /// Tracks the accesses to a cell and their happens-before relation.
     pub struct Watch(loom::cell::UnsafeCell<()>);
 
     impl Watch {
@@ -58,12 +58,12 @@ mod checker {
 
     use core::sync::atomic::Ordering;
 
-    /// There is only one order.
+    /// shuttle has only sequential consistency.
     pub fn order(_: Ordering) -> Ordering {
         Ordering::SeqCst
     }
 
-    /// Knows whether a thread is in a cell.
+    /// Tracks whether a thread uses a cell.
     pub struct Watch(AtomicU64);
 
     impl Watch {
@@ -85,12 +85,12 @@ pub use checker::thread_local;
 use checker::thread;
 pub use checker::thread::JoinHandle;
 pub use checker::thread::yield_now;
-/// Waiting is letting others go on.
+/// A spin yields to other threads.
 pub use checker::thread::yield_now as spin_loop;
 
 use checker::{AtomicU64 as Word, Watch, order};
 
-/// Each of these must be enough for a model.
+/// The most zero-initialized atomics of a model.
 const STOCK: usize = 96;
 
 std::thread_local! {
@@ -102,13 +102,13 @@ checker::thread_local! {
     static NAME: Cell<&'static str> = Cell::new("main");
 }
 
-/// Whether the model has failed: a thread unwinds. What it drops on its way must neither wait nor complain, for nothing
-/// that was true is true any more.
+/// Whether the model has failed: a thread unwinds. The drops on its way must neither wait nor panic, because no
+/// invariant holds any more.
 pub fn is_failing() -> bool {
     std::thread::panicking()
 }
 
-/// Has to be the first thing that a model does.
+/// Must be the first call of a model.
 pub fn begin() {
     TRACE.with_borrow_mut(Vec::clear);
     ZEROES.set((0..STOCK).map(|_| Word::new(0)).collect());
@@ -120,7 +120,7 @@ pub struct Event {
     thread: &'static str,
     at: &'static Location<'static>,
     what: &'static str,
-    /// What was read, and what was written.
+    /// The value read and the value written.
     values: [Option<u64>; 2],
 }
 
@@ -139,12 +139,12 @@ fn note(what: &'static str, read: Option<u64>, written: Option<u64>) {
     TRACE.with_borrow_mut(|trace| trace.push(event));
 }
 
-/// What has happened since [`begin`], in the order of this interleaving.
+/// The events since [`begin`], in the order of this interleaving.
 pub fn take_trace() -> Vec<Event> {
     TRACE.take()
 }
 
-/// A thread of the model, with the name that the trace has for it.
+/// Starts a thread of the model, with its name in the trace.
 pub fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         NAME.with(|own| own.set(name));
@@ -152,7 +152,7 @@ pub fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> thread
     })
 }
 
-/// What fits the checker's word.
+/// A type that fits in the checker's word.
 pub trait Bits: Copy {
     fn bits(self) -> u64;
     fn from_bits(bits: u64) -> Self;
@@ -199,8 +199,7 @@ pub struct Atomic<T> {
     word: OnceCell<Word>,
 }
 
-// SAFETY: the checker's threads are coroutines of one thread of the host, and change over in none of the functions here but
-// the checker's own.
+// SAFETY: the checker's threads are coroutines of one host thread, and switch only inside the checker's own functions.
 unsafe impl<T> Sync for Atomic<T> {}
 // SAFETY: as above.
 unsafe impl<T> Send for Atomic<T> {}
@@ -273,11 +272,11 @@ impl<T: Bits> Atomic<T> {
         result.map(T::from_bits).map_err(T::from_bits)
     }
 
-    /// Never fails without a reason here.
+    /// Has no spurious failures here.
     ///
     /// # Errors
     ///
-    /// What is there instead of `from`.
+    /// The value, if it is not `from`.
     #[track_caller]
     pub fn compare_exchange_weak(&self, from: T, to: T, success: Ordering, failure: Ordering) -> Result<T, T> {
         self.compare_exchange(from, to, success, failure)
@@ -301,7 +300,7 @@ impl<T: Bits> Atomic<T> {
         self.modify("and", |old| old & value, |word| word.fetch_and(value, order(ordering)))
     }
 
-    /// Changes the checker's atomic, which returns what it was.
+    /// Runs a read-modify-write of the checker's atomic and returns the old value.
     #[track_caller]
     fn modify(&self, what: &'static str, new: impl Fn(u64) -> u64, operation: impl FnOnce(&Word) -> u64) -> T {
         if is_failing() {
@@ -339,11 +338,11 @@ impl<T> ProtocolCell<T> {
     ///
     /// # Safety
     ///
-    /// The caller is, by its protocol, the only one that uses the value for as long as the reference lives.
+    /// By its protocol, the caller is the only user of the value for as long as the reference lives.
     ///
     /// # Panics
     ///
-    /// Where the protocol lets two threads in that do not know of each other.
+    /// If the protocol lets two threads use the value without a happens-before relation.
     #[allow(clippy::mut_from_ref)] // that is what the promise is about
     #[track_caller]
     pub unsafe fn get_mut(&self) -> &mut T {
@@ -355,7 +354,7 @@ impl<T> ProtocolCell<T> {
         unsafe { &mut *self.value.get() }
     }
 
-    /// Where the value lies.
+    /// The address of the value.
     pub const fn as_ptr(&self) -> *mut T {
         self.value.get()
     }
@@ -364,12 +363,12 @@ impl<T> ProtocolCell<T> {
 /// A mutual-exclusion lock.
 pub struct Lock<T> {
     held: AtomicBool,
-    /// Those that block because of it: to spin would be interleavings without end.
+    /// The threads that block on it: a spin would have endlessly many interleavings.
     waiters: RefCell<Vec<thread::Thread>>,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `Held` is there once at a time.
+// SAFETY: there is at most one `Held` at a time.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
@@ -388,9 +387,9 @@ impl<T> Lock<T> {
         }
     }
 
-    /// Whoever waits tries again; one that has the lock by now is let go on once too often, which every sleep here stands.
+    /// All waiters try again. One that has the lock by now gets a spurious unpark, which every wait here tolerates.
     fn let_go(&self) {
-        // Not a store: to loom it need not come behind the swaps of those who have failed since.
+        // Not a store: loom may order a store before the failed swaps of other threads.
         self.held.swap(false, Ordering::Release);
         for waiter in self.waiters.take() {
             waiter.unpark();
@@ -404,13 +403,13 @@ impl<T> Lock<T> {
 
     /// # Safety
     ///
-    /// Whoever holds the lock never uses what is in it again.
+    /// The holder of the lock never uses its value again.
     pub unsafe fn force_unlock(&self) {
         self.let_go();
     }
 }
 
-/// Exclusive access to what is in a lock.
+/// Exclusive access to the value of a lock.
 pub struct Held<'l, T>(&'l Lock<T>);
 
 impl<T> Deref for Held<'_, T> {
@@ -435,7 +434,7 @@ impl<T> Drop for Held<'_, T> {
     }
 }
 
-/// Where one thread blocks until another one lets it go on.
+/// The sleep of one thread, which another one ends.
 pub struct Bed(RefCell<Option<thread::Thread>>);
 
 // SAFETY: as `Atomic`.
@@ -446,8 +445,8 @@ impl Bed {
         Self(RefCell::new(None))
     }
 
-    /// Blocks this thread until `so` is seen, which is looked at first and after each [`Self::rouse`]. If nobody is left to do that,
-    /// the model has failed: everybody sleeps.
+    /// Blocks this thread until `so` holds, which is checked at first and after each [`Self::rouse`]. If all threads
+    /// block, the model fails.
     #[track_caller]
     pub fn sleep_until(&self, so: impl Fn() -> bool) {
         loop {
@@ -461,7 +460,7 @@ impl Bed {
         }
     }
 
-    /// Lets who sleeps here look again. What it is to see is there already.
+    /// Makes the thread that sleeps here check again. Call it after the change that the thread is to see.
     pub fn rouse(&self) {
         if let Some(sleeper) = self.0.replace(None) {
             sleeper.unpark();

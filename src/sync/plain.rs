@@ -1,11 +1,11 @@
-//! What the image and the host's tests run on: the language's own atomics, and locks made of them.
+//! The types of the image and of the host tests: the language's atomics, and locks made of them.
 
 use core::cell::UnsafeCell;
 
 pub use core::hint::spin_loop;
 pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-/// Whether a model check has failed. There is none.
+/// Whether a model check has failed: never, outside of a model check.
 #[inline(always)]
 pub const fn is_failing() -> bool {
     false
@@ -29,14 +29,14 @@ impl<T> ProtocolCell<T> {
     ///
     /// # Safety
     ///
-    /// The caller is, by its protocol, the only one that uses the value for as long as the reference lives.
+    /// By its protocol, the caller is the only user of the value for as long as the reference lives.
     #[allow(clippy::mut_from_ref)] // that is what the promise is about
     pub unsafe fn get_mut(&self) -> &mut T {
         // SAFETY: exclusive, as the caller promises.
         unsafe { &mut *self.0.get() }
     }
 
-    /// Where the value lies.
+    /// The address of the value.
     pub const fn as_ptr(&self) -> *mut T {
         self.0.get()
     }

@@ -1,13 +1,13 @@
-//! The control registers of EL2: what each holds for each kind of vCPU, and why.
+//! The control registers of EL2: the value of each for each kind of vCPU, and the reason.
 //!
 //! | register | primary | secondary | why |
 //! |---|---|---|---|
-//! | HCR_EL2 | [`hcr::PRIMARY`] | [`hcr::SECONDARY`] | stage 2, EL1 in AArch64; what traps, and where interrupts go |
-//! | MDCR_EL2 | [`mdcr::PRIMARY`] | [`mdcr::SECONDARY`] | no profiling or trace for anybody; debug and PMU are the primary's. HPMN stays as at reset |
-//! | CNTHCTL_EL2 | [`cnthctl::PRIMARY`] | [`cnthctl::SECONDARY`] | the counter for everybody, the physical timer is the primary's; the event stream for a pCPU that dozes |
-//! | ICH_HCR_EL2 | 0 | [`ich_hcr::SECONDARY`] | the GIC's CPU interface is the primary's |
-//! | CPTR_EL2 | [`cptr::FP_FREE`], [`cptr::FP_TRAPS`] | the same | no trace, activity monitors, SVE or SME; FP registers are switched lazily |
-//! | VTCR_EL2 | by `memory.rs` | the same | the format of stage 2 |
+//! | HCR_EL2 | [`hcr::PRIMARY`] | [`hcr::SECONDARY`] | stage 2, EL1 in AArch64; traps, and the routing of interrupts |
+//! | MDCR_EL2 | [`mdcr::PRIMARY`] | [`mdcr::SECONDARY`] | no profiling or trace for any VM; the primary has debug and PMU. HPMN keeps its reset value |
+//! | CNTHCTL_EL2 | [`cnthctl::PRIMARY`] | [`cnthctl::SECONDARY`] | the counter for all VMs, the physical timer for the primary; the event stream for a pCPU that dozes |
+//! | ICH_HCR_EL2 | 0 | [`ich_hcr::SECONDARY`] | only the primary has the GIC's CPU interface |
+//! | CPTR_EL2 | [`cptr::FP_FREE`], [`cptr::FP_TRAPS`] | the same | no trace, activity monitors, SVE or SME; lazy FP switch |
+//! | VTCR_EL2 | set by `memory.rs` | the same | the format of stage 2 |
 //! | SCTLR_EL2, TCR_EL2, MAIR_EL2 | [`SCTLR`], [`TCR`], [`MAIR`] | the same | EL2's own address space |
 //!
 //! Source: Arm ARM, DDI 0487, section D24.2; of ICH_HCR_EL2: GIC architecture, IHI 0069, section 12.4.
@@ -17,39 +17,39 @@ use tock_registers::register_bitfields;
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Field values of one register, in a constant.
+/// The combined value of fields of one register, as a constant.
 macro_rules! fields {
     ($($value:expr),* $(,)?) => { 0 $(| $value.value)* };
 }
 
-// What the crate has no names for.
+// Fields that the crate does not define.
 register_bitfields! { u64,
     pub CPTR_EL2 [
         /// Traps the activity monitors.
         TAM OFFSET(30) NUMBITS(1) [],
         /// Traps trace registers.
         TTA OFFSET(20) NUMBITS(1) [],
-        /// Traps SME where there is one; else RES1.
+        /// Traps SME where implemented; else RES1.
         TSM OFFSET(12) NUMBITS(1) [],
         /// Traps FP and SIMD.
         TFP OFFSET(10) NUMBITS(1) [],
-        /// Traps SVE where there is one; else RES1.
+        /// Traps SVE where implemented; else RES1.
         TZ OFFSET(8) NUMBITS(1) [],
         RES1_13 OFFSET(13) NUMBITS(1) [],
         RES1_9 OFFSET(9) NUMBITS(1) [],
         RES1_0 OFFSET(0) NUMBITS(8) [],
     ],
     pub CNTHCTL_EL2 [
-        /// The bit of the counter whose changes are events.
+        /// The bit of the counter that triggers the event stream.
         EVNTI OFFSET(4) NUMBITS(4) [],
         EVNTEN OFFSET(2) NUMBITS(1) [],
-        /// EL1 has the physical timer.
+        /// EL1 may access the physical timer.
         EL1PCEN OFFSET(1) NUMBITS(1) [],
-        /// EL1 has the physical counter.
+        /// EL1 may access the physical counter.
         EL1PCTEN OFFSET(0) NUMBITS(1) [],
     ],
     pub ICH_HCR_EL2 [
-        /// Traps the registers of group 1, of group 0, and those that both have.
+        /// Traps the registers of group 1; TALL0: of group 0; TC: common to both.
         TALL1 OFFSET(12) NUMBITS(1) [],
         TALL0 OFFSET(11) NUMBITS(1) [],
         TC OFFSET(10) NUMBITS(1) [],
@@ -76,20 +76,21 @@ pub mod hcr {
         HCR_EL2::RW::EL1IsAarch64,
         // A guest's invalidation of a cache by set and way also cleans it.
         HCR_EL2::SWIO::SET,
-        // Maintenance by a guest, and its barriers, reach all pCPUs that its vCPUs may have been on.
+        // A guest's TLB and instruction cache maintenance, and its barriers, reach all pCPUs on which its vCPUs may
+        // have run.
         HCR_EL2::FB::SET,
         HCR_EL2::BSU::InnerShareable,
-        // ID registers show what there is for a VM; firmware calls are served here.
+        // ID registers show only the features that a VM has; EL2 serves `smc`.
         HCR_EL2::TID3::SET,
         HCR_EL2::TSC::EnableTrapEl1SmcToEl2,
-        // State that is not switched: implementation defined, LORegions, RAS. RES0 on hardware that has none.
+        // Traps state that is not switched: implementation defined, LORegions, RAS. RES0 where not implemented.
         HCR_EL2::TIDCP::SET,
         HCR_EL2::TACR::SET,
         HCR_EL2::TLOR::SET,
         HCR_EL2::TERR::SET,
     );
 
-    /// Physical interrupts are the primary's, and a guest that waits makes way.
+    /// Physical interrupts are taken to EL2, and WFI and WFE trap.
     pub const SECONDARY: u64 = fields!(
         HCR_EL2::FMO::EnableVirtualFIQ,
         HCR_EL2::IMO::EnableVirtualIRQ,
@@ -118,8 +119,8 @@ pub mod mdcr {
 pub mod cnthctl {
     use super::CNTHCTL_EL2;
 
-    /// An event at each change of bit 9: every 16 µs at 62.5 MHz. It bounds how late a pCPU that dozes sees a physical
-    /// interrupt.
+    /// The event stream: an event at each change of bit 9, every 16 µs at 62.5 MHz. It bounds the delay with which a
+    /// pCPU that dozes sees a physical interrupt.
     pub const SECONDARY: u64 = fields!(CNTHCTL_EL2::EL1PCTEN::SET, CNTHCTL_EL2::EVNTEN::SET, CNTHCTL_EL2::EVNTI.val(9));
     pub const PRIMARY: u64 = fields!(CNTHCTL_EL2::EL1PCEN::SET) | SECONDARY;
 }
@@ -154,8 +155,8 @@ pub const MAIR: u64 = fields!(
 
 /// Bits of EL2's virtual addresses.
 pub const EL2_ADDRESS_BITS: u64 = 39;
-/// 4 KiB pages, tables in write-back inner-shareable memory. The size of physical addresses is filled in from what the
-/// hardware has.
+/// 4 KiB pages, tables in write-back inner-shareable memory. The entry code sets PS to the hardware's physical address
+/// size.
 pub const TCR: u64 = fields!(
     TCR_EL2::T0SZ.val(64 - EL2_ADDRESS_BITS),
     TCR_EL2::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable,
@@ -181,12 +182,12 @@ pub const SCTLR: u64 = fields!(
 
 static MDCR_AT_RESET: AtomicU64 = AtomicU64::new(0);
 
-/// How many PMU counters EL1 has, as MDCR_EL2 has it: as the boot pCPU found it.
+/// MDCR_EL2.HPMN, the number of PMU counters of EL1, as the boot pCPU found it at reset.
 pub fn hpmn() -> u64 {
     MDCR_EL2::HPMN.val(MDCR_EL2::HPMN.read(MDCR_AT_RESET.load(Ordering::Relaxed))).value
 }
 
-/// The boot pCPU notes what the hardware says at reset.
+/// Records reset values. On the boot pCPU.
 pub fn note_reset_values() {
     MDCR_AT_RESET.store(aarch64_cpu::registers::MDCR_EL2.get(), Ordering::Relaxed);
 }

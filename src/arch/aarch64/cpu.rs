@@ -1,16 +1,17 @@
-//! This pCPU: loading and saving a vCPU, entering it, and what its exits mean.
+//! This pCPU: the world switch (load, save, switch), guest entry, and the decoding of exits.
 //!
-//! **The rare is out of the way.** Most switches are between vCPUs without FP, on hardware without the rarer registers, and
-//! with no timer of the primary's running. One word says whether anything of the kind is the matter, so that it costs a
-//! switch one look, and the rest is in functions of its own.
+//! **Rare cases are outlined.** In most switches no FP registers are in use, the hardware has none of the rare
+//! registers, and the primary's timer is off. `special` has a bit for each rare feature in use, so the common switch
+//! costs one test; the rest is in separate functions.
 //!
-//! **FP is lazy.** The FP registers stay with whoever used them last (`fp_holder`) until somebody else does: while somebody
-//! has them, every load of another vCPU sets the trap, and the first use moves the registers. A vCPU that used them gives
-//! them back when it is saved, before it is published, because it may run elsewhere next. So no VM ever sees another one's.
+//! **Lazy FP.** The FP registers belong to the vCPU that used them last (`fp_holder`) until another vCPU uses FP: every
+//! load of another vCPU sets the FP trap, and its first use switches the registers. A secondary's FP registers are
+//! saved when it is saved, before it is published, because it may run elsewhere next. So no VM ever sees the FP
+//! registers of another.
 //!
-//! **TLB.** A VM's vCPUs share its VMID. Guests' own maintenance is broadcast (HCR_EL2.FB), which covers a vCPU that comes
-//! back to a pCPU. When another vCPU of the same VM was here last, its translations go first: they need not agree. Stage 2
-//! never changes once a VM runs, so break-before-make never arises.
+//! **TLB.** A VM's vCPUs share its VMID. A guest's TLB maintenance is broadcast (HCR_EL2.FB), which covers a vCPU that
+//! returns to a pCPU. If another vCPU of the same VM ran here last, its translations are invalidated first, because the
+//! two vCPUs may have different ones. Stage 2 never changes once a VM runs, so no break-before-make is needed.
 
 use core::arch::asm;
 use core::cell::Cell;
@@ -35,13 +36,13 @@ unsafe extern "C" {
     fn baton_fp_load(from: *const FpRegs);
 }
 
-/// What a switch has to do besides the usual; bits of [`Cpu::special`].
+/// The rare features in use; bits of [`Cpu::special`].
 mod special {
     /// This hardware has registers of [`super::super::regs::RareRegs`], or VDISR_EL2.
     pub const RARE_REGISTERS: u32 = 1 << 0;
-    /// The FP registers are somebody's; while they are nobody's, FP traps.
+    /// The FP registers have a holder. Without a holder, FP traps.
     pub const FP_HELD: u32 = 1 << 1;
-    /// EL2's own timer has the primary's deadline.
+    /// EL2's physical timer stands in for the primary's virtual timer.
     pub const STAND_IN: u32 = 1 << 2;
 }
 
@@ -49,29 +50,29 @@ const ENABLE: u64 = CNTV_CTL_EL0::ENABLE::SET.value;
 const MASK: u64 = CNTV_CTL_EL0::IMASK::SET.value;
 const EXPIRED: u64 = CNTV_CTL_EL0::ISTATUS::SET.value;
 
-/// The part of this pCPU's hardware state that outlives a guest.
+/// This pCPU's hardware state that persists between guests.
 pub struct Cpu {
     pcpu: &'static PcpuArch,
     special: Cell<u32>,
-    /// Whose FP registers are in the hardware: where they belong in memory.
+    /// The memory of the FP registers that are in the hardware.
     fp_holder: Cell<Option<NonNull<FpRegs>>>,
-    /// For each VM that has several, the vCPU whose translations this pCPU's TLB may hold: its number, plus one.
+    /// For each VM with several vCPUs, the vCPU whose translations this pCPU's TLB may hold: its id plus one.
     translations: [Cell<u8>; MAX_VMS],
     rare: features::Rare,
 }
 
 impl Cpu {
-    /// Sets up the registers that are the same for all VMs, on the pCPU that calls.
+    /// Sets up the registers that are the same for all VMs, on this pCPU.
     pub fn new(pcpu: &'static PcpuArch) -> Self {
         let midr: u64;
-        // SAFETY: registers of EL2 that only this function sets, and no VM's translations are there yet.
+        // SAFETY: registers of EL2 that only this function sets; the TLB has no translations of a VM yet.
         unsafe {
             asm!("mrs {}, midr_el1", out(reg) midr, options(nostack, preserves_flags));
             asm!("msr vpidr_el2, {}", in(reg) midr, options(nostack, preserves_flags));
             asm!("msr hstr_el2, xzr", options(nostack, preserves_flags));
             asm!("tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags));
         }
-        // The final address space is on: from now on what is writable is not executable, whatever its tables say.
+        // The final address space is on: from now on writable memory is never executable, whatever the tables say.
         SCTLR_EL2.modify(SCTLR_EL2::WXN::Enable);
         CNTVOFF_EL2.set(0);
         control::set_cptr(cptr::FP_TRAPS);
@@ -86,7 +87,7 @@ impl Cpu {
         }
     }
 
-    /// Memory to hardware, all but what `enter` does itself.
+    /// Memory to hardware, except for the registers that `enter` loads.
     #[inline]
     pub fn load(&self, regs: &Regs) {
         SysRegs::load(regs);
@@ -96,13 +97,14 @@ impl Cpu {
         }
     }
 
-    /// From the primary, which comes back to this pCPU in the middle of its call, to a secondary, all but what `enter` does
-    /// itself. The primary's FP registers stay until somebody else uses them, where it goes on is saved here, and while the
-    /// secondary has the virtual timer, EL2's own has the primary's deadline, and preempts in time.
+    /// World switch from the primary, inside its hypercall, to a secondary, except for the registers that `enter`
+    /// loads. The primary's FP registers stay until the secondary uses FP. Its return address and PSTATE are saved
+    /// here. While the secondary has the virtual timer, EL2's physical timer has the primary's deadline, and preempts
+    /// in time.
     #[inline]
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         let timer = SysRegs::save(primary);
-        // SAFETY: reads a register of EL1, and those that say where the primary goes on.
+        // SAFETY: reads a register of EL1, and ELR_EL2 and SPSR_EL2, which have the primary's return state.
         unsafe {
             asm!(
                 "mrs {mdscr}, mdscr_el1",
@@ -134,11 +136,11 @@ impl Cpu {
         }
     }
 
-    /// Back to the primary, when the secondary has been saved.
+    /// World switch back to the primary, after the secondary was saved.
     #[inline]
     pub fn take_back(&self, primary: &Regs) {
         self.load(primary);
-        // SAFETY: this is where the primary's call came from.
+        // SAFETY: restores the return state of the primary's hypercall.
         unsafe {
             asm!(
                 "ldp {pc}, {pstate}, [{regs}, {pc_offset}]",
@@ -157,8 +159,9 @@ impl Cpu {
         }
     }
 
-    /// Hardware to memory, all but what an exit did itself: this vCPU may run elsewhere next. MDSCR_EL1 of a secondary is
-    /// in memory already, and the primary's is saved in [`Self::switch`] or not at all, because it was turned off.
+    /// Hardware to memory, except for the registers that the exit saved: this vCPU may run elsewhere next. MDSCR_EL1 of
+    /// a secondary is in memory already. That of the primary is saved in [`Self::switch`], and not needed after
+    /// CPU_OFF.
     #[inline]
     pub fn save(&self, regs: &mut Regs) {
         let timer = SysRegs::save(regs);
@@ -180,7 +183,7 @@ impl Cpu {
         }
         if regs.constants.primary && self.special.get() & special::STAND_IN != 0 {
             self.special.set(self.special.get() & !special::STAND_IN);
-            // SAFETY: EL2's own timer.
+            // SAFETY: EL2's physical timer.
             unsafe { asm!("msr cnthp_ctl_el2, xzr", options(nostack, preserves_flags)) };
         }
     }
@@ -190,7 +193,7 @@ impl Cpu {
     fn save_special(&self, regs: &mut Regs, gives_fp_up: bool) {
         self.rare.save(&mut regs.rare);
         if gives_fp_up && self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
-            // SAFETY: the FP registers are this vCPU's, and its memory is ours: Single Owner.
+            // SAFETY: the FP registers are this vCPU's, and this pCPU owns its memory: Single Owner.
             unsafe { baton_fp_save(&raw mut regs.fp) };
             self.fp_holder.set(None);
             self.special.set(self.special.get() & !special::FP_HELD);
@@ -198,14 +201,15 @@ impl Cpu {
         }
     }
 
-    /// Sets EL2's own timer to the primary's deadline. An interrupt that the primary would not take must not end every run.
+    /// Sets EL2's physical timer to the primary's deadline, unless the primary has masked its timer or disabled the
+    /// interrupt: that interrupt must not end every run.
     #[cold]
     #[inline(never)]
     fn stand_in_for_timer(&self, regs: &Regs) {
         let deadline = regs.sys.cntv_cval;
         if regs.sys.cntv_ctl & MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
             self.special.set(self.special.get() | special::STAND_IN);
-            // SAFETY: EL2's own timer.
+            // SAFETY: EL2's physical timer.
             unsafe {
                 asm!(
                     "msr cnthp_cval_el2, {deadline}",
@@ -218,12 +222,13 @@ impl Cpu {
         }
     }
 
-    /// Drops the translations that another vCPU of the same VM left on this pCPU; they need not agree with this one's.
+    /// Invalidates the translations that another vCPU of the same VM left in this pCPU's TLB; they may differ from this
+    /// one's.
     pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
         let here = vcpu.0 as u8 + 1;
         if self.translations[vm.index()].replace(here) != here {
-            // SAFETY: drops translations of this VM on this pCPU; they are only a cache. EL1 does not run, and whoever is
-            // loaded next has a VTTBR_EL2 of its own, of which only the VMID matters here.
+            // SAFETY: invalidates translations of this VM on this pCPU. EL1 does not run, and the next load sets
+            // VTTBR_EL2; only the VMID matters here.
             unsafe {
                 asm!(
                     "msr vttbr_el2, {vmid}",
@@ -239,21 +244,21 @@ impl Cpu {
         }
     }
 
-    /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit that is not finished
-    /// here or, if it is a call, in the vector.
+    /// Enters the loaded vCPU, with its virtual interrupt line high or low, and returns at its next exit. An exit that
+    /// is finished here, or a call that is answered in the vector, does not return.
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
+    /// `regs` are the registers of `guest`, which is loaded here. Until this returns, only its hypercalls access them.
     pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
-        // SAFETY: as the caller promises; in between two entries nothing else uses them.
+        // SAFETY: as the caller promises; between two entries nothing else accesses them.
         let mut hcr = unsafe { &*regs }.constants.hcr;
         if line {
             hcr = with_line(hcr);
         }
         loop {
             let (how, value, kind): (u64, u64, u64);
-            // SAFETY: as the caller promises. x19 and x29 come back as they were.
+            // SAFETY: as the caller promises. `baton_enter` preserves x19 and x29.
             unsafe {
                 asm!(
                     "bl baton_enter",
@@ -277,14 +282,14 @@ impl Cpu {
                     if let Some(exit) = self.look(unsafe { &mut *regs }, how) {
                         return exit;
                     }
-                    // The line may have changed in a call that was finished.
+                    // A call that was answered may have changed the line.
                     hcr = HCR_EL2.get();
                 }
             }
         }
     }
 
-    /// What an exit means that is not one of the usual; none if it is finished.
+    /// Decodes an uncommon exit. Returns `None` if it is finished here.
     #[cold]
     #[inline(never)]
     fn look(&self, regs: &mut Regs, how: u64) -> Option<Exit> {
@@ -299,7 +304,7 @@ impl Cpu {
             _ => {
                 let fault = self.fault(regs);
                 if fault.cause == Cause::Undefined && regs.is_at_el0() {
-                    // What a process may not do is its kernel's business.
+                    // An undefined instruction at EL0 is for the guest's kernel.
                     regs.raise(fault);
                     return None;
                 }
@@ -308,11 +313,11 @@ impl Cpu {
         }
     }
 
-    /// What the vCPU did, whose last exit was a fault. Before anything else is entered here.
+    /// The details of the vCPU's last exit, which was a fault. To be called before the next entry on this pCPU.
     pub fn fault(&self, regs: &Regs) -> Fault {
         const WRITE: u64 = 1 << 6;
         let (syndrome, address) = (ESR_EL2.get(), FAR_EL2.get());
-        // HPFAR_EL2 says which page stage 2 did not have, but not for a permission fault.
+        // HPFAR_EL2 has the page that stage 2 does not map; it is not valid for a permission fault.
         let permission = syndrome & 0b11_1100 == 0b00_1100;
         let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
         let cause = match syndrome >> SYNDROME_CLASS & 0x3f {
@@ -325,11 +330,11 @@ impl Cpu {
         Fault { cause, pc: regs.pc, syndrome, address }
     }
 
-    /// The first use of FP since somebody else had it.
+    /// Switches the FP registers to this vCPU, at its first use of FP since another vCPU held them.
     fn give_fp(&self, regs: &mut Regs) {
         control::set_cptr(cptr::FP_FREE);
-        // SAFETY: the holder is a vCPU that lives for ever and whose registers are this pCPU's still: the primary's, or
-        // the loaded one's.
+        // SAFETY: the holder is never freed, and this pCPU still owns its registers: it is the primary's vCPU or the
+        // loaded one.
         unsafe {
             asm!("isb", options(nostack, preserves_flags));
             if let Some(holder) = self.fp_holder.get() {
@@ -342,8 +347,8 @@ impl Cpu {
     }
 }
 
-/// What `baton_enter` returns: for a synchronous exit its syndrome, as ESR_EL2 has it; else one of the bits that are
-/// none of that, now or, ISS2 being where it is, later.
+/// The exit code of `baton_enter`: for a synchronous exit, ESR_EL2; otherwise one of the bits that ESR_EL2 does not
+/// define, now or above its ISS2 field.
 mod how {
     pub const WFI_OR_WFE: u64 = 0x01;
     pub const FP: u64 = 0x07;
@@ -356,7 +361,8 @@ pub(super) const HOW_INTERRUPT: u64 = 1 << 60;
 pub(super) const HOW_SYSTEM_ERROR: u64 = 1 << 61;
 pub(super) const HOW_CALL: u64 = 1 << 62;
 
-/// A secondary's timer that has expired would interrupt the primary at every entry, and the vCPU would never get on.
+/// Masks a secondary's expired timer: otherwise its interrupt would preempt the vCPU at every entry, and it would never
+/// run.
 #[cold]
 #[inline(never)]
 fn mask_expired_timer(regs: &mut Regs) {
@@ -372,7 +378,7 @@ fn with_line(hcr: u64) -> u64 {
     hcr | control::hcr::VI
 }
 
-/// Raises or lowers the virtual interrupt line of the guest that has called.
+/// Raises or lowers the virtual interrupt line of the calling guest.
 pub fn set_virtual_interrupt(high: bool) {
     HCR_EL2.modify(HCR_EL2::VI.val(high.into()));
 }

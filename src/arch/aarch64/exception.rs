@@ -1,4 +1,4 @@
-//! Exceptions that a vCPU is made to take at EL1.
+//! Injection of exceptions into a vCPU, at EL1.
 //!
 //! Source: Arm ARM, DDI 0487, `AArch64.TakeException`.
 
@@ -9,8 +9,8 @@ use super::regs::{PSTATE_ENTRY, Regs};
 use crate::exit::{Cause, Fault};
 
 impl Regs {
-    /// Lets the vCPU, which is loaded, take an exception for what it did: an external abort where there is no memory,
-    /// undefined for what does not exist.
+    /// Injects an exception into the loaded vCPU for its fault: an external abort for an access, an undefined
+    /// instruction exception for a register or instruction.
     ///
     /// Source: Arm ARM, DDI 0487, `AArch64.TakeException`.
     pub fn raise(&mut self, fault: Fault) {

@@ -1,4 +1,5 @@
-//! Our own faults and panics: say what, where and on which pCPU, and end the machine with a failing code.
+//! Exceptions at EL2 and panics: print the cause, the place and the pCPU, and power the machine off with a failing exit
+//! code.
 
 use core::panic::PanicInfo;
 
@@ -9,11 +10,11 @@ use super::{firmware, memory};
 use crate::console::last_words;
 use crate::sync::{AtomicU32, Ordering};
 
-/// The number of the pCPU that is ending the machine, plus 1.
+/// The index of the first pCPU that failed, plus 1.
 static DYING: AtomicU32 = AtomicU32::new(0);
 
-/// One pCPU speaks; others that get here wait for the end, which is near. One that gets here again, because its platform
-/// has no failing exit, turns the machine off.
+/// Lets only the first pCPU that fails continue; others halt. A pCPU that gets here again, because its platform has no
+/// failing exit, powers the machine off.
 fn only_one() {
     let me = this_cpu().index() as u32 + 1;
     match DYING.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
@@ -30,7 +31,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     firmware::fail()
 }
 
-/// From `vectors.S`: an exception at EL2 itself. `x` are x0 to x30 and the stack pointer.
+/// From `vectors.S`: an exception taken from EL2. `x` has x0 to x30 and the stack pointer.
 #[unsafe(no_mangle)]
 extern "C" fn baton_report_el2_fault(vector: u64, x: &[u64; 32]) -> ! {
     only_one();

@@ -1,8 +1,8 @@
-//! What VMs are told about the hardware, and the system registers that are emulated.
+//! The features that VMs see in the ID registers, and the emulated system registers.
 //!
-//! A feature whose state Baton does not switch is hidden in the ID registers, and its registers trap. So a guest that asks
-//! before it uses, as the architecture demands, never meets a trap; one that does not ask gets an exception (the primary)
-//! or is stopped (a secondary).
+//! A feature whose state Baton does not switch is hidden in the ID registers, and its registers trap. A guest that
+//! checks the ID registers first, as the architecture requires, never takes such a trap. One that does not check takes
+//! an undefined instruction exception (the primary) or is stopped (a secondary).
 //!
 //! Source: Arm ARM, DDI 0487, section D24, the registers' own pages.
 
@@ -37,7 +37,7 @@ impl Access {
     }
 }
 
-/// Serves a trapped system register access; false if the VM does not have that register.
+/// Serves a trapped system register access. Returns false if the VM does not have that register.
 #[cold]
 pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     let access = Access::decode(syndrome);
@@ -48,20 +48,20 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
             regs.set_x(access.rt, value);
             true
         }
-        // ACTLR_EL1: implementation defined; nothing there for a VM.
+        // ACTLR_EL1: implementation defined; RAZ/WI for a VM.
         Access { op0: 3, op1: 0, crn: 1, crm: 0, op2: 1, .. } => read_as_zero(regs, &access),
-        // MDSCR_EL1: a secondary's own, but it traps together with the rest of debug.
+        // MDSCR_EL1: switched, but it traps together with the other debug registers.
         Access { op0: 2, op1: 0, crn: 0, crm: 2, op2: 2, .. } => mdscr(regs, &access),
         // The other debug registers: no breakpoints in a secondary.
         Access { op0: 2, op1: 0, .. } => read_as_zero(regs, &access),
-        // ICC_SRE_EL1: there are no other registers that it could turn on.
+        // ICC_SRE_EL1: the system register interface cannot be disabled.
         Access { op0: 3, op1: 0, crn: 12, crm: 12, op2: 5, .. } => {
             if access.read {
                 regs.set_x(access.rt, SYSTEM_REGISTERS_ONLY);
             }
             true
         }
-        // ICC_*: a secondary's interrupts come by hypercall.
+        // ICC_*: a secondary gets its interrupts by hypercall.
         Access { op0: 3, op1: 0, .. } if !regs.constants.primary => interrupt_controller(regs, &access),
         _ => false,
     };
@@ -71,7 +71,7 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     served
 }
 
-/// ICC_SRE_EL1: the system registers are on, without the bypass of the lines.
+/// ICC_SRE_EL1: SRE set, IRQ and FIQ bypass disabled.
 const SYSTEM_REGISTERS_ONLY: u64 = 0b111;
 
 fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
@@ -81,7 +81,7 @@ fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
-/// The GIC's CPU interface of a secondary: there, and never anything pending. What sends interrupts is not.
+/// The GIC's CPU interface of a secondary: no interrupt is ever pending. The registers that generate SGIs do not exist.
 ///
 /// Source: GIC architecture, IHI 0069, section 12.2.
 fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
@@ -102,7 +102,7 @@ fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
-/// In memory it is as in the hardware: this is a secondary's only way to it, so that it is never saved.
+/// MDSCR_EL1 of a secondary. Every access traps, so memory always has the value of the hardware, and it is never saved.
 fn mdscr(regs: &mut Regs, access: &Access) -> bool {
     // Breakpoints are the primary's: they must not fire in a secondary.
     const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
@@ -116,7 +116,7 @@ fn mdscr(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
-/// Which of the registers that not all hardware has this pCPU has.
+/// Which of the rare registers this pCPU implements.
 pub struct Rare {
     afsr0: bool,
     afsr1: bool,
@@ -128,13 +128,13 @@ pub struct Rare {
 }
 
 impl Rare {
-    /// Looks at the ID registers; and writes ones to the registers whose meaning is up to the implementation: if that
-    /// changes nothing, nothing of a guest's can be there. Before any guest runs here.
+    /// Reads the ID registers, and writes ones to the implementation defined registers: one that still reads as zero
+    /// cannot hold state of a guest. Before any guest runs here.
     pub fn find() -> Self {
         macro_rules! keeps_ones {
             ($name:literal) => {{
                 let value: u64;
-                // SAFETY: a register of EL1, which does not run.
+                // SAFETY: a register of EL1, and no guest runs yet.
                 unsafe {
                     asm!(
                         concat!("msr ", $name, ", {ones}"),
@@ -168,7 +168,7 @@ impl Rare {
         macro_rules! save {
             ($($field:ident $name:literal;)*) => {
                 $(if self.$field {
-                    // SAFETY: reads a register that EL2 does not use; there is one.
+                    // SAFETY: reads an implemented register that EL2 does not use.
                     unsafe { asm!(concat!("mrs {}, ", $name), out(reg) regs.$field, options(nostack, preserves_flags)) };
                 })*
             };
@@ -176,12 +176,12 @@ impl Rare {
         save! { afsr0 "afsr0_el1"; afsr1 "afsr1_el1"; amair "amair_el1"; tpidr2 "s3_3_c13_c0_5"; }
     }
 
-    /// Memory to hardware. VDISR_EL2 is what a secondary sees as DISR_EL1, and zero for everybody.
+    /// Memory to hardware. VDISR_EL2, which a secondary accesses as DISR_EL1, is always zero.
     pub fn load(&self, regs: &RareRegs) {
         macro_rules! load {
             ($($field:ident $name:literal $value:expr;)*) => {
                 $(if self.$field {
-                    // SAFETY: writes a register that EL2 does not use; there is one.
+                    // SAFETY: writes an implemented register that EL2 does not use.
                     unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nostack, preserves_flags)) };
                 })*
             };
@@ -212,24 +212,24 @@ fn id_register(crm: u64, op2: u64, primary: bool) -> u64 {
     match (crm, op2) {
         // ID_AA64PFR0_EL1: no RAS, SVE, MPAM, AMU, RME; no second context number.
         (4, 0) => value & !(field(28) | field(32) | field(40) | field(44) | field(52) | field(56)),
-        // ID_AA64PFR1_EL1: no MTE, RAS or MPAM fractions, SME, and nothing newer than those.
+        // ID_AA64PFR1_EL1: no MTE, RAS_frac, MPAM_frac, SME, and no newer feature.
         (4, 1) => value & (field(0) | field(4)),
         // ID_AA64ZFR0_EL1, ID_AA64SMFR0_EL1.
         (4, 4 | 5) => 0,
-        // ID_AA64DFR0_EL1: the debug architecture and its breakpoints; no trace; the PMU is the primary's.
+        // ID_AA64DFR0_EL1: the debug architecture and its breakpoints; no trace; the PMU only for the primary.
         (5, 0) => value & (field(0) | field(12) | field(20) | field(28) | if primary { field(8) } else { 0 }),
         (5, 1) => 0,
         // ID_AA64ISAR1_EL1: no pointer authentication, no 64-byte atomic stores.
         (6, 1) => value & !(field(4) | field(8) | field(24) | field(28) | field(60)),
-        // ID_AA64ISAR2_EL1: only what needs no state: WFxT, RPRES, BC, RPRFM, CSSC.
+        // ID_AA64ISAR2_EL1: only features without state: WFxT, RPRES, BC, RPRFM, CSSC.
         (6, 2) => value & (field(0) | field(4) | field(20) | field(48) | field(52)),
         // ID_AA64MMFR1_EL1: no LORegions, no TWED, no HCRX, no second set of registers.
         (7, 1) => value & !(field(16) | field(32) | field(40)),
-        // ID_AA64MMFR2_EL1: no nested virtualization, no fine-grained traps of what is hidden.
+        // ID_AA64MMFR2_EL1: no nested virtualization.
         (7, 2) => value & !field(24),
-        // ID_AA64MMFR3_EL1 and what is still unnamed: permission indirection and its like have registers of their own.
+        // ID_AA64MMFR3_EL1 and unallocated ID registers: features like permission indirection have registers.
         (7, 3..) | (4 | 6, 3) => 0,
-        // ID_DFR0_EL1 of AArch32: no trace; the PMU is the primary's.
+        // ID_DFR0_EL1 of AArch32: no trace; the PMU only for the primary.
         (1, 2) => value & !(field(12) | field(16) | field(20) | if primary { 0 } else { field(24) }),
         _ => value,
     }

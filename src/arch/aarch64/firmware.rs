@@ -1,4 +1,4 @@
-//! The firmware under the hypervisor: PSCI by SMC.
+//! Calls to the firmware: PSCI by SMC.
 
 use core::arch::asm;
 
@@ -12,7 +12,7 @@ unsafe extern "C" {
     fn baton_secondary_entry();
 }
 
-/// Asks the firmware to start a pCPU for the first time; false if it would not.
+/// Calls CPU_ON of the firmware, to start a pCPU for the first time. Returns whether it succeeded.
 pub fn bring_in(pcpu: &PcpuArch) -> bool {
     let entry = baton_secondary_entry as *const () as u64;
     let number = pcpu.id.index() as u64;
@@ -28,7 +28,7 @@ pub fn bring_in(pcpu: &PcpuArch) -> bool {
     }
 }
 
-/// Turns the machine off.
+/// Powers the machine off.
 pub fn system_off() -> ! {
     let _ = psci::system_off::<Smc>();
     halt()
@@ -40,20 +40,20 @@ pub fn system_reset() -> ! {
     halt()
 }
 
-/// Ends the machine with a failing exit code where the platform has one: QEMU's semihosting. Elsewhere its instruction
-/// is undefined, and the fault that follows turns the machine off.
+/// Powers the machine off with a failing exit code, by QEMU's semihosting. Elsewhere the instruction is undefined, and
+/// the exception powers the machine off.
 pub fn fail() -> ! {
     const SYS_EXIT_EXTENDED: u64 = 0x20;
     const APPLICATION_EXIT: u64 = 0x2_0026;
     let block: [u64; 2] = [APPLICATION_EXIT, 1];
-    // SAFETY: does not come back.
+    // SAFETY: ends the machine, or takes an exception at EL2.
     unsafe {
         asm!("hlt #0xf000", in("x0") SYS_EXIT_EXTENDED, in("x1") &raw const block, options(nostack));
     }
     system_off()
 }
 
-/// Stands still.
+/// Sleeps for ever.
 pub fn halt() -> ! {
     loop {
         sleep();

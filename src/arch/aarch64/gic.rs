@@ -1,9 +1,8 @@
-//! The little that EL2 does with the GIC, which is otherwise the primary's: kicks between pCPUs, and the interrupt of
-//! EL2's own timer.
+//! EL2's use of the GIC, which the primary owns: kicks between pCPUs, and the interrupt of EL2's physical timer.
 //!
-//! A kick is software-generated interrupt 15. By convention a non-secure OS uses 0 to 7, so the primary has no use for it,
-//! and it must never see one. It therefore stays disabled; the kicker enables it at the *target's* redistributor, and the
-//! target disables it and clears it before it leaves EL2 for the primary. Who may do what when is in [`crate::kick`].
+//! A kick is SGI 15. By convention a non-secure OS uses SGIs 0 to 7, so the primary does not use it, and must never see
+//! it. It therefore stays disabled: the kicker enables it at the *target's* redistributor, and the target disables and
+//! clears it before it enters the primary. [`crate::kick`] has the protocol.
 //!
 //! Source: Arm GIC architecture, IHI 0069, sections 12.10 (distributor), 12.11 (redistributor), 12.2 (CPU interface).
 
@@ -17,11 +16,11 @@ use crate::ids::CpuId;
 use crate::kick::Kick;
 use crate::sync::{AtomicU64, Ordering};
 
-/// The software-generated interrupt of a kick.
+/// The SGI of a kick.
 const KICK: u32 = 15;
-/// The private interrupt of the EL2 physical timer.
+/// The PPI of the EL2 physical timer.
 const EL2_TIMER: u32 = 26;
-/// That of the EL1 virtual timer.
+/// The PPI of the EL1 virtual timer.
 const VIRTUAL_TIMER: u32 = 27;
 
 register_structs! {
@@ -29,7 +28,7 @@ register_structs! {
         (0x000 => ctlr: ReadWrite<u32>),
         (0x004 => @END),
     },
-    /// The first frame of a redistributor, and the second, which has the private interrupts.
+    /// The RD_base and SGI_base frames of a redistributor.
     Redistributor {
         (0x00000 => ctlr: ReadOnly<u32>),
         (0x00004 => _iidr),
@@ -51,11 +50,11 @@ register_structs! {
     }
 }
 
-/// Which pCPU it is, and how others kick it.
+/// The id of a pCPU, and the state by which others kick it.
 pub struct PcpuArch {
     pub id: CpuId,
     mpidr: AtomicU64,
-    /// The address of its redistributor; 0: none was found, and it cannot be kicked.
+    /// The address of its redistributor; 0 if none was found: then it cannot be kicked.
     redistributor: AtomicU64,
     kick: Kick,
 }
@@ -65,7 +64,7 @@ impl PcpuArch {
         Self { id: CpuId::new(0), mpidr: AtomicU64::new(0), redistributor: AtomicU64::new(0), kick: Kick::new() }
     }
 
-    /// The affinity fields of this pCPU's MPIDR, as the device tree's `reg` has them.
+    /// The affinity fields of this pCPU's MPIDR, in the format of the device tree's `reg`.
     pub fn mpidr(&self) -> u64 {
         self.mpidr.load(Ordering::Relaxed)
     }
@@ -77,7 +76,7 @@ impl PcpuArch {
 
     fn redistributor(&self) -> Option<&'static Redistributor> {
         let address = self.redistributor.load(Ordering::Relaxed) as *const Redistributor;
-        // SAFETY: null, or the address of a redistributor, which EL2 maps as device memory for ever.
+        // SAFETY: null, or the address of a redistributor, which EL2 always maps as device memory.
         unsafe { address.as_ref() }
     }
 }
@@ -88,7 +87,7 @@ impl Default for PcpuArch {
     }
 }
 
-/// Where the device tree says that the GIC is.
+/// The addresses of the GIC, from the device tree.
 pub struct Frames<'a> {
     pub distributor: u64,
     /// Regions of redistributors, each `start..end`.
@@ -97,15 +96,15 @@ pub struct Frames<'a> {
 
 /// Finds the redistributor of each of these pCPUs. At boot.
 pub fn find<'a>(frames: &Frames<'_>, pcpus: impl Iterator<Item = &'a PcpuArch> + Clone) {
-    /// A redistributor with virtual interrupts of its own (GICv4) has two more frames.
+    /// A redistributor with virtual LPIs (GICv4) has two more frames.
     const VLPIS: u64 = 1 << 1;
-    /// The last one of its region; what is behind it does not answer.
+    /// The last redistributor of its region; accesses beyond it may fault.
     const LAST: u64 = 1 << 4;
     const STRIDE: u64 = 0x2_0000;
     for region in frames.redistributors {
         let mut address = region.start;
         while address + STRIDE <= region.end {
-            // SAFETY: the device tree says that redistributors are here, and EL2 maps them.
+            // SAFETY: the device tree has redistributors here, and EL2 maps them.
             let redistributor = unsafe { &*(address as *const Redistributor) };
             let typer = redistributor.typer.get();
             let affinity = typer >> 32;
@@ -119,19 +118,19 @@ pub fn find<'a>(frames: &Frames<'_>, pcpus: impl Iterator<Item = &'a PcpuArch> +
             address += if typer & VLPIS == 0 { STRIDE } else { 2 * STRIDE };
         }
     }
-    // The primary sets the distributor up as it likes; until it does, kicks need affinity routing and group 1.
+    // The primary configures the distributor; until then kicks need affinity routing and group 1.
     const ENABLE_GROUP_1_AND_ARE: u32 = 1 << 1 | 1 << 4;
-    // SAFETY: the device tree says that the distributor is here, and EL2 maps it.
+    // SAFETY: the device tree has the distributor here, and EL2 maps it.
     let distributor = unsafe { &*(frames.distributor as *const Distributor) };
     distributor.ctlr.set(distributor.ctlr.get() | ENABLE_GROUP_1_AND_ARE);
 }
 
-/// Sets up the pCPU that calls: the system register interface, and that a kick reaches it.
+/// Sets up the CPU interface of this pCPU, so that a kick reaches it.
 pub fn set_up(pcpu: &PcpuArch) {
-    /// ICC_SRE_EL2 and ICC_SRE_EL1: EL1's accesses to the latter trap, because it cannot have the registers off; so
-    /// they have to be on.
+    /// The system register interface, of ICC_SRE_EL2 and ICC_SRE_EL1. It must be on: EL1's accesses to ICC_SRE_EL1
+    /// trap, so that EL1 cannot turn it off.
     const SRE: u64 = 1;
-    // SAFETY: only how interrupts become pending changes, and EL2 takes none.
+    // SAFETY: changes only how interrupts become pending, and EL2 takes none.
     unsafe {
         asm!(
             "msr icc_sre_el2, {sre}",
@@ -157,15 +156,14 @@ pub fn set_up(pcpu: &PcpuArch) {
     }
 }
 
-/// This pCPU is turned off and going to sleep: whatever the primary's vCPU left the CPU interface like, a kick gets
-/// through from here on, and nothing else: what is pending for the vCPU stays so. Followed by a look at what a kick would
-/// be for.
+/// Prepares the sleep of this pCPU, which is turned off: whatever the primary's vCPU left in the CPU interface, from
+/// here on only a kick wakes it. Interrupts for the vCPU stay pending. The caller checks its task bits afterwards.
 pub fn prepare_sleep(pcpu: &PcpuArch) {
-    /// Lets the kick through, whose priority is 0, and none of those below: any hardware has these bits.
+    /// A priority mask that only the kick passes, whose priority is 0. All hardware implements these bits.
     const KICK_ALONE: u64 = 0x10;
     set_up(pcpu);
-    // SAFETY: state of a vCPU that is off: no interrupt is active any more, and neither a timer nor another interrupt keeps
-    // this pCPU awake.
+    // SAFETY: state of a vCPU that is off. Afterwards no interrupt is active, and neither a timer nor another interrupt
+    // keeps this pCPU awake.
     unsafe {
         asm!(
             "msr icc_pmr_el1, {kick_alone}",
@@ -185,37 +183,37 @@ pub fn is_asleep(pcpu: &PcpuArch) -> bool {
     pcpu.kick.is_asleep()
 }
 
-/// It does not any more: no kick is pending afterwards, and none will be.
+/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
 pub fn finish_sleep(pcpu: &PcpuArch) {
     pcpu.kick.finish_sleep(|| clear(pcpu));
     set_up(pcpu);
 }
 
-/// Makes a pCPU come out of its guest or its sleep, unless it is not `still_there`: then it has come out by itself, and
-/// looks. Takes the target's gate, which is held for a few instructions.
+/// Kicks a pCPU out of its guest or its sleep if it is `still_there`; otherwise it has left by itself, and checks.
+/// Holds the target's gate for a few instructions.
 #[cold]
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     let Some(redistributor) = pcpu.redistributor() else { return };
     pcpu.kick.send(still_there, || {
         enable(redistributor, KICK, Manner { group_1: true, priority: 0 });
-        // Affinity routing: which pCPU of which cluster.
+        // Affinity routing: the target's affinity, with Aff0 as range and target list.
         let mpidr = pcpu.mpidr();
         let (aff0, aff1, aff2, aff3) = (mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
         let value =
             1 << (aff0 & 0xf) | aff1 << 16 | u64::from(KICK) << 24 | aff2 << 32 | (aff0 >> 4) << 44 | aff3 << 48;
-        // SAFETY: sends an interrupt that the target clears itself.
+        // SAFETY: generates an SGI, which the target clears itself.
         unsafe { asm!("dsb sy", "msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
     });
 }
 
-/// Whether this pCPU was kicked; if so the kick is cleared, and whatever interrupt is pending now is the primary's.
-/// Behind the publish, no kick for that vCPU comes any more.
+/// Returns whether this pCPU was kicked. If so, the kick is cleared, and any interrupt that is still pending is the
+/// primary's. After the publish of a vCPU, no kick for that vCPU arrives.
 #[inline]
 pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kick.take(|| clear(pcpu))
 }
 
-/// Disables the kick and makes it not pending. With the gate held.
+/// Disables the kick's SGI and clears its pending state. With the gate held.
 #[cold]
 fn clear(pcpu: &PcpuArch) {
     const WRITE_PENDING: u32 = 1 << 3;
@@ -225,13 +223,13 @@ fn clear(pcpu: &PcpuArch) {
             core::hint::spin_loop();
         }
         redistributor.icpendr0.set(1 << KICK);
-        // SAFETY: a barrier: the line is down when a pending interrupt is looked for.
+        // SAFETY: barriers: the SGI is not pending at a later read of ISR_EL1.
         unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
     }
 }
 
-/// Lets the EL2 timer interrupt this pCPU while a secondary runs, in the manner in which the primary has set its virtual
-/// timer's interrupt up; false if the primary would not be interrupted.
+/// Enables the EL2 timer's interrupt on this pCPU while a secondary runs, with the group and priority of the primary's
+/// virtual timer interrupt. Returns false if the primary has disabled that one.
 #[inline]
 pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
     let Some(redistributor) = pcpu.redistributor() else { return false };
@@ -246,13 +244,13 @@ pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
     true
 }
 
-/// How an interrupt is signalled.
+/// The group and priority of an interrupt.
 struct Manner {
     group_1: bool,
     priority: u8,
 }
 
-/// Enables a private interrupt. The primary's own bits stay as they are. With the gate held.
+/// Enables an SGI or PPI. The configuration of the primary's interrupts does not change. With the gate held.
 fn enable(redistributor: &Redistributor, id: u32, manner: Manner) {
     let bit = 1 << id;
     let groups = redistributor.igroupr0.get();

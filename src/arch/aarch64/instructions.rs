@@ -1,4 +1,4 @@
-//! Single instructions, and the few that belong together.
+//! Wrappers of single instructions, and of short sequences.
 
 use core::arch::asm;
 
@@ -6,52 +6,52 @@ use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 
 use crate::ids::{CpuId, Pa};
 
-/// Which pCPU runs this.
+/// The id of the pCPU that runs this.
 #[inline]
 pub fn this_cpu() -> CpuId {
     CpuId::new(TPIDR_EL2.get() as usize)
 }
 
-/// Says so, at the start of the pCPU that runs this.
+/// Sets the id of the pCPU that runs this, when it starts.
 pub(super) fn set_this_cpu(cpu: CpuId) {
     TPIDR_EL2.set(cpu.index() as u64);
 }
 
-/// Whether a physical interrupt is pending. EL2 takes none itself: it is the primary's, which takes it when it is entered.
+/// Whether a physical interrupt is pending. EL2 takes none: the primary takes it when it is entered.
 #[inline]
 pub fn interrupt_pending() -> bool {
     const IRQ_OR_FIQ: u64 = 0b11 << 6;
     let isr: u64;
-    // SAFETY: reads a register. Not `nomem`: it must be read where it stands.
+    // SAFETY: reads a register. Not `nomem`: the read must not move across memory accesses.
     unsafe { asm!("mrs {}, isr_el1", out(reg) isr, options(nostack, preserves_flags)) };
     isr & IRQ_OR_FIQ != 0
 }
 
-/// Sleeps until an event, which may have come already.
+/// WFE: sleeps until an event, which may have come already.
 pub fn doze() {
     // SAFETY: no effect but time.
     unsafe { asm!("wfe", options(nostack, preserves_flags)) };
 }
 
-/// Sleeps until a physical interrupt is pending, masked or not.
+/// WFI: sleeps until a physical interrupt is pending, masked or not.
 pub fn sleep() {
     // SAFETY: no effect but time.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
 }
 
-/// Ends the doze of every pCPU.
+/// SEV: ends the doze of every pCPU.
 pub fn send_event() {
-    // SAFETY: no effect but time; the barrier makes what was written before visible to those who wake.
+    // SAFETY: no effect but time; the barrier makes earlier stores visible to the pCPUs that wake.
     unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
 }
 
-/// Copies `size` bytes, at most a page, from one mailbox page to another. In place, so that a call that copies needs no
-/// stack of its own.
+/// Copies `size` bytes, at most a page, from one mailbox page to another. Inline, so that a call that copies needs no
+/// stack frame.
 #[inline]
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     debug_assert!(size <= crate::ids::PAGE_SIZE as usize);
-    // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and keeps nothing of its own
-    // in, and two VMs have no page in common. A guest that writes its page meanwhile garbles only its own message.
+    // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and does not use, and two
+    // VMs share no page. A guest that writes its page meanwhile corrupts only its own message.
     unsafe {
         asm!(
             "subs {left}, {left}, #64",
@@ -69,7 +69,7 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
             "add {to}, {to}, #64",
             "subs {left}, {left}, #64",
             "b.hs 2b",
-            // What is left: one step for each bit of its number.
+            // The rest: one step for each bit of its size.
             "3:",
             "tbz {left}, #5, 4f",
             "ldp {a}, {b}, [{from}], #16",
@@ -111,7 +111,7 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
     }
 }
 
-/// Where a debugger can hold a pCPU whose vCPU is saved and not published yet.
+/// The place for a debugger to hold a pCPU whose vCPU is saved and not published yet.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn baton_before_publish() {

@@ -1,11 +1,11 @@
-//! Page tables: the address space of EL2, and stage 2 of every VM.
+//! Page tables: EL2's stage 1, and stage 2 of every VM.
 //!
-//! The tables are built by the `aarch64-paging` crate from pages of a static pool, each written completely before it is
-//! first used by a walker, and never changed afterwards. So there is no break-before-make at run time, and nothing to
-//! invalidate but what `cpu.rs` does when vCPUs of one VM share a pCPU.
+//! The `aarch64-paging` crate builds the tables from pages of a static pool. Each is written completely before a table
+//! walk first uses it, and never changed afterwards. So no break-before-make is needed at run time, and the only TLB
+//! invalidation is that of `cpu.rs` when vCPUs of one VM share a pCPU.
 //!
 //! EL2 maps all RAM writable and not executable (it copies messages and loads images), its own code executable and not
-//! writable, its constants neither, and nothing under each stack.
+//! writable, its constants neither, and no page below each stack.
 
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -22,22 +22,22 @@ use crate::sync::{AtomicU8, AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
 pub const STACK_SIZE: usize = 16 * 1024;
-/// From one stack to the next: with a page under it that is not mapped.
+/// The distance from one stack to the next: a stack and the unmapped guard page below it.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 
 const DEVICE: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_0;
 const NORMAL: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_1.union(El23Attributes::INNER_SHAREABLE);
 
-/// The level at which EL2's virtual addresses begin.
+/// The lookup level of EL2's root table.
 const EL2_ROOT_LEVEL: usize = 1;
 
-/// Blocks of 1 GiB in the address space that `vectors/entry.S` makes: devices at 0, and memory, to which its address is to
-/// be added.
+/// Block descriptors of 1 GiB for the early address space of `vectors/entry.S`: devices at 0, and memory, to which the
+/// address is added.
 pub const EARLY_DEVICE: u64 = EARLY_BLOCK | 1 << 54;
 pub const EARLY_NORMAL: u64 = EARLY_BLOCK | 1 << 2 | 0b11 << 8;
 const EARLY_BLOCK: u64 = 0b01 | 1 << 10;
 
-/// Pages for tables: EL2 needs some 12, a secondary up to 8, the primary some 24.
+/// Pages of the table pool: EL2 needs some 12, a secondary up to 8, the primary some 24.
 pub const POOL_PAGES: usize = 192;
 
 #[repr(C, align(4096))]
@@ -47,16 +47,16 @@ struct Page([u8; PAGE_SIZE as usize]);
 static STACKS: [[Page; STACK_STRIDE / PAGE_SIZE as usize]; MAX_CPUS] =
     [const { [const { Page([0; PAGE_SIZE as usize]) }; STACK_STRIDE / PAGE_SIZE as usize] }; MAX_CPUS];
 
-/// The number of the pCPU that booted.
+/// The index of the boot pCPU.
 static BOOT_CPU: AtomicU8 = AtomicU8::new(0);
 
-/// The boot pCPU says which one it is.
+/// Records the boot pCPU.
 pub fn note_boot_cpu(cpu: CpuId) {
     BOOT_CPU.store(cpu.index() as u8, Ordering::Relaxed);
 }
 
-/// The number of a pCPU's stack. The boot pCPU has the first one, because it did not know its number yet; should another
-/// pCPU be number 0, it gets the one that is left.
+/// The index of a pCPU's stack. The boot pCPU has stack 0, because its index was not known yet; if another pCPU has
+/// index 0, it gets the stack of the boot pCPU's index.
 pub fn stack_of(cpu: CpuId) -> u64 {
     if cpu.index() == 0 { BOOT_CPU.load(Ordering::Relaxed).into() } else { cpu.index() as u64 }
 }
@@ -65,7 +65,7 @@ struct Pool {
     next: usize,
 }
 
-/// Which pages of the pool are not handed out yet. The pages themselves are behind the stacks, not zeroed at boot.
+/// The allocator of the pool. The pages are after the stacks, and not zeroed at boot.
 static POOL: Lock<Pool> = Lock::new(Pool { next: 0 });
 
 #[unsafe(link_section = ".unzeroed.tables")]
@@ -77,7 +77,7 @@ impl Pool {
             self.next < POOL_PAGES,
             "the {POOL_PAGES} pages for page tables are used up; raise POOL_PAGES for this machine"
         );
-        // SAFETY: each page is handed out once; nothing else names the memory.
+        // SAFETY: each page is allocated once, and only this function accesses the pool's memory.
         unsafe {
             let page = (&raw mut POOL_MEMORY).cast::<Page>().add(self.next);
             self.next += 1;
@@ -97,7 +97,7 @@ impl<A: PagingAttributes> Translation<A> for FromPool {
     }
 
     unsafe fn deallocate_table(&mut self, _: NonNull<PageTable<A>>) {
-        // A table that a larger block replaces; boot does this a few times at most, and the pool has room for it.
+        // Happens when a larger block replaces a table: a few times at most during boot. The page is not reused.
     }
 
     fn physical_to_virtual(&self, pa: PhysicalAddress) -> NonNull<PageTable<A>> {
@@ -105,7 +105,7 @@ impl<A: PagingAttributes> Translation<A> for FromPool {
     }
 }
 
-/// A root table that lives for ever.
+/// A root table that is never freed.
 struct Tables<R: TranslationRegime>(RootTable<R, FromPool>);
 
 impl<R: TranslationRegime> Tables<R> {
@@ -139,13 +139,13 @@ fn address(symbol: &'static u8) -> u64 {
     core::ptr::from_ref(symbol).addr() as u64
 }
 
-/// The hypervisor's own memory.
+/// The memory of the hypervisor's image.
 pub fn image() -> Range<u64> {
     // SAFETY: symbols of the linker script; only their addresses are used.
     unsafe { address(&baton_image)..address(&__image_end) }
 }
 
-/// EL2's final root, for the pCPUs that start later.
+/// The root of EL2's final address space, for the pCPUs that start later.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)] // read by `vectors/entry.S`
 static baton_ttbr: AtomicU64 = AtomicU64::new(0);
@@ -173,7 +173,7 @@ pub fn turn_on(platform: &Platform) {
     let root = tables.root();
     baton_ttbr.store(root, Ordering::Relaxed);
     clean_to_memory(address_of(&baton_ttbr), 8);
-    // SAFETY: maps everything that runs now where it is.
+    // SAFETY: an identity mapping of everything that is in use.
     unsafe { baton_mmu_on(root) };
 }
 
@@ -181,16 +181,16 @@ fn address_of<T>(value: &'static T) -> u64 {
     core::ptr::from_ref(value).addr() as u64
 }
 
-/// Makes what was written visible to those who run with caches off: VMs at their start, pCPUs that come up.
+/// Cleans memory to the point of coherency, for VMs and pCPUs that start with caches off.
 pub fn clean_to_memory(start: u64, size: u64) {
     // SAFETY: maintenance of mapped memory.
     unsafe { baton_clean(start, start + size) };
-    // SAFETY: barriers, and dropping instructions that may be stale.
+    // SAFETY: barriers, and invalidation of the instruction caches.
     unsafe { core::arch::asm!("dsb sy", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
-/// The guest-physical address space: 40 bits from level 0 where the hardware has more than 42 bits of physical addresses,
-/// else 39 bits from level 1 (where level 0 is not allowed, and 40 bits would need two tables side by side).
+/// The IPA space: 40 bits from level 0 where the hardware has more than 42 bits of physical addresses, else 39 bits
+/// from level 1 (there level 0 is not allowed, and 40 bits would need two concatenated tables).
 struct Format {
     root_level: usize,
     bits: u64,
@@ -223,13 +223,13 @@ pub fn set_stage_two_format() {
     );
 }
 
-/// Stage 2 of a VM: complete, and never changed.
+/// Stage 2 of a VM: complete, and never changed afterwards.
 pub struct StageTwo {
     root: u64,
     vmid: u16,
 }
 
-/// VMID 0 is nobody's, so that nothing is mistaken for a VM before the first load.
+/// The VMID of a VM. VMID 0 is unused, so that translations before the first load belong to no VM.
 pub fn vmid(vm: VmId) -> u16 {
     vm.0 + 1
 }
@@ -246,14 +246,15 @@ impl StageTwo {
         Self { root: tables.root(), vmid: vmid(vm) }
     }
 
-    /// All there is, but the hypervisor's memory and the secondaries': RAM as RAM, everything else as devices.
+    /// The whole IPA space except the memory of the hypervisor and of the secondaries: RAM as normal memory, the rest
+    /// as device memory.
     pub fn of_primary(platform: &Platform, holes: impl Iterator<Item = Range<u64>>) -> Self {
         Self::build(VmId::PRIMARY, |tables, limit| {
             tables.map(0..limit, device_memory());
             for ram in &platform.ram {
                 tables.map(ram.clone(), normal_memory());
             }
-            // The secondaries lie side by side: one hole of large blocks instead of many of pages.
+            // The secondaries are adjacent: one hole needs fewer tables than one for each.
             let mut hole = 0..0;
             for next in holes {
                 if next.end == hole.start {

@@ -1,5 +1,5 @@
 //! The hardware: AArch64 at EL2, GICv3, PSCI firmware.
-#![allow(unsafe_code)] // this is where the hardware is touched
+#![allow(unsafe_code)] // accesses the hardware
 
 mod control;
 mod cpu;
@@ -36,7 +36,8 @@ global_asm!(
     EARLY_NORMAL = const memory::EARLY_NORMAL,
 );
 global_asm!(include_str!("../../../vectors/memory.S"));
-// What compiled code calls. The compiler's own, which these take the place of, move 8 bytes at a time.
+// The memory functions that compiled code calls. Those of compiler-builtins, which these replace, move 8 bytes at a
+// time.
 global_asm!(
     ".global memcpy, memmove, memset, memcmp, bcmp",
     ".set memcpy, baton_copy",
@@ -57,5 +58,5 @@ global_asm!(
 );
 const _: () = assert!(offset_of!(Regs, returns) == offset_of!(Regs, x) + 8 * 31, "`switch.S` counts on it");
 
-/// Guests are entered as soon as nothing else is to be done.
+/// A guest is entered as soon as no other task is woken.
 pub const STEPWISE: bool = false;

@@ -1,21 +1,21 @@
-//! The register file of a vCPU: what a guest can see, where it is kept while the guest does not run, and why.
+//! The registers of a vCPU: how each is switched, and why.
 //!
-//! | registers | what happens | why |
+//! | registers | treatment | reason |
 //! |---|---|---|
-//! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry, but for a call's, whose x0–x17 are its answer (`vectors/switch.S`) | EL2 uses them itself |
-//! | SP_EL0 … CNTV_CTL_EL0: the table `switched!` below | saved and loaded when another vCPU takes the pCPU | a guest reads and writes them at will |
-//! | MDSCR_EL1 | as those; of a secondary it is in memory already, because its writes trap | the same |
-//! | AFSR0_EL1, AFSR1_EL1, AMAIR_EL1 | as those, on hardware that keeps what is written to them (tried at boot) | implementation defined: most have none |
-//! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as those; EL2's own timer stands in for the primary's while a secondary runs; a secondary's is masked once it has expired | cannot be trapped |
-//! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware: the primary's; trapped for secondaries | so that the primary's timer preempts a secondary |
-//! | q0–q31, FPSR, FPCR | lazily: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
-//! | HCR_EL2 | constant but for the virtual interrupt bit; written at every entry | routes traps and interrupts |
+//! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry; not x0–x17 at a hypercall, which its answer overwrites (`vectors/switch.S`) | EL2 uses them |
+//! | SP_EL0 … CNTV_CTL_EL0: the table `switched!` below | saved and loaded at a world switch | a guest reads and writes them without a trap |
+//! | MDSCR_EL1 | as above; a secondary's is in memory already, because its writes trap | as above |
+//! | AFSR0_EL1, AFSR1_EL1, AMAIR_EL1 | as above, on hardware that keeps the values written to them (tested at boot) | implementation defined: mostly not implemented |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as above; EL2's physical timer stands in for the primary's while a secondary runs; a secondary's is masked once it has expired | cannot be trapped |
+//! | CNTP_CTL_EL0, CNTP_CVAL_EL0 | stay in the hardware for the primary; trap for secondaries | the primary's timer preempts a secondary |
+//! | q0–q31, FPSR, FPCR | lazy: the first use after a switch traps (`cpu.rs`) | 528 bytes that most switches need not move |
+//! | HCR_EL2 | constant except for VI; written at every entry | routes traps and interrupts |
 //! | VTTBR_EL2, VMPIDR_EL2, MDCR_EL2, CNTHCTL_EL2, ICH_HCR_EL2 | constant for a vCPU: written on load, never saved | only EL2 can change them |
 //! | VPIDR_EL2, VTCR_EL2, CPTR_EL2 (but TFP), CNTVOFF_EL2, HSTR_EL2, ICC_SRE_EL2 | constant for the machine: written once on each pCPU | the same for all VMs |
-//! | ICC_* of the GIC | stay in the hardware: the primary's; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
+//! | ICC_* of the GIC | stay in the hardware for the primary; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
 //! | TPIDR2_EL0 | switched where the hardware has SME; cannot be trapped | a thread pointer |
-//! | DISR_EL1 | the primary's; a secondary has VDISR_EL2 under that name, which is zeroed | cannot be trapped, means nothing without RAS |
-//! | debug registers but MDSCR_EL1, PMU registers | the primary's; for secondaries debug reads as zero and ignores writes (in MDSCR_EL1: MDE and KDE), the PMU faults | no debugging across VMs |
+//! | DISR_EL1 | the primary's; a secondary's accesses go to VDISR_EL2, which is zeroed | cannot be trapped, has no use without RAS |
+//! | debug registers except MDSCR_EL1, PMU registers | the primary's; for secondaries debug is RAZ/WI (in MDSCR_EL1: MDE and KDE), the PMU faults | no debugging across VMs |
 //! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers and trapped (`features.rs`) | state that Baton does not switch |
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
 
@@ -27,7 +27,7 @@ use aarch64_cpu::registers::{ESR_EL2, Readable};
 use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
 use super::memory::StageTwo;
 
-/// Declares the EL1 registers that are switched, with their save and load. In pairs, because memory is accessed in pairs.
+/// Declares the switched EL1 registers, with their save and load. In pairs, for `ldp` and `stp`.
 macro_rules! switched {
     ($($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*) => {
         /// The switched EL1 registers, in memory.
@@ -41,12 +41,12 @@ macro_rules! switched {
                 Self { $($a: 0, $b: 0,)* }
             }
 
-            /// Hardware to memory. Returns the last one of the table.
+            /// Hardware to memory. Returns the last register of the table.
             #[inline(always)]
             pub fn save(regs: &mut Regs) -> u64 {
                 let mut last;
                 $(
-                    // SAFETY: reads registers of EL1 that EL2 does not use, into their places in memory.
+                    // SAFETY: reads registers of EL1 that EL2 does not use, into their fields in memory.
                     unsafe {
                         asm!(
                             concat!("mrs {a}, ", $a_name),
@@ -100,7 +100,7 @@ switched! {
     cntv_cval "cntv_cval_el0" "virtual timer", cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
 }
 
-/// Registers that not all hardware has.
+/// Registers that not all hardware implements.
 pub struct RareRegs {
     pub afsr0: u64,
     pub afsr1: u64,
@@ -121,7 +121,7 @@ pub struct FpRegs(pub [u64; 66]);
 
 const _: () = assert!(size_of::<FpRegs>() == 528, "vectors/fp.S counts on it");
 
-/// What only EL2 can change, and does not while the vCPU exists; and MDSCR_EL1, which makes the pairs even.
+/// Registers that only EL2 can change, constant for a vCPU; and MDSCR_EL1, which completes the last pair.
 #[repr(C)]
 pub struct Constants {
     pub vttbr: u64,
@@ -135,7 +135,7 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// Memory to hardware, but for HCR_EL2.
+    /// Memory to hardware, except for HCR_EL2.
     #[inline(always)]
     pub fn load(regs: &Regs) {
         macro_rules! pairs {
@@ -165,23 +165,24 @@ impl Constants {
     }
 }
 
-/// A vCPU's registers in memory. Those that a switch loads and saves are around `x`, whose address is all that it needs.
+/// A vCPU's registers in memory. Those that a world switch moves are around `x`, so that one base address reaches them
+/// all.
 #[repr(C)]
 pub struct Regs {
     pub(super) constants: Constants,
     pub(super) sys: SysRegs,
     pub(super) x: [u64; 31],
-    /// Not 0: the vCPU comes back from a hypercall, so that x1 to x17 are 0, whatever `x` says. Stored and loaded with x30.
+    /// Not 0: the vCPU returns from a hypercall, so x1 to x17 are 0, whatever `x` has. Stored and loaded with x30.
     pub(super) returns: u64,
     pub(super) pc: u64,
     pub(super) pstate: u64,
-    /// What x1 to x17 are loaded from then.
+    /// The source of x1 to x17 in that case.
     pub(super) zero: [u64; 2],
     pub(super) rare: RareRegs,
     pub(super) fp: FpRegs,
 }
 
-/// The distance of a part of [`Regs`] from `x`.
+/// The offset of a field of [`Regs`] from `x`.
 pub(super) const fn from_x(offset: usize) -> isize {
     offset as isize - offset_of!(Regs, x) as isize
 }
@@ -192,7 +193,7 @@ pub(super) const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
 const SCTLR_EL1_ENTRY: u64 = 0x30d0_0800;
 
 impl Regs {
-    /// All zero: of a vCPU that was not set up.
+    /// All zero: the registers of a vCPU that was not set up.
     pub const fn new() -> Self {
         Self {
             constants: Constants {
@@ -241,7 +242,7 @@ impl Regs {
         self.constants.primary = primary;
     }
 
-    /// Puts the vCPU where a machine starts: at `entry` with x0 = `context`, everything else as after reset.
+    /// Resets the vCPU: entry at `entry` with x0 = `context`.
     #[cold]
     pub fn start(&mut self, entry: u64, context: u64) {
         self.x = [0; 31];
@@ -262,19 +263,19 @@ impl Regs {
         [self.x[0], self.x[1], self.x[2], self.x[3]]
     }
 
-    /// The result of the hypercall that the vCPU is in: x0, and x1 to x17 are 0.
+    /// Sets the result of the hypercall that the vCPU is in: x0; x1 to x17 are 0.
     #[inline]
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.x[0] = result; // that it returns is known since the call
     }
 
-    /// The result of an `smc`, which is skipped.
+    /// Sets the result of an `smc`, and skips it.
     pub fn return_from_smc(&mut self, result: u64) {
         self.x[0] = result;
         self.skip_instruction();
     }
 
-    /// Goes on behind the instruction that the last exit on this pCPU was about.
+    /// Skips the instruction that caused the last exit on this pCPU.
     pub fn skip_instruction(&mut self) {
         /// ESR_EL2.IL: 32 bits; else 16, which only AArch32 has.
         const IL: u64 = 1 << 25;
@@ -282,11 +283,11 @@ impl Regs {
         const BTYPE: u64 = 0b11 << 10;
         const SS: u64 = 1 << 21;
         self.pc += if ESR_EL2.get() & IL != 0 { 4 } else { 2 };
-        // As if it had been executed: a software step is done, and a branch target has been reached.
+        // As after its execution: clears the software step and branch type state.
         self.pstate &= if self.pstate & AARCH32 == 0 { !(SS | BTYPE) } else { !SS };
     }
 
-    /// Whether the guest was in a process.
+    /// Whether the guest was at EL0.
     pub(super) fn is_at_el0(&self) -> bool {
         self.pstate & 0b1111 == 0
     }

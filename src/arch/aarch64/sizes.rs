@@ -1,5 +1,5 @@
-//! Sizes of what Baton keeps for each pCPU, VM and vCPU, as symbols: their values are sizes, not addresses, and nothing of
-//! them is in the image. `cargo baton bench --footprint` reads them from the ELF file.
+//! Sizes of the data of each pCPU, VM and vCPU, as absolute symbols: their values are sizes, not addresses, and they
+//! take no space in the image. `cargo baton bench --footprint` reads them from the ELF file.
 
 use core::arch::global_asm;
 

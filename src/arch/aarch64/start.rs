@@ -11,13 +11,13 @@ use crate::pcpu::Pcpu;
 use crate::run::Dispatcher;
 use crate::sync::{Once, ProtocolCell};
 
-/// As many pCPUs as there may be.
+/// The pCPUs, present or not.
 static PCPUS: [Pcpu; MAX_CPUS] = Pcpu::table();
 
-/// The machine, once it is there.
+/// The machine, once boot has completed it.
 static MACHINE: Once<&Machine> = Once::new();
 
-/// Where it is put together. Large, so it is never moved.
+/// The machine while boot builds it. Large, so it is never moved.
 static ASSEMBLY: ProtocolCell<Machine> = ProtocolCell::new(Machine::new(&PCPUS));
 
 /// The boot pCPU, from `vectors/entry.S`: the early address space is on.
@@ -58,9 +58,9 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     gic::find(&frames, PCPUS.iter().zip(&platform.cpus).map(|(pcpu, _)| &pcpu.arch));
     gic::set_up(&PCPUS[me.index()].arch);
 
-    // SAFETY: no other pCPU runs yet, and this is the only place that names it.
+    // SAFETY: no other pCPU runs yet, and only this function uses it.
     let machine = unsafe { ASSEMBLY.get_mut() };
-    // SAFETY: EL2's final address space maps all RAM, and nothing else runs.
+    // SAFETY: EL2's final address space maps all RAM, and no other pCPU runs.
     let start = unsafe { boot::load(&platform, machine, me) }.unwrap_or_else(|e| give_up(&e));
     let machine = MACHINE.call_once(|| machine).settle();
     PCPUS[me.index()].power.boot(start);
@@ -79,16 +79,16 @@ extern "C" fn baton_secondary_main(index: usize) -> ! {
     }
 }
 
-/// The rest of a pCPU's life.
+/// Runs the executor of this pCPU.
 fn live(machine: &'static Machine, me: CpuId) -> ! {
     let dispatcher = Dispatcher::new(machine, me);
-    // SAFETY: this function never returns, so what is on its stack is there for ever.
+    // SAFETY: this function never returns, so its stack frame is never freed.
     let dispatcher: &'static Dispatcher = unsafe { &*core::ptr::from_ref(&dispatcher) };
     let local = dispatcher.local();
     local.run(dispatcher.live(), local.pcpu().reports.print_all())
 }
 
-/// Boot cannot go on, for a reason that lies in what was booted: one sentence, and a failing exit code.
+/// Reports why the machine cannot boot, and powers it off with a failing exit code.
 fn give_up(reason: &dyn core::fmt::Display) -> ! {
     say!("cannot boot: {reason}.");
     firmware::fail()

@@ -1,4 +1,4 @@
-//! Physical memory as far as messages need it: pages that come into being when they are written.
+//! Physical memory for messages: pages that are created when they are first written.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ std::thread_local! {
     static PAGES: RefCell<BTreeMap<u64, Vec<u8>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Forgets all pages.
+/// Removes all pages.
 pub(super) fn reset() {
     PAGES.take();
 }

@@ -1,20 +1,20 @@
-//! The hardware that the host's tests run on: the same names as `aarch64`, scripted and traced.
+//! The fake hardware of the host tests: the same names as `aarch64`, scripted and traced.
 //!
-//! One test thread drives all pCPUs of its machine, one round of an executor at a time, and says with [`run_on`] whose
-//! turn it is. Everything that the portable code asks of the hardware is an *event* in one ordered trace, in the form
-//! `p1 save v1.0`: on pCPU 1, vCPU 0 of VM 1 is saved. What makes the trace worth asserting:
+//! One test thread drives all pCPUs of its machine, one round of an executor at a time, and selects the pCPU with
+//! [`run_on`]. Each hardware operation of the portable code is an *event* in one ordered trace, in the form `p1 save
+//! v1.0`: on pCPU 1, vCPU 0 of VM 1 is saved. These properties make the trace worth asserting:
 //!
-//! - **Guests are scripts.** A guest step is a closure on the registers that returns the exit ([`Cpu::script`]). It names
-//!   the vCPU that it expects to be, and entering anybody else is a failed test.
-//! - **Registers are in one place at a time.** [`Regs::sys`] stands for everything that is switched: a load copies it to
-//!   the pCPU, a guest changes it there, only a save brings it back. Whoever loads too early gets the old value.
-//! - **Windows can be opened.** A hook ([`before`]) runs when an event is announced and has not taken effect: in the middle
-//!   of a save, between the last look and the sleep. It may run another pCPU there.
-//! - **Sleep is sleep.** A pCPU that sleeps is not run until something has come that ends *this* kind of sleep
-//!   ([`wake_up`]); so a lost wake is a pCPU that never runs again.
+//! - **Guests are scripts.** A guest step is a closure on the registers that returns the exit ([`Cpu::script`]). It
+//!   names the vCPU that it is for, and entering another vCPU fails the test.
+//! - **Registers are in one place at a time.** [`Regs::sys`] stands for everything that is switched: a load copies it
+//!   to the pCPU, a guest changes it there, only a save copies it back. A load that comes too early gets the old value.
+//! - **Race windows can be opened.** A hook ([`before`]) runs after an event is announced and before it takes effect:
+//!   in the middle of a save, or between the last check and the sleep. It may run another pCPU there.
+//! - **Sleep is real.** A pCPU that sleeps is not run until a reason comes that ends *this* kind of sleep
+//!   ([`wake_up`]). So after a lost wake the pCPU never runs again.
 //!
-//! What other pCPUs may touch is in [`PcpuArch`], through [`crate::sync`]; what is only this thread's is thread-local. So
-//! tests in parallel do not see each other, and a model checker may give each pCPU a thread of its own.
+//! State that other pCPUs may access is in [`PcpuArch`], through [`crate::sync`]; the rest is thread-local, so that
+//! parallel tests do not interfere.
 
 mod memory;
 mod regs;
@@ -35,12 +35,12 @@ use crate::exit::{Exit, Fault};
 use crate::ids::{CpuId, VcpuId, VmId};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-/// How a few instructions of a guest end.
+/// The end of a guest step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// `hvc`, with its arguments in the registers.
     Hypercall,
-    /// Something the guest may not do.
+    /// A fault: an access or instruction that the guest may not execute.
     Fault(Fault),
     /// Anything else.
     Exit(Exit),
@@ -55,12 +55,12 @@ impl From<Exit> for Step {
 /// A test drives its pCPUs guest by guest, so each entry is a round of the executor.
 pub const STEPWISE: bool = true;
 
-/// A few instructions of a guest, up to its next exit.
+/// A guest step: instructions up to the next exit.
 type GuestStep = Box<dyn FnOnce(&mut Regs) -> Step>;
-/// What happens when its event is announced.
+/// The text of an event, and what runs when it is announced.
 type Hook = (String, Box<dyn FnOnce()>);
 
-/// What this thread knows of the machine that it drives.
+/// The machine that this thread drives.
 struct World {
     pcpus: RefCell<Vec<&'static PcpuArch>>,
     this: Cell<CpuId>,
@@ -81,7 +81,7 @@ std::thread_local! {
     };
 }
 
-// What a test does with the hardware.
+// Functions for tests.
 
 /// Starts over, with these pCPUs and on the first of them.
 pub fn reset(pcpus: impl Iterator<Item = &'static PcpuArch>) {
@@ -95,16 +95,16 @@ pub fn reset(pcpus: impl Iterator<Item = &'static PcpuArch>) {
     memory::reset();
 }
 
-/// From here on this thread is that pCPU. Returns which one it was.
+/// From here on this thread runs as that pCPU. Returns the previous one.
 pub fn run_on(cpu: CpuId) -> CpuId {
     WORLD.with(|world| world.this.replace(cpu))
 }
 
-/// Takes what has happened so far.
+/// Takes the trace.
 ///
 /// # Panics
 ///
-/// If a hook was never reached: its test tests nothing.
+/// If a hook was never reached: the test would test nothing.
 pub fn take_trace() -> Vec<String> {
     WORLD.with(|world| {
         let waiting: Vec<String> = world.hooks.take().into_iter().map(|(event, _)| event).collect();
@@ -123,19 +123,19 @@ pub fn set_interrupt(cpu: CpuId, pending: bool) {
     pcpu(cpu).interrupt.store(pending, Ordering::Relaxed);
 }
 
-/// No pCPU's event register is set any more.
+/// Clears the event registers of all pCPUs.
 pub fn forget_events() {
     for pcpu in pcpus() {
         pcpu.event.store(false, Ordering::Relaxed);
     }
 }
 
-/// Whether the firmware does what [`bring_in`] asks.
+/// Sets whether [`bring_in`] succeeds.
 pub fn set_firmware_works(works: bool) {
     WORLD.with(|world| world.firmware_works.set(works));
 }
 
-/// Whether a pCPU runs: it does not sleep, or something has come that ends its sleep, which is over then.
+/// Ends the sleep of a pCPU if there is a reason. Returns whether the pCPU runs.
 pub fn wake_up(cpu: CpuId) -> bool {
     let arch = pcpu(cpu);
     match arch.sleep.load(Ordering::Relaxed) {
@@ -166,13 +166,13 @@ fn pcpus() -> Vec<&'static PcpuArch> {
     WORLD.with(|world| world.pcpus.borrow().clone())
 }
 
-/// Writes an event down, and lets happen what a hook has for it.
+/// Records an event, and runs its hook.
 fn announce(event: String) {
     WORLD.with(|world| world.trace.borrow_mut().push(event.clone()));
     pass(&event);
 }
 
-/// Lets happen what a hook has for an event that is too common for the trace.
+/// Runs the hook of an event, without recording it: for events that are too common for the trace.
 fn pass(event: &str) {
     if std::thread::panicking() {
         return; // the tokens of a failed test go out of order
@@ -192,18 +192,18 @@ fn p(cpu: CpuId) -> String {
     format!("p{}", cpu.index())
 }
 
-/// An event on the pCPU whose turn it is.
+/// Announces an event on the selected pCPU.
 fn announce_here(what: &str) {
     announce(format!("{} {what}", p(this_cpu())));
 }
 
-// What the portable code asks for.
+// The interface of the portable code.
 
 const AWAKE: u8 = 0;
 const DOZES: u8 = 1;
 const SLEEPS: u8 = 2;
 
-/// The parts of a pCPU's hardware that other pCPUs reach.
+/// The parts of a pCPU's hardware that other pCPUs access.
 pub struct PcpuArch {
     pub id: CpuId,
     mpidr: AtomicU64,
@@ -211,13 +211,13 @@ pub struct PcpuArch {
     interrupt: AtomicBool,
     /// A kick is pending.
     kicked: AtomicBool,
-    /// It sleeps.
+    /// The pCPU sleeps, or is about to.
     asleep: AtomicBool,
-    /// The line of the guest that it runs.
+    /// The virtual interrupt line of the guest that it runs.
     virtual_interrupt: AtomicBool,
     /// The event register of WFE.
     event: AtomicBool,
-    /// It does not run, and what it waits for.
+    /// Whether it runs, dozes or sleeps.
     sleep: AtomicU8,
 }
 
@@ -236,7 +236,7 @@ impl PcpuArch {
         }
     }
 
-    /// The affinity fields of its MPIDR.
+    /// The affinity fields of this pCPU's MPIDR.
     pub fn mpidr(&self) -> u64 {
         self.mpidr.load(Ordering::Relaxed)
     }
@@ -252,13 +252,13 @@ impl PcpuArch {
     }
 }
 
-/// A pCPU's own hardware: the registers of the vCPU that is loaded, and what its guests do next.
+/// A pCPU's own hardware: the registers of the loaded vCPU, and the script of its guests.
 pub struct Cpu {
     pcpu: &'static PcpuArch,
     script: RefCell<VecDeque<(Name, GuestStep)>>,
-    /// Who is loaded, and its `sys`.
+    /// The loaded vCPU, and its `sys`.
     loaded: Cell<Option<(Name, u64)>>,
-    /// What the last exit was about.
+    /// The details of the last exit, if it was a fault.
     fault: Cell<Option<Fault>>,
 }
 
@@ -267,17 +267,17 @@ impl Cpu {
         Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None), fault: Cell::new(None) }
     }
 
-    /// After the steps that are scripted already, the next guest to be entered here is `who`, and this is what it does.
+    /// Appends a step to the script: the next guest to be entered here is `who`, and executes `step`.
     pub fn script<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
         self.script.borrow_mut().push_back((who, Box::new(|regs| step(regs).into())));
     }
 
-    /// As [`Self::script`], but before the steps that are scripted already.
+    /// As [`Self::script`], but prepends the step.
     pub fn script_first<S: Into<Step>>(&self, who: Name, step: impl FnOnce(&mut Regs) -> S + 'static) {
         self.script.borrow_mut().push_front((who, Box::new(|regs| step(regs).into())));
     }
 
-    /// How many steps are left to do.
+    /// The number of steps that are left.
     pub fn steps_left(&self) -> usize {
         self.script.borrow().len()
     }
@@ -295,26 +295,26 @@ impl Cpu {
         regs.sys = self.take_loaded(regs.name, "saved");
     }
 
-    /// From the primary, which comes back, to a secondary.
+    /// World switch from the primary to a secondary.
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         self.save(primary);
         self.load(to);
     }
 
-    /// There is no TLB here, but who would have dropped what is in it.
+    /// There is no TLB here; only records the event.
     pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
         announce_here(&format!("drop translations for {}", Name { vm: vm.0, vcpu: vcpu.0 }));
     }
 
-    /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
+    /// Enters the loaded vCPU, and returns at its next exit; a call that is answered at once does not exit.
     ///
     /// # Panics
     ///
-    /// If it is not loaded here, or the script has somebody else, or nobody.
+    /// If it is not loaded here, or the script's next step is for another vCPU, or there is none.
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
+    /// `regs` are the registers of `guest`, which is loaded here. Until this returns, only its hypercalls access them.
     #[allow(unsafe_code)] // as the real one
     pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         // SAFETY: as the caller promises.
@@ -324,7 +324,7 @@ impl Cpu {
         exit
     }
 
-    /// What [`Self::enter`] does, up to the exit.
+    /// [`Self::enter`], up to the exit.
     ///
     /// # Safety
     ///
@@ -363,21 +363,21 @@ impl Cpu {
         }
     }
 
-    /// Back to the primary, when the secondary has been saved.
+    /// World switch back to the primary, after the secondary was saved.
     pub fn take_back(&self, regs: &Regs) {
         self.load(regs);
     }
 
-    /// What the vCPU did, whose last exit was a fault.
+    /// The details of the last exit, which was a fault.
     ///
     /// # Panics
     ///
-    /// If it was not.
+    /// If it was not a fault.
     pub fn fault(&self, _: &Regs) -> Fault {
         self.fault.take().expect("the last exit was a fault that nobody has asked about")
     }
 
-    /// What the guest does up to its next exit, finished or not.
+    /// Runs the guest's next step.
     fn run_step(&self, regs: &mut Regs) -> Step {
         self.announce("enter", regs.name);
         regs.virtual_interrupt = pcpu(this_cpu()).virtual_interrupt.load(Ordering::Relaxed);
@@ -386,7 +386,7 @@ impl Cpu {
             panic!("{here} enters {}, which has nothing to do: script a step for it", regs.name);
         });
         assert_eq!(who, regs.name, "{here} enters {}, but the script's next step is {who}'s", regs.name);
-        // The guest sees the hardware; memory keeps what it has until the save.
+        // The guest accesses the hardware's registers; memory does not change until the save.
         let in_memory = regs.sys;
         regs.sys = self.take_loaded(regs.name, "entered");
         let step = step(regs);
@@ -410,12 +410,12 @@ impl Cpu {
     }
 }
 
-/// Which pCPU runs this.
+/// The id of the pCPU that runs this.
 pub fn this_cpu() -> CpuId {
     WORLD.with(|world| world.this.get())
 }
 
-/// Whether a physical interrupt is pending; a kick that was not taken is one.
+/// Whether a physical interrupt is pending; a kick that was not taken counts.
 pub fn interrupt_pending() -> bool {
     pcpu(this_cpu()).line()
 }
@@ -431,8 +431,8 @@ pub fn doze() {
 
 /// WFI: sleeps until an interrupt is pending.
 ///
-/// On one thread it cannot block: it notes that the pCPU sleeps and returns, and [`finish_sleep`], which follows it, is put off
-/// until [`wake_up`].
+/// On one thread it cannot block: it records that the pCPU sleeps and returns, and [`finish_sleep`], which follows it,
+/// is deferred until [`wake_up`].
 pub fn sleep() {
     announce_here("sleep");
     let arch = &pcpu(this_cpu());
@@ -449,12 +449,12 @@ pub fn send_event() {
     }
 }
 
-/// Raises or lowers the virtual interrupt line of the guest that has called.
+/// Raises or lowers the virtual interrupt line of the calling guest.
 pub fn set_virtual_interrupt(high: bool) {
     pcpu(this_cpu()).virtual_interrupt.store(high, Ordering::Relaxed);
 }
 
-/// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
+/// This pCPU is going to [`sleep`]. From here on a kick ends that sleep.
 pub fn prepare_sleep(pcpu: &PcpuArch) {
     pcpu.asleep.store(true, Ordering::Relaxed);
 }
@@ -464,7 +464,7 @@ pub fn is_asleep(pcpu: &PcpuArch) -> bool {
     pcpu.asleep.load(Ordering::Relaxed)
 }
 
-/// It does not any more: no kick is pending afterwards, and none will be.
+/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
 pub fn finish_sleep(pcpu: &PcpuArch) {
     if pcpu.sleep.load(Ordering::Relaxed) != SLEEPS {
         pcpu.asleep.store(false, Ordering::Relaxed);
@@ -472,7 +472,7 @@ pub fn finish_sleep(pcpu: &PcpuArch) {
     }
 }
 
-/// Makes a pCPU come out of its guest or its sleep, if it is still there.
+/// Kicks a pCPU out of its guest or its sleep, if it is still there.
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     announce_here(&format!("kick {}", p(pcpu.id)));
     if still_there() {
@@ -480,19 +480,19 @@ pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     }
 }
 
-/// Whether this pCPU was kicked; if so the kick is cleaned up.
+/// Returns whether this pCPU was kicked, and clears the kick.
 pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pass(&format!("{} looks for a kick", p(pcpu.id)));
     pcpu.kicked.swap(false, Ordering::Relaxed)
 }
 
-/// Asks the firmware to start a pCPU; false if it would not.
+/// Calls CPU_ON of the firmware. Returns whether it succeeded.
 pub fn bring_in(pcpu: &PcpuArch) -> bool {
     announce_here(&format!("bring in {}", p(pcpu.id)));
     WORLD.with(|world| world.firmware_works.get())
 }
 
-/// Ends the machine, which on the host is the test's thread: it unwinds.
+/// Ends the machine: the test's thread unwinds.
 pub fn system_off() -> ! {
     announce_here("system off");
     panic!("the machine was turned off")
@@ -504,7 +504,7 @@ pub fn system_reset() -> ! {
     panic!("the machine was reset")
 }
 
-/// Where a debugger may hold a pCPU whose vCPU is saved and not published yet.
+/// The place for a debugger to hold a pCPU whose vCPU is saved and not published yet.
 pub fn before_publish() {
     announce_here("is about to publish");
 }

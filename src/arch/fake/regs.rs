@@ -1,10 +1,10 @@
-//! The register file of a vCPU that does not exist: as much of one as the portable code and the tests look at.
+//! The registers of a vCPU: only those that the portable code and the tests access.
 
 use core::fmt;
 
 use crate::exit::Fault;
 
-/// Whose registers these are. In a trace, `v1.0` is vCPU 0 of VM 1.
+/// The name of a vCPU. In a trace, `v1.0` is vCPU 0 of VM 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Name {
     pub vm: u16,
@@ -20,10 +20,10 @@ impl fmt::Display for Name {
 /// A vCPU's registers in memory.
 pub struct Regs {
     pub name: Name,
-    /// As the hardware does, exits write these straight to memory.
+    /// As on the hardware, an exit writes these to memory.
     pub x: [u64; 31],
     pub pc: u64,
-    /// All that a load copies to the hardware and a save brings back.
+    /// Stands for all registers that a load copies to the hardware and a save copies back.
     pub sys: u64,
     /// The virtual interrupt line.
     pub virtual_interrupt: bool,
@@ -37,7 +37,7 @@ impl Regs {
         Self { name, x: [0; 31], pc: 0, sys: 0, virtual_interrupt: false, raised: None }
     }
 
-    /// Puts the vCPU at `entry` with x0 = `context`, everything else as after reset.
+    /// Resets the vCPU: entry at `entry` with x0 = `context`.
     pub fn start(&mut self, entry: u64, context: u64) {
         *self = Self { name: self.name, pc: entry, ..Self::new() };
         self.x[0] = context;
@@ -48,13 +48,13 @@ impl Regs {
         [self.x[0], self.x[1], self.x[2], self.x[3]]
     }
 
-    /// The result of a hypercall: x0, and x1 to x17 are 0.
+    /// Sets the result of a hypercall: x0; x1 to x17 are 0.
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.x[0] = result;
         self.x[1..18].fill(0);
     }
 
-    /// The result of an `smc`, which is skipped.
+    /// Sets the result of an `smc`, and skips it.
     pub fn return_from_smc(&mut self, result: u64) {
         self.x[0] = result;
         self.skip_instruction();
@@ -68,7 +68,7 @@ impl Regs {
         self.pc
     }
 
-    /// Lets the vCPU take an exception.
+    /// Injects an exception into the vCPU.
     pub fn raise(&mut self, fault: Fault) {
         self.raised = Some(fault);
     }

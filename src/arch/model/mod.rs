@@ -1,15 +1,15 @@
-//! The hardware that model checks run on: pCPUs that are threads of the checker, guests that are programs.
+//! The model hardware of the model checks: pCPUs are threads of the checker, guests are programs.
 //!
-//! It has the same names as `aarch64`, and as little behind them as the protocols between pCPUs can tell from the real one:
+//! It has the same names as `aarch64`, and models only what the protocols between pCPUs depend on:
 //!
-//! - **Registers** are in memory ([`Regs`]) or in one pCPU ([`Cpu`]). Memory is a [`ProtocolCell`]: whoever touches it without
-//!   being its owner, or without having seen what the last owner did, is a failed model (**Single Owner**).
-//! - **A guest** is a [`Program`] that goes with the registers, so that any pCPU can run it. It is asked for a [`Step`] at a
-//!   time, and can compute until an interrupt ends that, which is for ever if nobody sends one.
-//! - **Interrupt lines and the event register** are wires: they never show an old value, and what was done before a wire was
-//!   raised (the barrier in front of the instruction) is seen by whoever sees it raised.
-//! - **Sleep is sleep.** A thread blocks until a wire of its pCPU changes. When all threads do, the checker says so: that is
-//!   what a lost wake is.
+//! - **Registers** are in memory ([`Regs`]) or in one pCPU ([`Cpu`]). Memory is a [`ProtocolCell`]: an access by a pCPU
+//!   that is not its owner, or that has not seen the last owner's accesses, fails the model (**Single Owner**).
+//! - **A guest** is a [`Program`] that belongs to the registers, so that any pCPU can run it. It yields one [`Step`] at
+//!   a time, and may compute until an interrupt ends that, for ever if none comes.
+//! - **Interrupt lines and the event register** are wires without delay: a read never returns an old value, and a pCPU
+//!   that reads a raised wire sees what was done before it was raised (the barrier before the instruction).
+//! - **Sleep is real.** A thread blocks until a wire of its pCPU changes. If all threads block, the checker reports it:
+//!   that is a lost wake.
 
 #![allow(unsafe_code)] // as the real one
 
@@ -27,17 +27,17 @@ use crate::kick::Kick;
 use crate::sync::checked::{self, Bed};
 use crate::sync::{AtomicBool, AtomicU8, Ordering, ProtocolCell};
 
-/// Whether each entry of a guest is a round of the executor. As on the real hardware.
+/// Whether the executor enters a guest only once in each round. As on the real hardware.
 pub const STEPWISE: bool = false;
 
-/// Those of a model.
+/// The pCPUs of a model.
 pub type Pcpus = &'static [&'static PcpuArch];
 
 checked::thread_local! {
     static HERE: Cell<Option<(Pcpus, CpuId)>> = Cell::new(None);
 }
 
-/// From here on this thread of the checker is that one of these pCPUs, which are all that there are.
+/// From here on this thread of the checker runs as pCPU `cpu` of `pcpus`, which are all pCPUs of the model.
 pub fn be(pcpus: Pcpus, cpu: CpuId) {
     HERE.with(|here| here.set(Some((pcpus, cpu))));
 }
@@ -64,7 +64,7 @@ impl Page {
         core::ptr::from_ref(self).expose_provenance() as u64
     }
 
-    /// As the guest does that it belongs to, which knows that nobody else uses it now.
+    /// Writes the page as its guest, which must be its only user at that time.
     pub fn write(&self, contents: u64) {
         // SAFETY: the checker reports any other use.
         *unsafe { self.0.get_mut() } = contents;
@@ -87,38 +87,38 @@ impl Default for Page {
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     assert!(size <= PAGE_SIZE as usize, "a message is at most a page");
     let page = |address: Pa| core::ptr::with_exposed_provenance::<Page>(address.0 as usize);
-    // SAFETY: the VMs of a model have nothing but pages.
+    // SAFETY: every address in a model is that of a `Page`.
     unsafe { (*page(to)).write((*page(from)).read()) };
 }
 
 /// Interrupt lines of a pCPU.
 mod line {
-    /// A device of the primary's.
+    /// A device of the primary.
     pub const DEVICE: u8 = 1 << 0;
     /// A kick.
     pub const KICK: u8 = 1 << 1;
 }
 
-/// The parts of a pCPU's hardware that other pCPUs reach.
+/// The parts of a pCPU's hardware that other pCPUs access.
 pub struct PcpuArch {
     pub id: CpuId,
-    /// Plain: it is set before there are threads.
+    /// Not atomic: it is set before the model has threads.
     mpidr: Own<u64>,
     kick: Kick,
     lines: AtomicU8,
     /// The event register of WFE.
     event: AtomicBool,
     bed: Bed,
-    /// This pCPU's own: it has nothing to do any more.
+    /// Only for this pCPU: its primary's program has ended.
     ended: Own<bool>,
-    /// This pCPU's own: the line of the guest that it runs.
+    /// Only for this pCPU: the virtual interrupt line of the guest that it runs.
     virtual_interrupt: Own<bool>,
 }
 
-/// Something that only one pCPU touches.
+/// State that only one pCPU accesses.
 struct Own<T>(Cell<T>);
 
-// SAFETY: as it says.
+// SAFETY: only one pCPU accesses it.
 unsafe impl<T> Sync for Own<T> {}
 
 impl PcpuArch {
@@ -136,7 +136,7 @@ impl PcpuArch {
         }
     }
 
-    /// The affinity fields of its MPIDR.
+    /// The affinity fields of this pCPU's MPIDR.
     pub fn mpidr(&self) -> u64 {
         self.mpidr.0.get()
     }
@@ -166,7 +166,7 @@ pub fn interrupt(pcpu: &PcpuArch) {
     pcpu.raise(line::DEVICE);
 }
 
-/// The primary has served the device, on the pCPU that calls.
+/// Lowers the device's line of this pCPU: the primary has served the device.
 pub fn acknowledge() {
     this_pcpu().lower(line::DEVICE);
 }
@@ -176,17 +176,17 @@ pub fn is_kicked(pcpu: &PcpuArch) -> bool {
     pcpu.lines.fetch_or(0, Ordering::Acquire) & line::KICK != 0
 }
 
-/// Whether this pCPU has come to the [`Step::End`] of its primary's program.
+/// Whether this pCPU has reached the [`Step::End`] of its primary's program.
 pub fn has_ended(pcpu: &PcpuArch) -> bool {
     pcpu.ended.0.get()
 }
 
-/// A pCPU's own hardware: the registers of the vCPU that is loaded.
+/// A pCPU's own hardware: the registers of the loaded vCPU.
 pub struct Cpu {
     pcpu: &'static PcpuArch,
-    /// Who is loaded, and what its registers hold.
+    /// The loaded vCPU, and the value of its registers.
     loaded: Cell<Option<(Name, u64)>>,
-    /// What the last exit was about.
+    /// The details of the last exit, if it was a fault.
     fault: Cell<Option<Fault>>,
 }
 
@@ -201,7 +201,7 @@ impl Cpu {
         assert_eq!(before, None, "{} is loaded over somebody who was not saved", regs.name);
     }
 
-    /// Hardware to memory, in two steps, for others to come in between.
+    /// Hardware to memory, in two steps, so that other pCPUs can interleave.
     pub fn save(&self, regs: &mut Regs) {
         if checked::is_failing() {
             return;
@@ -212,13 +212,13 @@ impl Cpu {
         *regs.memory() = value;
     }
 
-    /// From the primary, which comes back, to a secondary.
+    /// World switch from the primary to a secondary.
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         self.save(primary);
         self.load(to);
     }
 
-    /// Back to the primary, when the secondary has been saved.
+    /// World switch back to the primary, after the secondary was saved.
     pub fn take_back(&self, regs: &Regs) {
         assert!(!is_kicked(self.pcpu), "the primary sees a kick");
         self.load(regs);
@@ -227,7 +227,7 @@ impl Cpu {
     /// There is no TLB here.
     pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
 
-    /// Enters the loaded vCPU, and returns at its next exit that is not finished here: a call that answers at once is.
+    /// Enters the loaded vCPU, and returns at its next exit; a call that is answered at once does not exit.
     ///
     /// # Panics
     ///
@@ -235,14 +235,15 @@ impl Cpu {
     ///
     /// # Safety
     ///
-    /// `regs` are the registers of `guest`, which is loaded here, and nobody else's until this returns but its calls'.
+    /// `regs` are the registers of `guest`, which is loaded here. Until this returns, only its hypercalls access them.
     pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         let arch = self.pcpu;
         arch.virtual_interrupt.0.set(line);
         // SAFETY: as the caller promises, for as long as no call is being served.
         let is_primarys = unsafe { (*regs).name.vm } == 0;
         loop {
-            // A secondary is interrupted before its first instruction, and between any two; the primary's interrupts are its own.
+            // An interrupt may come before a secondary's first instruction, and between any two; the primary takes its
+            // own.
             if !is_primarys && arch.is_interrupted() {
                 return Exit::Interrupt;
             }
@@ -275,16 +276,16 @@ impl Cpu {
         }
     }
 
-    /// What the vCPU did, whose last exit was a fault.
+    /// The details of the last exit, which was a fault.
     ///
     /// # Panics
     ///
-    /// If it was not.
+    /// If it was not a fault.
     pub fn fault(&self, _: &Regs) -> Fault {
         self.fault.take().expect("the last exit was a fault that nobody has asked about")
     }
 
-    /// What the guest does next, which is in the hardware.
+    /// Runs the next step of the loaded guest.
     fn step(&self, regs: &mut Regs, line: bool) -> Step {
         let Some((name, mut value)) = self.loaded.take() else {
             panic!("{} is entered, and nothing is loaded", regs.name)
@@ -295,7 +296,7 @@ impl Cpu {
         step
     }
 
-    /// Serves a call; the exit if that does not finish it.
+    /// Serves a call. Returns the exit if it is not answered at once.
     fn call(&self, regs: *mut Regs, guest: Guest, args: [u64; 4]) -> Option<Exit> {
         // SAFETY: the caller of `enter` owns the registers.
         let reply = unsafe { guest.call(args) };
@@ -308,12 +309,12 @@ impl Cpu {
 
 const CPU_OFF: u64 = 0x8400_0002;
 
-/// Which pCPU runs this.
+/// The id of the pCPU that runs this.
 pub fn this_cpu() -> CpuId {
     here().1
 }
 
-/// Whether a physical interrupt is pending; a kick that was not taken is one.
+/// Whether a physical interrupt is pending; a kick that was not taken counts.
 pub fn interrupt_pending() -> bool {
     this_pcpu().is_interrupted()
 }
@@ -341,12 +342,12 @@ pub fn send_event() {
     }
 }
 
-/// Raises or lowers the virtual interrupt line of the guest that has called.
+/// Raises or lowers the virtual interrupt line of the calling guest.
 pub fn set_virtual_interrupt(high: bool) {
     this_pcpu().virtual_interrupt.0.set(high);
 }
 
-/// This pCPU is going to [`sleep`], and can be kicked out of that from here on.
+/// This pCPU is going to [`sleep`]. From here on a kick ends that sleep.
 pub fn prepare_sleep(pcpu: &PcpuArch) {
     pcpu.kick.prepare_sleep();
 }
@@ -356,22 +357,22 @@ pub fn is_asleep(pcpu: &PcpuArch) -> bool {
     pcpu.kick.is_asleep()
 }
 
-/// It does not any more: no kick is pending afterwards, and none will be.
+/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
 pub fn finish_sleep(pcpu: &PcpuArch) {
     pcpu.kick.finish_sleep(|| pcpu.lower(line::KICK));
 }
 
-/// Makes a pCPU come out of its guest or its sleep, if it is still there.
+/// Kicks a pCPU out of its guest or its sleep, if it is still there.
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     pcpu.kick.send(still_there, || pcpu.raise(line::KICK));
 }
 
-/// Whether this pCPU was kicked; if so the kick is cleared.
+/// Returns whether this pCPU was kicked, and clears the kick.
 pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kick.take(|| pcpu.lower(line::KICK))
 }
 
-/// Every pCPU of a model is there from the start.
+/// Every pCPU of a model runs from the start.
 pub fn bring_in(_: &PcpuArch) -> bool {
     true
 }
@@ -388,5 +389,5 @@ pub fn system_reset() -> ! {
     panic!("the machine was reset")
 }
 
-/// Where a debugger may hold a pCPU whose vCPU is saved and not published yet; the checker needs no such place.
+/// The place for a debugger to hold a pCPU; the checker needs none.
 pub fn before_publish() {}

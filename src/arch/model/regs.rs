@@ -1,4 +1,4 @@
-//! The register file of a guest that is a program.
+//! The registers of a guest that is a program.
 
 use core::fmt;
 use std::boxed::Box;
@@ -6,7 +6,7 @@ use std::boxed::Box;
 use crate::exit::{Exit, Fault};
 use crate::sync::ProtocolCell;
 
-/// Whose registers these are.
+/// The name of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Name {
     pub vm: u16,
@@ -19,31 +19,31 @@ impl fmt::Display for Name {
     }
 }
 
-/// What a guest does next.
+/// A step of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// `hvc` with these registers x0 to x3.
     Call([u64; 4]),
-    /// Computes until an interrupt of any kind takes it out.
+    /// Computes until any interrupt ends it.
     Compute,
-    /// Something the guest may not do.
+    /// A fault: an access or instruction that the guest may not execute.
     Fault(Fault),
-    /// Anything else.
+    /// Any other exit.
     Exit(Exit),
-    /// The primary turns its vCPU off, and the pCPU goes to sleep for good: the end of this thread's part in the model.
+    /// The primary turns its vCPU off, and the pCPU never runs again: the end of this thread's part in the model.
     End,
 }
 
-/// What a guest does: its next step, given its registers as they are at that step, and its virtual interrupt line.
+/// A guest's program: returns the next step, given the registers at that step and the virtual interrupt line.
 pub type Program = Box<dyn FnMut(&mut Seen<'_>) -> Step + Send>;
 
-/// What a guest sees of its registers.
+/// The registers that a guest sees.
 pub struct Seen<'r> {
     /// The result of its last call.
     pub x0: u64,
-    /// Something in a register: kept by hardware, saves and loads from step to step.
+    /// A register that hardware, saves and loads must preserve from step to step.
     pub kept: &'r mut u64,
-    /// Which step this is, counted from 0.
+    /// The number of this step, from 0.
     pub step: u64,
     /// Its virtual interrupt line.
     pub line: bool,
@@ -55,7 +55,8 @@ pub struct Regs {
     pub program: Option<Program>,
     x0: u64,
     steps: u64,
-    /// All that a load copies to the hardware and a save brings back; and for the checker, all of it.
+    /// Stands for all registers that a load copies to the hardware and a save copies back. To the checker it is the
+    /// whole memory of the registers.
     memory: ProtocolCell<u64>,
 }
 
@@ -65,20 +66,20 @@ impl Regs {
         Self { name, program: None, x0: 0, steps: 0, memory: ProtocolCell::new(0) }
     }
 
-    /// What is in memory, for its owner.
+    /// The memory of the registers, for its owner.
     #[allow(clippy::mut_from_ref)] // a read by two pCPUs is reported, too
     #[track_caller]
     pub(super) fn memory(&self) -> &mut u64 {
-        // SAFETY: Single Owner: what is checked by this very access.
+        // SAFETY: Single Owner, which this access checks.
         unsafe { self.memory.get_mut() }
     }
 
-    /// What the save has brought back.
+    /// The value of the last save.
     pub fn kept(&mut self) -> u64 {
         *self.memory()
     }
 
-    /// Lets the guest do something, with this in the hardware's registers.
+    /// Runs the guest's next step, with `kept` in the hardware's registers.
     pub(super) fn step(&mut self, kept: &mut u64, line: bool) -> Step {
         self.memory(); // an exit writes some of the registers straight to memory
         let mut seen = Seen { x0: self.x0, kept, step: self.steps, line };
@@ -87,29 +88,29 @@ impl Regs {
         program(&mut seen)
     }
 
-    /// Puts the vCPU at `entry` with x0 = `context`.
+    /// Resets the vCPU: entry at `entry` with x0 = `context`.
     pub fn start(&mut self, _entry: u64, context: u64) {
         self.memory();
         self.x0 = context;
     }
 
-    /// None: a program's calls have theirs in the [`Step`].
+    /// Unused: a program's call has its arguments in the [`Step`].
     pub fn args(&self) -> [u64; 4] {
         [0; 4]
     }
 
-    /// The result of a hypercall.
+    /// Sets the result of a hypercall.
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.memory();
         self.x0 = result;
     }
 
-    /// The result of an `smc`.
+    /// Sets the result of an `smc`.
     pub fn return_from_smc(&mut self, result: u64) {
         self.return_from_hypercall(result);
     }
 
-    /// It has no program counter but the count of its steps.
+    /// The program counter is the count of steps.
     pub fn skip_instruction(&mut self) {
         self.memory();
     }
