@@ -52,8 +52,10 @@
 //! A vCPU has no lock, and neither has a mailbox: each is one atomic word, whose transitions are compare-and-swaps.
 //! Locks remain only off the hot path, and no two of one kind are ever held together. The lock order:
 //!
-//! 1. the [`sync::RawLock`] of a channel or signal; 2. a pCPU's gate for kicks. Two locks are never held with another:
-//!    the pool of page tables, at boot, and the console, for one line.
+//! 1. the [`sync::RawLock`] of a channel or signal
+//! 2. a pCPU's gate for kicks
+//!
+//! Two locks are never held with another: the pool of page tables, at boot, and the console, for one line.
 //!
 //! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), and none while a vCPU is loaded
 //! or saved.
