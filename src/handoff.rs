@@ -23,8 +23,8 @@
 //! | edge | function | order | caller |
 //! |---|---|---|---|
 //! | 1 acquire | [`Handoff::acquire`] | acquire: pairs with the release of the previous owner's 3, and of 5 | a run request |
-//! | 2 deschedule | [`Handoff::deschedule`] | acquire: pairs with the release of 5 | the pCPU that runs it |
-//! | 3 publish | [`Handoff::publish`] | release: every register store of the save is before it; acquire, as 2 | the pCPU that saved it |
+//! | 2 deschedule | [`Handoff::deschedule`] | acquire: pairs with the release of 5, and of a kicker's check | the pCPU that runs it |
+//! | 3 publish | [`Handoff::publish`] | release: every register store of the save is before it | the pCPU that saved it |
 //! | 4 withdraw | [`Handoff::withdraw`] | relaxed: the caller has not touched the registers | a run request that is dropped |
 //! | 5 wake | [`Handoff::wake`] | release: the reason for the wake was recorded before it | a sender, an injector, CPU_ON, the pCPU that stops the VM |
 //!
@@ -283,7 +283,7 @@ impl Handoff {
         Word(self.0.load(Ordering::Relaxed)).is(Phase::Granted, me)
     }
 
-    /// Whether the vCPU is loaded on `cpu`. If so, `cpu` sees after its publish what the caller did before this call.
+    /// Whether the vCPU is loaded on `cpu`. If so, `cpu` sees, after its deschedule, what the caller did before.
     pub fn is_loaded_on(&self, cpu: CpuId) -> bool {
         // Release, and written back: as `wake`.
         self.edit(Ordering::Release, |word| Edit::To(word, word.is(Phase::Loaded, cpu)))
@@ -333,8 +333,9 @@ impl Handoff {
             // Relaxed: only the owner changes what is looked at.
             Word(self.0.load(Ordering::Relaxed)).expect(Phase::Loaded, me);
         }
-        // Acquire: pairs with the release of `wake`. An addition suffices: in Loaded only the owner changes phase and
-        // life, and no concurrent change of `brought` or `next` carries into them.
+        // Acquire: pairs with the release of `wake` and of `is_loaded_on`: a kick that was announced before it is seen
+        // after it. An addition suffices: in Loaded only the owner changes phase and life, and no concurrent change of
+        // `brought` or `next` carries into them.
         self.0.fetch_add(STEP + life.0, Ordering::Acquire) & Word::BROUGHT != 0
     }
 
@@ -342,9 +343,8 @@ impl Handoff {
     /// with which the vCPU was published: a wake may have changed it since the deschedule.
     #[inline(always)]
     pub fn publish(&self, me: CpuId, life: Life) -> (Next, Life) {
-        // Release: pairs with the acquire of `acquire`: Saved Before Published. Acquire: pairs with the release of
-        // `is_loaded_on`: a kick that was announced before it is seen after this.
-        if self.swap(Word::owned(Phase::Saving, life, me), Word::parked(life), Ordering::AcqRel) {
+        // Release: pairs with the acquire of `acquire`: Saved Before Published.
+        if self.swap(Word::owned(Phase::Saving, life, me), Word::parked(life), Ordering::Release) {
             return (Next::Nobody, life);
         }
         self.publish_to_next(me)
@@ -353,8 +353,8 @@ impl Handoff {
     #[cold]
     #[inline(never)]
     fn publish_to_next(&self, me: CpuId) -> (Next, Life) {
-        // AcqRel: as in `publish`.
-        self.edit(Ordering::AcqRel, |word| {
+        // Release: as in `publish`.
+        self.edit(Ordering::Release, |word| {
             word.expect(Phase::Saving, me);
             let (after, next) = word.let_go();
             Edit::To(after, (next, after.life()))
