@@ -21,21 +21,21 @@ pub const NO_INTERRUPT: u64 = 0xffff_ffff;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     VcpuRun {
-        vm: u64,
-        vcpu: u64,
+        vm: u32,
+        vcpu: u32,
         format: ResultFormat,
         patience: Patience,
     },
     VmGetCount,
     VcpuGetCount {
-        vm: u64,
+        vm: u32,
     },
     VmConfigure {
         send: u64,
         recv: u64,
     },
     MailboxSend {
-        vm: u64,
+        vm: u32,
         size: u64,
     },
     MailboxReceive {
@@ -43,21 +43,21 @@ pub enum Call {
     },
     MailboxClear,
     EnableInterrupt {
-        id: u64,
+        id: u32,
         enable: bool,
     },
     GetAndAcknowledgeInterrupt,
     InjectInterrupt {
-        vm: u64,
-        vcpu: u64,
-        id: u64,
+        vm: u32,
+        vcpu: u32,
+        id: u32,
     },
     CallExists {
         function: u64,
     },
     VcpuCounter {
-        vm: u64,
-        vcpu: u64,
+        vm: u32,
+        vcpu: u32,
         counter: u64,
     },
     VcpuYield,
@@ -80,33 +80,37 @@ const SMC64: u64 = 1 << 30;
 const FLAG_WAIT: u64 = 1 << 0;
 
 impl Call {
-    /// Decodes x0 to x3 of a guest that executed `hvc #0`.
+    /// Decodes x0 to x3 of a guest that executed `hvc #0`. Ids of VMs, vCPUs and interrupts have 32 bits: the upper half
+    /// of their registers is ignored.
     #[inline(always)]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         match Self::plain(x0) {
-            0xff00 => {
-                Self::VcpuRun { vm: x1, vcpu: x2, format: ResultFormat::Reference, patience: Patience::WhileSaving }
-            }
+            0xff00 => Self::VcpuRun {
+                vm: x1 as u32,
+                vcpu: x2 as u32,
+                format: ResultFormat::Reference,
+                patience: Patience::WhileSaving,
+            },
             0xff01 => Self::VmGetCount,
-            0xff02 => Self::VcpuGetCount { vm: x1 },
+            0xff02 => Self::VcpuGetCount { vm: x1 as u32 },
             0xff03 => Self::VmConfigure { send: x1, recv: x2 },
-            0xff04 => Self::MailboxSend { vm: x1, size: x2 },
+            0xff04 => Self::MailboxSend { vm: x1 as u32, size: x2 },
             0xff05 => Self::MailboxReceive { block: x1 != 0 },
             0xff06 => Self::MailboxClear,
-            0xff07 => Self::EnableInterrupt { id: x1, enable: x2 != 0 },
+            0xff07 => Self::EnableInterrupt { id: x1 as u32, enable: x2 != 0 },
             0xff08 => Self::GetAndAcknowledgeInterrupt,
-            0xff09 => Self::InjectInterrupt { vm: x1, vcpu: x2, id: x3 },
+            0xff09 => Self::InjectInterrupt { vm: x1 as u32, vcpu: x2 as u32, id: x3 as u32 },
             0xff80 if x3 == 0 => Self::run_ext(x1, x2, Patience::WhileSaving),
             0xff80 if x3 == FLAG_WAIT => Self::run_ext(x1, x2, Patience::WhileLoaded),
             0xff81 => Self::CallExists { function: x1 },
-            0xff82 => Self::VcpuCounter { vm: x1, vcpu: x2, counter: x3 },
+            0xff82 => Self::VcpuCounter { vm: x1 as u32, vcpu: x2 as u32, counter: x3 },
             0xff83 => Self::VcpuYield,
             _ => Self::Unknown,
         }
     }
 
     const fn run_ext(vm: u64, vcpu: u64, patience: Patience) -> Self {
-        Self::VcpuRun { vm, vcpu, format: ResultFormat::Extended, patience }
+        Self::VcpuRun { vm: vm as u32, vcpu: vcpu as u32, format: ResultFormat::Extended, patience }
     }
 
     /// The number of functions of the reference ABI, and of Baton's own functions.
@@ -231,8 +235,6 @@ pub enum Stop {
     Abort = 2,
     /// It used a system register or instruction that a secondary does not have.
     Undefined = 3,
-    /// It made a call that the convention does not allow.
-    IllegalCall = 4,
 }
 
 impl Stop {
@@ -242,7 +244,6 @@ impl Stop {
             1 => Some(Self::Off),
             2 => Some(Self::Abort),
             3 => Some(Self::Undefined),
-            4 => Some(Self::IllegalCall),
             _ => None,
         }
     }
@@ -295,6 +296,10 @@ impl RunResult {
 
     pub const fn stopped(reason: Stop) -> Self {
         Self(Self::STOPPED | (reason as u64) << 8)
+    }
+
+    pub const fn is_stopped(self) -> bool {
+        self.0 & 0xff == Self::STOPPED
     }
 
     /// The primary's x0. A code that the reference format does not have becomes YIELD (run it again) or

@@ -10,8 +10,8 @@ use crate::call::{Reply, Stop};
 pub enum Exit {
     /// `hvc` whose reply is not [`Now`](crate::call::ReplyKind::Now); the program counter is after it.
     Call(Reply),
-    /// `smc`; the program counter is on it.
-    Smc { immediate: u16 },
+    /// `smc`, with any immediate; the program counter is on it.
+    Smc,
     /// `wfi`; the program counter is on it.
     Wfi,
     /// `wfe`; the program counter is on it.
@@ -49,10 +49,6 @@ pub enum Cause {
     },
     /// A system register or an instruction that this VM does not have.
     Undefined,
-    /// `smc` with an immediate, which the calling convention reserves.
-    IllegalSmc {
-        immediate: u16,
-    },
     /// The hardware reported a system error (SError) of the guest.
     SystemError,
 }
@@ -62,7 +58,6 @@ impl Fault {
         match self.cause {
             Cause::Read { .. } | Cause::Write { .. } | Cause::Execute { .. } | Cause::SystemError => Stop::Abort,
             Cause::Undefined => Stop::Undefined,
-            Cause::IllegalSmc { .. } => Stop::IllegalCall,
         }
     }
 }
@@ -75,9 +70,6 @@ impl fmt::Display for Fault {
             Cause::Execute { ipa } => write!(f, "tried to execute at address {ipa:#x}, which is not its memory,")?,
             Cause::Undefined => {
                 write!(f, "used a register or instruction that a VM does not have (syndrome {:#x})", self.syndrome)?;
-            }
-            Cause::IllegalSmc { immediate } => {
-                write!(f, "made a firmware call with immediate {immediate:#x}, where only 0 is allowed,")?;
             }
             Cause::SystemError => write!(f, "caused a system error (syndrome {:#x})", self.syndrome)?,
         }

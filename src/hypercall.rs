@@ -48,7 +48,7 @@ extern "C-unwind" fn baton_hypercall(
 ) -> Reply {
     match Call::index(x0) {
         // The hot path.
-        0 => vcpu_run(Caller { dispatcher, vcpu }, x1, x2),
+        0 => vcpu_run(Caller { dispatcher, vcpu }, x1 as u32, x2 as u32),
         index => match FUNCTIONS.get(index as usize) {
             Some(function) => function(x0, x1, x2, x3, vcpu, dispatcher),
             None => rare(x0, x1, x2, x3, vcpu, dispatcher),
@@ -115,7 +115,7 @@ pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
 
 /// `vcpu_run`.
 #[inline(always)]
-fn vcpu_run(caller: Caller, vm: u64, vcpu: u64) -> Reply {
+fn vcpu_run(caller: Caller, vm: u32, vcpu: u32) -> Reply {
     match caller.dispatcher.machine().runnable(vm, vcpu) {
         Some(target) if caller.is_primary() => {
             caller.dispatcher.vcpu_run(target, ResultFormat::Reference, Patience::WhileSaving)
@@ -126,7 +126,7 @@ fn vcpu_run(caller: Caller, vm: u64, vcpu: u64) -> Reply {
 
 /// `vcpu_run_ext`.
 #[inline(never)]
-fn vcpu_run_ext(caller: Caller, vm: u64, vcpu: u64, patience: Patience) -> Reply {
+fn vcpu_run_ext(caller: Caller, vm: u32, vcpu: u32, patience: Patience) -> Reply {
     if !caller.is_primary() {
         return Reply::now(FAILED);
     }
@@ -137,7 +137,7 @@ fn vcpu_run_ext(caller: Caller, vm: u64, vcpu: u64, patience: Patience) -> Reply
 }
 
 #[inline(always)]
-fn vcpu_get_count(caller: Caller, vm: u64) -> Reply {
+fn vcpu_get_count(caller: Caller, vm: u32) -> Reply {
     if !caller.is_primary() {
         return Reply::now(FAILED);
     }
@@ -150,8 +150,10 @@ fn vm_configure(caller: Caller, send: u64, recv: u64) -> Reply {
 }
 
 #[inline(always)]
-fn mailbox_send(caller: Caller, to: u64, size: u64) -> Reply {
-    if size > MAX_MESSAGE || to == caller.vm().id.0.into() {
+fn mailbox_send(caller: Caller, to: u32, size: u64) -> Reply {
+    let from = caller.vm();
+    let id = from.id;
+    if size > MAX_MESSAGE || to == id.0.into() {
         return Reply::now(FAILED);
     }
     let Some(to) = caller.dispatcher.machine().vm(to) else { return Reply::now(FAILED) };
@@ -159,12 +161,12 @@ fn mailbox_send(caller: Caller, to: u64, size: u64) -> Reply {
     if to.is_stopped() {
         return Reply::now(FAILED);
     }
-    let (Some(send), Some(recv)) = (caller.vm().send_page(), to.recv_page()) else { return Reply::now(FAILED) };
+    let (Some(send), Some(recv)) = (from.send_page(), to.recv_page()) else { return Reply::now(FAILED) };
     let Ok(filling) = to.mailbox.begin() else { return Reply::now(FAILED) };
     if size != 0 {
         arch::copy_message(send, recv, size as usize);
     }
-    let message = Message { from: caller.vm().id, size: size as u32 };
+    let message = Message { from: id, size: size as u32 };
     if to.id.is_primary() {
         filling.deliver_read();
         return Reply::tell(RunResult::message(message.size));
@@ -225,8 +227,10 @@ fn mailbox_clear(caller: Caller) -> Reply {
 }
 
 #[inline(always)]
-fn enable_interrupt(caller: Caller, id: u64, enable: bool) -> Reply {
-    let Some(id) = checked_id(id) else { return Reply::now(FAILED) };
+fn enable_interrupt(caller: Caller, id: u32, enable: bool) -> Reply {
+    if id >= INTERRUPTS {
+        return Reply::now(FAILED);
+    }
     caller.vcpu.interrupts.enable(id, enable);
     settle_line(caller);
     Reply::now(0)
@@ -241,8 +245,8 @@ fn get_and_acknowledge_interrupt(caller: Caller) -> Reply {
 }
 
 #[inline(always)]
-fn inject_interrupt(caller: Caller, vm: u64, vcpu: u64, id: u64) -> Reply {
-    let (Some(vcpu), Some(id)) = (caller.dispatcher.machine().vcpu(vm, vcpu), checked_id(id)) else {
+fn inject_interrupt(caller: Caller, vm: u32, vcpu: u32, id: u32) -> Reply {
+    let Some(vcpu) = caller.dispatcher.machine().vcpu(vm, vcpu).filter(|_| id < INTERRUPTS) else {
         return Reply::now(FAILED);
     };
     let vm = vcpu.vm();
@@ -281,7 +285,7 @@ fn settle_line(caller: Caller) {
 }
 
 #[inline(always)]
-fn vcpu_counter(caller: Caller, vm: u64, vcpu: u64, counter: u64) -> Reply {
+fn vcpu_counter(caller: Caller, vm: u32, vcpu: u32, counter: u64) -> Reply {
     let vcpu = if caller.is_primary() { caller.dispatcher.machine().vcpu(vm, vcpu) } else { None };
     let counter = vcpu.and_then(|vcpu| vcpu.counters.numbered(counter));
     Reply::now(counter.map_or(FAILED, |counter| counter.get().into()))
@@ -300,8 +304,4 @@ fn unknown(caller: Caller, args: [u64; 4]) -> Reply {
         return Reply::now(FAILED);
     }
     psci::serve(caller.dispatcher.machine(), args)
-}
-
-fn checked_id(id: u64) -> Option<u32> {
-    u32::try_from(id).ok().filter(|&id| id < INTERRUPTS)
 }

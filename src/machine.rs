@@ -49,8 +49,8 @@ impl Machine {
         self
     }
 
-    pub fn vm(&self, id: u64) -> Option<&Vm> {
-        self.vms.get(usize::try_from(id).ok()?)
+    pub fn vm(&self, id: u32) -> Option<&Vm> {
+        self.vms.get(id as usize)
     }
 
     /// The vCPUs of a VM that exists.
@@ -60,19 +60,19 @@ impl Machine {
 
     /// The number of vCPUs of a VM, by the id that a guest gave.
     #[inline]
-    pub fn vcpu_count(&self, vm: u64) -> Option<usize> {
-        Some(self.vcpus.get(usize::try_from(vm).ok()?)?.len())
+    pub fn vcpu_count(&self, vm: u32) -> Option<usize> {
+        Some(self.vcpus.get(vm as usize)?.len())
     }
 
     /// A vCPU of a secondary, by the ids that the primary gave.
     #[inline]
-    pub fn runnable(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
-        *self.runnable.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)?
+    pub fn runnable(&self, vm: u32, vcpu: u32) -> Option<&'static Vcpu> {
+        *self.runnable.get(vm as usize)?.get(vcpu as usize)?
     }
 
     /// A vCPU of any VM, by the ids that a guest gave.
     #[inline]
-    pub fn vcpu(&self, vm: u64, vcpu: u64) -> Option<&'static Vcpu> {
-        self.vcpus.get(usize::try_from(vm).ok()?)?.get(usize::try_from(vcpu).ok()?)
+    pub fn vcpu(&self, vm: u32, vcpu: u32) -> Option<&'static Vcpu> {
+        self.vcpus.get(vm as usize)?.get(vcpu as usize)
     }
 }

@@ -22,7 +22,7 @@ const NO_TRUSTED_OS: u64 = 2;
 /// Serves a PSCI call of the primary. An unknown function returns -1; CPU_OFF completes when the pCPU is turned on.
 pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
     // The 32-bit calls pass 32-bit arguments.
-    let function = x0 as u32;
+    let function = plain(x0 as u32);
     let narrow = |x: u64| if function >> 30 & 1 == 0 { x & 0xffff_ffff } else { x };
     Reply::now(match function {
         numbers::PSCI_VERSION => VERSION_1_1,
@@ -45,8 +45,17 @@ pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
     })
 }
 
+/// The number of a function; VERSION and MIGRATE_INFO_TYPE have no 64-bit form, and bit 30 is ignored.
+const fn plain(function: u32) -> u32 {
+    const SMC64: u32 = 1 << 30;
+    match function & !SMC64 {
+        plain @ (numbers::PSCI_VERSION | numbers::PSCI_MIGRATE_INFO_TYPE) => plain,
+        _ => function,
+    }
+}
+
 fn features(function: u32) -> u64 {
-    match function {
+    match plain(function) {
         numbers::PSCI_VERSION
         | numbers::PSCI_FEATURES
         | numbers::PSCI_MIGRATE_INFO_TYPE

@@ -42,7 +42,7 @@ use futures_util::future::{Either, FutureExt, Select, select};
 use crate::arch::{self, Regs};
 use crate::call::{FAILED, Reply, ReplyKind, ResultFormat, RunResult, Stop};
 use crate::exec::{Interrupt, Local, Slot};
-use crate::exit::{Cause, Exit, Fault};
+use crate::exit::{Exit, Fault};
 use crate::handoff::{Life, Patience, Wake};
 use crate::ids::{CpuId, VmId};
 use crate::machine::Machine;
@@ -125,7 +125,7 @@ impl Dispatcher {
     fn serve_primary(&self, primary: &mut LoadedVcpu, exit: Exit) -> Reply {
         let regs = &mut primary.owned().regs;
         match exit {
-            Exit::Smc { .. } => {
+            Exit::Smc => {
                 let reply = psci::serve(self.machine, regs.args());
                 if reply.kind() == ReplyKind::Now {
                     regs.return_from_smc(reply.result());
@@ -284,21 +284,42 @@ impl RunRequest {
         let mut primary = unsafe { LoadedVcpu::calling(dispatcher.primary, &dispatcher.local) };
         let mut guest = primary.make_way_for(regs);
         let result = loop {
-            let exit = guest.enter(dispatcher, vcpu.interrupts.deliverable());
-            match dispatcher.serve(&mut guest, exit) {
-                AfterExit::Resume => {}
-                AfterExit::Leave(result) => break result,
-                AfterExit::Block(on) => {
-                    guest.block(on);
+            match guest.enter(dispatcher, vcpu.interrupts.deliverable()) {
+                Exit::Call(reply) if reply.kind() == ReplyKind::Later => {
+                    debug_assert!(reply.waits_for(Completion::Receive), "a secondary waits in no other call");
+                    guest.block(Completion::Receive);
                     break RunResult::WAIT_FOR_INTERRUPT;
                 }
-                AfterExit::Stop(reason) => return self.park_stopped(guest, &mut primary, reason),
+                Exit::Call(reply) => break reply.told(),
+                Exit::Wfi if !vcpu.interrupts.deliverable() => {
+                    guest.block(Completion::Interrupt);
+                    break RunResult::WAIT_FOR_INTERRUPT;
+                }
+                Exit::Interrupt => {
+                    if let Some(result) = dispatcher.interrupted(vcpu) {
+                        break result;
+                    }
+                }
+                exit => match dispatcher.serve_rare(vcpu, &mut guest.owned().regs, exit) {
+                    None => {}
+                    Some(result) if result.is_stopped() => return self.park_stopped(guest, &mut primary, result),
+                    Some(result) => break result,
+                },
             }
         };
         // 5
         let woken = guest.park();
         primary.come_back();
         Poll::Ready(if woken { self.woken_before_publish() } else { result })
+    }
+
+    /// Step 5, after an exit that stopped the VM.
+    #[cold]
+    #[inline(never)]
+    fn park_stopped(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, result: RunResult) -> Poll<RunResult> {
+        drop(guest);
+        primary.come_back();
+        self.reported(result)
     }
 
     /// Step 3, of a VM that was stopped, or whose vCPUs share a VMID and so TLB entries.
@@ -311,15 +332,6 @@ impl RunRequest {
             self.dispatcher.local.arch().drop_translations_of_others(vm.id, vcpu.id());
         }
         stopped
-    }
-
-    /// Step 5, after an exit that stopped the VM.
-    #[cold]
-    #[inline(never)]
-    fn park_stopped(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, reason: Stop) -> Poll<RunResult> {
-        drop(guest);
-        primary.come_back();
-        self.reported(RunResult::stopped(reason))
     }
 
     /// The result for a vCPU of a stopped VM. The console reports it once for each vCPU.
@@ -362,32 +374,6 @@ impl RunRequest {
 }
 
 impl Dispatcher {
-    /// Step 4: serves one exit.
-    #[inline(always)]
-    fn serve(&self, guest: &mut LoadedVcpu, exit: Exit) -> AfterExit {
-        let vcpu = guest.vcpu();
-        match exit {
-            Exit::Call(reply) => match reply.kind() {
-                ReplyKind::Now => AfterExit::Resume,
-                ReplyKind::Tell => AfterExit::Leave(reply.told()),
-                ReplyKind::Later => AfterExit::Block(Completion::Receive), // the only one that a secondary waits in
-            },
-            // The interrupt was injected before the vCPU was acquired, or before it was enabled: only this check sees
-            // it.
-            Exit::Wfi if vcpu.interrupts.deliverable() => self.skip(&mut guest.owned().regs),
-            Exit::Wfi => AfterExit::Block(Completion::Interrupt),
-            Exit::Interrupt => self.interrupted(vcpu).map_or(AfterExit::Resume, AfterExit::Leave),
-            exit => self.serve_rare(vcpu, &mut guest.owned().regs, exit),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn skip(&self, regs: &mut Regs) -> AfterExit {
-        regs.skip_instruction();
-        AfterExit::Resume
-    }
-
     /// Returns `None` if the exit was only a kick: a kick makes the pCPU check for virtual interrupts and for a stopped
     /// VM. Any other interrupt is the primary's and preempts.
     #[inline(always)]
@@ -396,28 +382,32 @@ impl Dispatcher {
         if kicked { vcpu.vm().stopped().map(RunResult::stopped) } else { Some(RunResult::PREEMPTED) }
     }
 
+    /// Step 4: serves any other exit. Returns `None` if the guest is to be entered again.
     #[cold]
     #[inline(never)]
-    fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> AfterExit {
+    fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> Option<RunResult> {
         let fault = match exit {
+            // The interrupt was injected before the vCPU was acquired, or before it was enabled: only the check of the
+            // WFI sees it.
+            Exit::Wfi => {
+                regs.skip_instruction();
+                return None;
+            }
             Exit::Wfe => {
                 regs.skip_instruction();
-                return AfterExit::Leave(RunResult::YIELD);
+                return Some(RunResult::YIELD);
             }
-            Exit::Smc { immediate: 0 } => {
+            Exit::Smc => {
                 regs.return_from_smc(FAILED);
-                return AfterExit::Resume;
-            }
-            Exit::Smc { immediate } => {
-                Fault { cause: Cause::IllegalSmc { immediate }, pc: regs.pc(), syndrome: 0, address: 0 }
+                return None;
             }
             _ => self.local.arch().fault(regs),
         };
-        self.stop(vcpu, fault)
+        Some(self.stop(vcpu, fault))
     }
 
     /// Stops the VM after a fault of one of its vCPUs: it never runs again, and all other VMs continue.
-    fn stop(&self, vcpu: &Vcpu, fault: Fault) -> AfterExit {
+    fn stop(&self, vcpu: &Vcpu, fault: Fault) -> RunResult {
         let (local, vm) = (&self.local, vcpu.vm());
         vm.stop(fault.reason());
         for other in self.machine.vcpus(vm.id) {
@@ -428,19 +418,6 @@ impl Dispatcher {
             }
         }
         local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
-        AfterExit::Stop(fault.reason())
+        RunResult::stopped(fault.reason())
     }
-}
-
-/// What to do after an exit of a secondary.
-#[must_use]
-enum AfterExit {
-    /// Enter the guest again.
-    Resume,
-    /// Park the vCPU, ready, and return this result to the primary.
-    Leave(RunResult),
-    /// Park the vCPU, blocked on this completion.
-    Block(Completion),
-    /// The exit stopped the VM.
-    Stop(Stop),
 }

@@ -65,7 +65,7 @@ fn who_may_count() {
     for vm in 0..3 {
         assert_eq!(call(m, vm, 0, Call::VmGetCount), 3);
     }
-    for (vm, count) in [(0, 2), (1, 2), (2, 1), (3, FAILED), (u64::MAX, FAILED), (1 << 32, FAILED)] {
+    for (vm, count) in [(0, 2), (1, 2), (2, 1), (3, FAILED), (u32::MAX, FAILED), (1 << 31, FAILED)] {
         assert_eq!(call(m, 0, 0, Call::VcpuGetCount { vm }), count);
         assert_eq!(call(m, 1, 0, Call::VcpuGetCount { vm }), FAILED, "a secondary may not ask");
     }
@@ -105,7 +105,7 @@ fn page_0_is_no_mailbox() {
 fn what_cannot_be_sent() {
     let m = bench();
     for (from, to, size) in
-        [(0, 1, 4097), (0, 1, u64::MAX), (0, 0, 1), (1, 1, 1), (0, 3, 1), (1, 3, 1), (0, u64::MAX, 1), (1, 1 << 32, 1)]
+        [(0, 1, 4097), (0, 1, u64::MAX), (0, 0, 1), (1, 1, 1), (0, 3, 1), (1, 3, 1), (0, u32::MAX, 1), (1, 1 << 31, 1)]
     {
         assert_eq!(call(m, from, 0, Call::MailboxSend { vm: to, size }), FAILED, "{size} bytes from {from} to {to}");
     }
@@ -212,7 +212,7 @@ fn interrupts() {
     let m = bench();
     for vm in 0..3 {
         assert_eq!(call(m, vm, 0, Call::GetAndAcknowledgeInterrupt), NO_INTERRUPT);
-        for id in [64, 65, 1 << 32, u64::MAX] {
+        for id in [64, 65, 1 << 31, u32::MAX] {
             for enable in [false, true] {
                 assert_eq!(call(m, vm, 0, Call::EnableInterrupt { id, enable }), FAILED);
             }
@@ -232,7 +232,7 @@ fn interrupts() {
 #[test]
 fn whom_one_may_interrupt() {
     let m = bench();
-    for (vm, vcpu) in [(3, 0), (u64::MAX, 0), (1, 2), (1, u64::MAX), (1, 1 << 16)] {
+    for (vm, vcpu) in [(3, 0), (u32::MAX, 0), (1, 2), (1, u32::MAX), (1, 1 << 16)] {
         assert_eq!(call(m, 0, 0, Call::InjectInterrupt { vm, vcpu, id: 1 }), FAILED);
         assert_eq!(call(m, 1, 0, Call::InjectInterrupt { vm, vcpu, id: 1 }), FAILED);
     }
@@ -336,7 +336,7 @@ fn the_line_follows_the_caller() {
 #[test]
 fn counters() {
     let m = bench();
-    for (vm, vcpu, counter) in [(1, 0, 5), (1, 0, u64::MAX), (3, 0, 0), (1, 2, 0), (1, 1 << 32, 0)] {
+    for (vm, vcpu, counter) in [(1, 0, 5), (1, 0, u64::MAX), (3, 0, 0), (1, 2, 0), (1, 1 << 31, 0)] {
         assert_eq!(call(m, 0, 0, Call::VcpuCounter { vm, vcpu, counter }), FAILED);
     }
     for counter in 0..5 {

@@ -64,15 +64,21 @@ fn make(m: &Bench, (vm, vcpu): (u16, u16), args: [u64; 4]) -> Reply {
     dispatch(m.caller(vm, vcpu), args)
 }
 
+/// The lower half of a register, which is all of an id.
+fn low(x: u64) -> u64 {
+    x & 0xffff_ffff
+}
+
 /// Whether it would not come back.
 fn leaves((vm, _): (u16, u16), [x0, x1, x2, _]: [u64; 4]) -> bool {
-    let runs = matches!(Call::plain(x0), 0xff00 | 0xff80) && (1..3).contains(&x1) && x2 == 0;
+    let runs = matches!(Call::plain(x0), 0xff00 | 0xff80) && (1..3).contains(&low(x1)) && low(x2) == 0;
     let ends = matches!(x0 as u32, 0x8400_0008 | 0x8400_0009);
     vm == 0 && (runs || ends)
 }
 
 /// Whether the contract has this answer to this call.
 fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply) -> bool {
+    let (id1, id2, id3) = (low(x1), low(x2), low(x3));
     let primary = vm == 0;
     let told = |result| reply == Reply::tell(result);
     let woken = |vm: u64| {
@@ -85,11 +91,11 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply)
     match Call::plain(x0) {
         0xff00 => answers(&[1]),
         0xff01 => answers(&[3]),
-        0xff02 if primary => answers(&[count(x1).unwrap_or(FAILED)]),
+        0xff02 if primary => answers(&[count(id1).unwrap_or(FAILED)]),
         0xff03 => answers(&[0, FAILED]),
-        0xff04 if x2 > MAX_MESSAGE || x1 == u64::from(vm) || x1 >= 3 => answers(&[FAILED]),
+        0xff04 if x2 > MAX_MESSAGE || id1 == u64::from(vm) || id1 >= 3 => answers(&[FAILED]),
         0xff04 if primary => answers(&[0, 1, NO_VCPU, FAILED]),
-        0xff04 => answers(&[FAILED]) || if x1 == 0 { told(RunResult::message(x2 as u32)) } else { woken(x1) },
+        0xff04 => answers(&[FAILED]) || if id1 == 0 { told(RunResult::message(x2 as u32)) } else { woken(id1) },
         0xff05 if primary => answers(&[NO_MESSAGE]),
         0xff05 => match result {
             Some(NO_MESSAGE) => true,
@@ -100,21 +106,21 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply)
             None => x1 != 0 && reply == Reply::later(Completion::Receive),
         },
         0xff06 => answers(&[0, FAILED]),
-        0xff07 => answers(&[if x1 < 64 { 0 } else { FAILED }]),
+        0xff07 => answers(&[if id1 < 64 { 0 } else { FAILED }]),
         0xff08 => result.is_some_and(|id| id < 64 || id == NO_INTERRUPT),
         0xff09 => {
-            let possible = (primary || x1 == u64::from(vm)) && count(x1).is_some_and(|n| x2 < n) && x3 < 64;
-            let wakes = !primary && x2 != u64::from(vcpu) && woken(x1);
+            let possible = (primary || id1 == u64::from(vm)) && count(id1).is_some_and(|n| id2 < n) && id3 < 64;
+            let wakes = !primary && id2 != u64::from(vcpu) && woken(id1);
             if possible { answers(&[0]) || wakes } else { answers(&[FAILED]) }
         }
         0xff80 if primary && x3 < 2 => {
             // Another vCPU than the first is off.
-            let exists = x1 != 0 && count(x1).is_some_and(|n| x2 < n);
+            let exists = id1 != 0 && count(id1).is_some_and(|n| id2 < n);
             answers(&[if exists { 7 | 1 << 8 } else { 9 }])
         }
         0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff83))]),
         0xff82 if primary => {
-            let possible = count(x1).is_some_and(|n| x2 < n) && x3 < 5;
+            let possible = count(id1).is_some_and(|n| id2 < n) && x3 < 5;
             if possible { result.is_some_and(|n| n <= u32::MAX.into()) } else { answers(&[FAILED]) }
         }
         0xff83 if !primary => told(RunResult::YIELD),

@@ -40,7 +40,12 @@ fn what_there_is() {
     let m = Bench::new(1, &[]);
     assert_eq!(call(m, [VERSION, 0, 0, 0]), 1 << 16 | 1);
     assert_eq!(call(m, [MIGRATE_INFO_TYPE, 0, 0, 0]), 2);
-    let functions = [VERSION, CPU_OFF, MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, FEATURES].into_iter();
+    let disguised = [VERSION | 1 << 30, MIGRATE_INFO_TYPE | 1 << 30];
+    for (plain, disguised) in [VERSION, MIGRATE_INFO_TYPE].into_iter().zip(disguised) {
+        assert_eq!(call(m, [disguised, 0, 0, 0]), call(m, [plain, 0, 0, 0]), "bit 30 is ignored");
+    }
+    let functions =
+        [VERSION, CPU_OFF, MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, FEATURES].into_iter().chain(disguised);
     let functions: Vec<u64> = functions.chain([CPU_SUSPEND, CPU_ON, AFFINITY_INFO].concat()).collect();
     for base in [0x8400_0000u64, 0xc400_0000, 0x8000_0000, 0] {
         for function in base..base + 0x40 {
@@ -162,7 +167,7 @@ fn off_and_on_again() {
 /// By `hvc` or by `smc`: off is off, and the vCPU starts from its entry when the pCPU is turned on.
 #[test]
 fn off_by_both_conduits() {
-    for conduit in [Step::Hypercall, Exit::Smc { immediate: 0 }.into()] {
+    for conduit in [Step::Hypercall, Exit::Smc.into()] {
         let m = Bench::new(2, &[]);
         m.guest(P1, 0, 1, move |regs| {
             regs.x[0] = CPU_OFF;
@@ -253,7 +258,7 @@ fn both_conduits() {
         regs.pc = 0x100;
         regs.x = [9; 31];
         regs.x[0] = VERSION;
-        Exit::Smc { immediate: 0 }
+        Exit::Smc
     });
     m.guest(P0, 0, 0, |regs| {
         assert_eq!((regs.pc, regs.x[0], regs.x[1]), (0x104, 1 << 16 | 1, 9));

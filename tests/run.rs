@@ -514,7 +514,7 @@ fn what_the_program_counter_does() {
     });
     assert_eq!(m.call(P0, run(1, 0)), answer::WAIT_FOR_INTERRUPT);
     assert_eq!(m.call(P0, [INJECT, 1, 0, 5]), 0);
-    for (exit, offset) in [(Exit::Wfe, 0), (Exit::Smc { immediate: 0 }, 4)] {
+    for (exit, offset) in [(Exit::Wfe, 0), (Exit::Smc, 4)] {
         m.guest(P0, 1, 0, move |regs| {
             assert_eq!(regs.pc, start + offset, "before {exit:?}");
             exit
@@ -532,13 +532,17 @@ fn what_the_program_counter_does() {
 #[test]
 fn absent_and_off() {
     let m = Bench::new(1, &[2]);
-    for (vm, vcpu) in [(0, 0), (2, 0), (u64::MAX, 0), (1, 2), (1, u64::MAX), (1, 1 << 16), (1 << 32 | 1, 0)] {
+    for (vm, vcpu) in [(0, 0), (2, 0), (u64::MAX, 0), (1, 2), (1, u64::MAX), (1, 1 << 16), (1 << 31 | 1, 0)] {
         assert_eq!(m.call(P0, run(vm, vcpu)), answer::WAIT_FOR_INTERRUPT);
         assert_eq!(m.call(P0, run_ext(vm, vcpu, 0)), answer::ABSENT);
         assert_eq!(m.call(P0, run_ext(vm, vcpu, 1)), answer::ABSENT);
     }
     assert_eq!(m.call(P0, run(1, 1)), answer::WAIT_FOR_INTERRUPT);
     assert_eq!(m.call(P0, run_ext(1, 1, 0)), answer::STOPPED | 1 << 8);
+    // The upper half of an id is ignored.
+    for high in [1 << 32, !0 << 32] {
+        assert_eq!(m.call(P0, run_ext(high | 1, high | 1, 0)), answer::STOPPED | 1 << 8);
+    }
     assert!(trace().iter().all(|event| event == "p0 enter v0.0"));
 }
 
@@ -924,7 +928,6 @@ fn the_reasons_of_a_stop() {
         (fault(Cause::Execute { ipa: 0 }), 2),
         (fault(Cause::SystemError), 2),
         (fault(Cause::Undefined), 3),
-        (Exit::Smc { immediate: 1 }.into(), 4),
     ] {
         let m = Bench::new(1, &[1]);
         m.guest(P0, 1, 0, move |_| exit);

@@ -280,19 +280,21 @@ pub fn calls(args: [u64; 4]) -> impl FnOnce(&mut Regs) -> Step + 'static {
 /// The registers x0 to x3 of a call.
 pub fn args(call: Call) -> [u64; 4] {
     match call {
-        Call::VcpuRun { vm, vcpu, format: ResultFormat::Reference, .. } => run(vm, vcpu),
-        Call::VcpuRun { vm, vcpu, patience, .. } => run_ext(vm, vcpu, (patience == Patience::WhileLoaded).into()),
+        Call::VcpuRun { vm, vcpu, format: ResultFormat::Reference, .. } => run(vm.into(), vcpu.into()),
+        Call::VcpuRun { vm, vcpu, patience, .. } => {
+            run_ext(vm.into(), vcpu.into(), (patience == Patience::WhileLoaded).into())
+        }
         Call::VmGetCount => [0xff01, 0, 0, 0],
-        Call::VcpuGetCount { vm } => [0xff02, vm, 0, 0],
+        Call::VcpuGetCount { vm } => [0xff02, vm.into(), 0, 0],
         Call::VmConfigure { send, recv } => [0xff03, send, recv, 0],
-        Call::MailboxSend { vm, size } => [0xff04, vm, size, 0],
+        Call::MailboxSend { vm, size } => [0xff04, vm.into(), size, 0],
         Call::MailboxReceive { block } => [0xff05, block.into(), 0, 0],
         Call::MailboxClear => [0xff06, 0, 0, 0],
-        Call::EnableInterrupt { id, enable } => [0xff07, id, enable.into(), 0],
+        Call::EnableInterrupt { id, enable } => [0xff07, id.into(), enable.into(), 0],
         Call::GetAndAcknowledgeInterrupt => [0xff08, 0, 0, 0],
-        Call::InjectInterrupt { vm, vcpu, id } => [0xff09, vm, vcpu, id],
+        Call::InjectInterrupt { vm, vcpu, id } => [0xff09, vm.into(), vcpu.into(), id.into()],
         Call::CallExists { function } => [0xff81, function, 0, 0],
-        Call::VcpuCounter { vm, vcpu, counter } => [0xff82, vm, vcpu, counter],
+        Call::VcpuCounter { vm, vcpu, counter } => [0xff82, vm.into(), vcpu.into(), counter],
         Call::VcpuYield => [0xff83, 0, 0, 0],
         Call::Unknown => [0; 4],
     }

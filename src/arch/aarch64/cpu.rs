@@ -295,7 +295,7 @@ impl Cpu {
     fn look(&self, regs: &mut Regs, how: u64) -> Option<Exit> {
         match how >> SYNDROME_CLASS {
             how::WFI_OR_WFE => Some(Exit::Wfe),
-            how::SMC => Some(Exit::Smc { immediate: how as u16 }),
+            how::SMC => Some(Exit::Smc),
             how::FP => {
                 self.give_fp(regs);
                 None

@@ -31,7 +31,7 @@ impl Regs {
             Cause::Read { .. } | Cause::SystemError => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
             Cause::Write { .. } => class(DATA_ABORT) | IL | SYNCHRONOUS_EXTERNAL | WRITE,
             Cause::Execute { .. } => class(INSTRUCTION_ABORT) | IL | SYNCHRONOUS_EXTERNAL,
-            Cause::Undefined | Cause::IllegalSmc { .. } => UNKNOWN << 26 | IL,
+            Cause::Undefined => UNKNOWN << 26 | IL,
         };
         let vector = match self.pstate & 0b1_1111 {
             0b0_0101 => 0x200,

@@ -117,8 +117,6 @@ pub enum Stop {
     Abort,
     /// It accessed something undefined.
     Undefined,
-    /// It made an illegal call.
-    IllegalCall,
     /// Not a reason of the contract.
     Unknown(u64),
 }
@@ -138,7 +136,6 @@ impl Exit {
                 1 => Stop::Off,
                 2 => Stop::Abort,
                 3 => Stop::Undefined,
-                4 => Stop::IllegalCall,
                 other => Stop::Unknown(other),
             }),
             8 => Exit::Interrupted,

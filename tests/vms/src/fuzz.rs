@@ -59,6 +59,17 @@ impl Rng {
         }
     }
 
+    /// An id that is `least` or more. Of an id only the lower half of its register counts.
+    pub fn id_beyond(&mut self, least: u64) -> u64 {
+        let low = (self.edge() & 0xffff_ffff).max(least);
+        self.id(low)
+    }
+
+    /// `id` as it may be written too: the upper half of its register says nothing.
+    pub fn id(&mut self, id: u64) -> u64 {
+        if self.one_in(4) { id | self.next() << 32 } else { id }
+    }
+
     /// `function` as it may be written too: bit 30 and the upper half say nothing.
     pub fn disguise(&mut self, function: u64) -> u64 {
         match self.below(4) {

@@ -101,7 +101,7 @@ pub enum Command {
     Hvc([u64; 4]),
     /// `smc #0` with x0..x3, answered as [`Command::Hvc`], but that x1..x17 survive too.
     Smc([u64; 4]),
-    /// `smc #1`
+    /// `smc #1`. value: x0 after it.
     SmcNonZero,
     /// `hvc #0` with this x0, so many times. value: how many answered -1.
     HvcStorm(u64, u64),
@@ -246,7 +246,9 @@ impl Command {
             Command::Hvc(args) => answer.general(Leave::Hvc(args)),
             Command::Smc(args) => answer.general(Leave::Smc(args)),
             // SAFETY: the calling convention clobbers x0..x17 at most.
-            Command::SmcNonZero => unsafe { asm!("smc #1", clobber_abi("C"), options(nostack)) },
+            Command::SmcNonZero => unsafe {
+                asm!("smc #1", inlateout("x0") 0u64 => answer.value, clobber_abi("C"), options(nostack));
+            },
             Command::HvcStorm(function, times) => {
                 answer.value = (0..times).filter(|_| call::raw(function, 0, 0, 0) == call::REFUSED).count() as u64;
             }

@@ -348,7 +348,7 @@ impl Fuzzer {
         }
         let may_stop = self.plan.mortal && vm <= MORTALS;
         match exit {
-            Exit::Stopped(Stop::Abort | Stop::Undefined | Stop::IllegalCall) if may_stop => {
+            Exit::Stopped(Stop::Abort | Stop::Undefined) if may_stop => {
                 known.stopped.store(true, Ordering::SeqCst);
             }
             Exit::Stopped(_) => return Err(failed!("VM {vm} was stopped: {exit:?}")),
@@ -411,7 +411,7 @@ impl Fuzzer {
         let vm = self.any_vm();
         if self.rng.one_in(8) {
             let beyond = self.plan.vms + self.rng.below(3);
-            let far = self.rng.edge().max(beyond);
+            let far = self.rng.id_beyond(beyond);
             let (to, size) = self.rng.pick(&[(vm, 4097), (vm, u64::MAX), (wire::PRIMARY, 1), (beyond, 1), (far, 0)]);
             return self.call_expecting(function::MAILBOX_SEND, [to, size, far], REFUSED);
         }
@@ -451,8 +451,8 @@ impl Fuzzer {
         match () {
             () if OWN & bit != 0 => {
                 // Not this one: a vCPU that there is not, or an id that there is not.
-                let edge = self.rng.edge();
-                let (vcpu, id) = self.rng.pick(&[(edge.max(8), id), (0, edge.max(INTERRUPT_IDS))]);
+                let (far_vcpu, far_id) = (self.rng.id_beyond(8), self.rng.id_beyond(INTERRUPT_IDS));
+                let (vcpu, id) = self.rng.pick(&[(far_vcpu, id), (0, far_id)]);
                 return self.call_expecting(function::INJECT_INTERRUPT, [vm, vcpu, id], REFUSED);
             }
             () if TOLD & bit != 0 => {
@@ -467,7 +467,8 @@ impl Fuzzer {
     }
 
     fn inject(&mut self, vm: u64, id: u64) -> Verdict {
-        self.call_expecting(function::INJECT_INTERRUPT, [vm, 0, id], 0)?;
+        let args = [vm, 0, id].map(|n| self.rng.id(n));
+        self.call_expecting(function::INJECT_INTERRUPT, args, 0)?;
         secondary(vm).injected.fetch_add(1, Ordering::SeqCst);
         secondary(vm).wake();
         Ok(())
@@ -509,8 +510,9 @@ impl Fuzzer {
     fn ask_what_cannot_be(&mut self) -> Verdict {
         let vm = self.any_vm();
         let beyond = self.plan.vms + self.rng.below(3);
-        let far = self.rng.edge().max(beyond);
-        let absent = self.rng.pick(&[(beyond, 0), (far, 0), (0, 0), (vm, 8), (vm, far.max(8))]);
+        let far = self.rng.id_beyond(beyond);
+        let (far_vcpu, far_id) = (self.rng.id_beyond(8), self.rng.id_beyond(INTERRUPT_IDS));
+        let absent = self.rng.pick(&[(beyond, 0), (far, 0), (0, 0), (vm, 8), (vm, far_vcpu)]);
         let edge = self.rng.edge();
         let [absent_vm, absent_vcpu] = [absent.0, absent.1];
         const ABSENT: u64 = 9;
@@ -522,7 +524,7 @@ impl Fuzzer {
             4 => self.call_expecting(function::VCPU_COUNTER, [vm, 0, edge.max(5)], REFUSED),
             5 => self.call_expecting(function::INJECT_INTERRUPT, [far, 0, edge], REFUSED),
             6 => self.call_expecting(function::VM_CONFIGURE, [edge, edge, edge], REFUSED),
-            7 => self.call_expecting(function::ENABLE_INTERRUPT, [edge.max(INTERRUPT_IDS), 1, edge], REFUSED),
+            7 => self.call_expecting(function::ENABLE_INTERRUPT, [far_id, 1, edge], REFUSED),
             _ => {
                 let unknown = self.rng.pick(&[0xff0a, 0xff7f, 0xff83, 0xfe00, 0, 0xffff_ffff]);
                 self.call_expecting(unknown, [edge; 3], REFUSED)

@@ -201,7 +201,7 @@ impl Guest {
 
     fn send_something(&mut self) -> Found {
         let beyond = self.vms + self.rng.below(3);
-        let edge = self.rng.edge().max(beyond);
+        let edge = self.rng.id_beyond(beyond);
         match self.rng.below(16) {
             // None of these is possible.
             0 => {
@@ -331,7 +331,7 @@ impl Guest {
         let on = self.rng.one_in(2);
         let argument = if on { self.rng.edge().max(1) } else { 0 };
         if self.rng.one_in(8) {
-            let id = self.rng.edge().max(INTERRUPT_IDS);
+            let id = self.rng.id_beyond(INTERRUPT_IDS);
             return self.call_expecting(function::ENABLE_INTERRUPT, [id, argument, 0], REFUSED);
         }
         let id = (WAKE + 1 + self.rng.below(INTERRUPT_IDS - 1)) % INTERRUPT_IDS;
@@ -396,14 +396,14 @@ impl Guest {
     fn inject(&mut self) -> Found {
         let me = self.birth.vm;
         let id = self.rng.below(INTERRUPT_IDS);
-        let edge = self.rng.edge();
+        let (far_vcpu, far_id) = (self.rng.id_beyond(8), self.rng.id_beyond(INTERRUPT_IDS));
         match self.rng.below(6) {
             0 => {
                 let other = (me + 1 + self.rng.below(self.vms - 1)) % self.vms;
                 self.call_expecting(function::INJECT_INTERRUPT, [other, 0, id], REFUSED)
             }
-            1 => self.call_expecting(function::INJECT_INTERRUPT, [me, 0, edge.max(INTERRUPT_IDS)], REFUSED),
-            2 => self.call_expecting(function::INJECT_INTERRUPT, [me, edge.max(8), id], REFUSED),
+            1 => self.call_expecting(function::INJECT_INTERRUPT, [me, 0, far_id], REFUSED),
+            2 => self.call_expecting(function::INJECT_INTERRUPT, [me, far_vcpu, id], REFUSED),
             // A vCPU that is off, if it is there at all.
             3 => {
                 let other = 1 + self.rng.below(7);
@@ -415,7 +415,8 @@ impl Guest {
                 let id = OWN.trailing_zeros() as u64 + self.rng.below(u64::from(OWN.count_ones()));
                 self.injected += !self.pending >> id & 1;
                 self.pending |= 1 << id;
-                self.call_expecting(function::INJECT_INTERRUPT, [me, 0, id], 0)
+                let args = [me, 0, id].map(|n| self.rng.id(n));
+                self.call_expecting(function::INJECT_INTERRUPT, args, 0)
             }
         }
     }
@@ -506,11 +507,10 @@ impl Guest {
         let (own, _) = entry::image_range();
         // SAFETY: none of it is to be survived.
         unsafe {
-            match self.rng.below(5) {
+            match self.rng.below(4) {
                 0 => drop(((own - 8) as *const u64).read_volatile()),
                 1 => ((own + MEMORY) as *mut u64).write_volatile(self.birth.seed),
                 2 => asm!("blr {}", in(reg) own - PAGE, clobber_abi("C")),
-                3 => asm!("smc #1", options(nostack)),
                 _ => drop(sysreg::read!("s3_3_c9_c12_0")), // PMCR_EL0, which only the primary has
             }
         }

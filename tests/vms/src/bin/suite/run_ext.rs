@@ -62,12 +62,12 @@ pub fn run_ext_codes(_: &Machine) -> Verdict {
     equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
     ext("a VM in wfi", vms::PUPPET, 0, 0, Exit::WaitForInterrupt)?;
     let other = Puppet::start(vms::PUPPET2)?;
-    other.tell(&[Command::Hvc([function::MAILBOX_SEND, 0, 32, 0]), Command::SmcNonZero])?;
+    other.tell(&[Command::Hvc([function::MAILBOX_SEND, 0, 32, 0]), Command::LoseVectors(0)])?;
     ext("a VM that sends a message", vms::PUPPET2, 0, 0, Exit::Message { size: 32 })?;
     equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
-    let illegal = call::raw(function::VCPU_RUN_EXT, vms::PUPPET2, 0, 0);
-    equal("vcpu_run_ext of a VM that makes an illegal call", illegal, 4 << 8 | 7)?;
-    ext("a VM that is stopped", vms::PUPPET2, 0, WAIT, Exit::Stopped(Stop::IllegalCall))?;
+    let lost = call::raw(function::VCPU_RUN_EXT, vms::PUPPET2, 0, 0);
+    equal("vcpu_run_ext of a VM that loses its vectors", lost, 2 << 8 | 7)?;
+    ext("a VM that is stopped", vms::PUPPET2, 0, WAIT, Exit::Stopped(Stop::Abort))?;
     crate::harness::run_until_blocked(vms::ECHO)?;
     crate::harness::run_until_blocked(vms::RELAY_A)?;
     crate::harness::send_to_waiting(vms::RELAY_A, &[vms::ECHO, 1])?;
