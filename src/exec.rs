@@ -27,6 +27,7 @@ use core::task::{Context, Poll};
 use crate::arch;
 use crate::ids::CpuId;
 use crate::pcpu::{Pcpu, Task};
+use crate::power::TurnedOff;
 
 /// The part of a pCPU that only this pCPU touches.
 pub struct Local {
@@ -129,7 +130,8 @@ impl Local {
         }
     }
 
-    /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early.
+    /// Sleeps until a task is woken or an interrupt that a task listens for is pending; may return early. Without a
+    /// task that listens, this pCPU is off.
     ///
     /// Out of line, because debuggers and the benchmarks find the wait by its symbol.
     #[inline(never)]
@@ -145,12 +147,12 @@ impl Local {
                 self.pcpu.wake(Task::Main);
             }
         } else {
-            // Turned off, perhaps for hours: sleep in WFI. Set the flag, check again, sleep: No Wake Is Lost.
-            arch::prepare_sleep(&self.pcpu.arch);
-            if self.pcpu.is_idle() {
-                arch::sleep();
+            // Turned off, perhaps for hours: the firmware has the pCPU. Set the flag, check again, go: No Wake Is Lost.
+            self.pcpu.power.prepare_sleep();
+            if self.pcpu.is_idle() && arch::turn_off() == TurnedOff::Away {
+                return;
             }
-            arch::finish_sleep(&self.pcpu.arch);
+            self.pcpu.power.finish_sleep();
         }
     }
 }

@@ -1,23 +1,20 @@
-//! Kicks: an interrupt (SGI) by which one pCPU makes another leave the secondary that it runs, or its sleep.
+//! Kicks: an interrupt (SGI) by which one pCPU makes another leave the secondary that it runs.
 //!
 //! A kick is for the hypervisor only: it is complete when the target has left, and the primary must never see it. So
 //! the target clears it before it continues, and none may arrive later:
 //!
-//! - the target is kicked out of a secondary, whose handoff word is `Loaded`, or out of its sleep, when `asleep` is
-//!   set; otherwise no kick is needed, because the target checks before it enters a guest or sleeps;
-//! - the kicker sets `kicked`, then checks whether the target is still there; the target leaves (publishes, or clears
-//!   `asleep`), then checks `kicked`. At least one sees the other: for a secondary both access the handoff word by a
-//!   read-modify-write, and for a sleep both sides have a fence between the two steps;
+//! - the target is kicked only out of a secondary, whose handoff word is `Loaded`; otherwise no kick is needed, because
+//!   the target checks before it enters a guest;
+//! - the kicker sets `kicked`, then checks whether the target is still there; the target leaves (publishes), then checks
+//!   `kicked`. At least one sees the other: both access the handoff word by a read-modify-write;
 //! - a target that was kicked waits at the gate until the kicker is done, for a few instructions, then clears the kick.
 //!
 //! The caller provides the hardware operations that raise and clear the interrupt.
 
-use crate::sync::{AtomicBool, Lock, Ordering, fence};
+use crate::sync::{AtomicBool, Lock, Ordering};
 
 /// The state of the kicks of one pCPU.
 pub struct Kick {
-    /// The pCPU sleeps, or is about to.
-    asleep: AtomicBool,
     /// A kick was sent, or is being sent, and the pCPU has not cleared it.
     kicked: AtomicBool,
     /// Serializes sending and clearing a kick.
@@ -26,38 +23,13 @@ pub struct Kick {
 
 impl Kick {
     pub const fn new() -> Self {
-        Self { asleep: AtomicBool::new(false), kicked: AtomicBool::new(false), gate: Lock::new(()) }
+        Self { kicked: AtomicBool::new(false), gate: Lock::new(()) }
     }
 
-    /// This pCPU is going to sleep. A later wake sees `asleep`; this pCPU's next check sees an earlier wake.
-    #[inline]
-    pub fn prepare_sleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `is_asleep`.
-        fence(Ordering::SeqCst);
-    }
-
-    /// Whether the pCPU sleeps, or is about to. If not, it will see what the caller did before.
-    #[inline]
-    pub fn is_asleep(&self) -> bool {
-        // Pairs with the fences in `prepare_sleep` and `finish_sleep`.
-        fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed)
-    }
-
-    /// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
-    #[inline]
-    pub fn finish_sleep(&self, clear: impl FnOnce()) {
-        self.asleep.store(false, Ordering::Relaxed);
-        // Pairs with the fence in `is_asleep`.
-        fence(Ordering::SeqCst);
-        self.take(clear);
-    }
-
-    /// Kicks the pCPU out of its guest or its sleep if it is `still_there`; otherwise it has left by itself, and
-    /// checks. Holds the gate for a few instructions.
+    /// Kicks the pCPU out of its guest if it is `still_there`; otherwise it has left by itself, and checks. Holds the
+    /// gate for a few instructions.
     ///
-    /// `still_there` is [`Self::is_asleep`] or `Handoff::is_loaded_on`, which are ordered after what came before them.
+    /// `still_there` is `Handoff::is_loaded_on`, which is ordered after what came before it.
     #[inline]
     pub fn send(&self, still_there: impl FnOnce() -> bool, raise: impl FnOnce()) {
         let _one_at_a_time = self.gate.lock();

@@ -1,9 +1,8 @@
 //! A physical CPU as other pCPUs see it: its power switch, its reports, and how its tasks are woken.
 //!
-//! **No Wake Is Lost.** A wake sets the task's bit, then makes the pCPU check the bits: by an event if it dozes in WFE,
-//! by a kick if it sleeps in WFI. A pCPU that is going to sleep sets its `asleep` flag, checks the bits once more, then
-//! sleeps ([`crate::exec`]). In every order of the two, one sees the other; WFE remembers an event that came before it,
-//! and WFI does not sleep while an interrupt is pending.
+//! **No Wake Is Lost.** A wake sets the task's bit, then sends an event, so that a pCPU that dozes in WFE checks the
+//! bits; WFE remembers an event that came before it. A pCPU that is off is woken only by the one that turns it on
+//! ([`crate::power`]).
 //!
 //! **Wakers** carry (pCPU, task) in their data pointer: the address of the pCPU, and the task in the low bits that its
 //! alignment leaves free. No reference counts, no allocation; a wake takes no lock of a vCPU or VM, and polls nothing.
@@ -68,13 +67,9 @@ impl Pcpu {
         // Release: pairs with the acquire of `take_woken`.
         self.woken.fetch_or(1 << task as u32, Ordering::Release);
         if self.id() == arch::this_cpu() {
-            return; // its loop looks at the bits before it enters a guest or sleeps
+            return; // its loop looks at the bits before it enters a guest or dozes
         }
-        if arch::is_asleep(&self.arch) {
-            arch::kick(&self.arch, || arch::is_asleep(&self.arch));
-        } else {
-            arch::send_event();
-        }
+        arch::send_event();
     }
 
     /// Whether no task is woken.

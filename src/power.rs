@@ -1,12 +1,16 @@
 //! The power switch of a pCPU.
 //!
-//! A pCPU that the primary turns off does not return to the firmware: its main task awaits the next CPU_ON, and its
-//! executor sleeps. So CPU_ON never meets a pCPU that is half off: its state is Off only after the vCPU has been saved,
-//! and turning it on is one compare-and-swap followed by a signal. The firmware starts it only the first time.
+//! A pCPU that the primary turns off goes back to the firmware, and CPU_ON of the firmware brings it in again: an
+//! interrupt could not, because the primary owns the GIC. It is off only after its vCPU has been saved. Turning it on is
+//! one compare-and-swap, a signal, and the firmware's call.
+//!
+//! **No Wake Is Lost.** A pCPU that goes off clears `awake`, then checks once more whether it was woken; one that turns
+//! it on signals, then checks `awake`. In every order of the two, one sees the other: either the pCPU stays, or the
+//! firmware is asked to start it.
 
 use embassy_sync::signal::Signal;
 
-use crate::sync::{AtomicBool, AtomicU8, Ordering, RawLock};
+use crate::sync::{AtomicBool, AtomicU8, Ordering, RawLock, fence};
 
 /// The start of a vCPU of the primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +30,16 @@ pub enum Refused {
     Firmware,
 }
 
+/// What came of turning this pCPU off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TurnedOff {
+    /// The firmware has it: it comes back by its entry point, which calls [`Power::finish_sleep`] and starts a new
+    /// executor. Hardware never returns this.
+    Away,
+    /// It is here: turned on again, or refused by the firmware.
+    Here,
+}
+
 /// Whether a pCPU runs the primary's vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -40,14 +54,14 @@ enum State {
 /// The power switch of a pCPU.
 pub struct Power {
     state: AtomicU8,
-    /// The firmware has brought it into EL2.
-    started: AtomicBool,
+    /// The pCPU is in EL2. Otherwise the firmware has it, or is about to.
+    awake: AtomicBool,
     switch: Signal<RawLock, Start>,
 }
 
 impl Power {
     pub const fn new() -> Self {
-        Self { state: AtomicU8::new(State::Absent as u8), started: AtomicBool::new(false), switch: Signal::new() }
+        Self { state: AtomicU8::new(State::Absent as u8), awake: AtomicBool::new(false), switch: Signal::new() }
     }
 
     pub fn set_present(&self) {
@@ -67,7 +81,27 @@ impl Power {
         self.state.store(State::Off as u8, Ordering::Release);
     }
 
-    /// Turns the pCPU on. `bring_in` asks the firmware to start it, and returns whether it did.
+    /// This pCPU is going to sleep, in the firmware. A pCPU that turns it on later sees that; this pCPU's next check
+    /// sees a start that was signalled earlier.
+    pub fn prepare_sleep(&self) {
+        self.awake.store(false, Ordering::Relaxed);
+        // Pairs with the fence in `is_asleep`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the pCPU sleeps, or is about to. If not, it will see what the caller did before.
+    pub fn is_asleep(&self) -> bool {
+        // Pairs with the fence in `prepare_sleep`.
+        fence(Ordering::SeqCst);
+        !self.awake.load(Ordering::Relaxed)
+    }
+
+    /// This pCPU is in EL2 again, or still.
+    pub fn finish_sleep(&self) {
+        self.awake.store(true, Ordering::Relaxed);
+    }
+
+    /// Turns the pCPU on. `bring_in` asks the firmware to start a pCPU that is asleep, and returns whether it did.
     ///
     /// # Errors
     ///
@@ -79,8 +113,7 @@ impl Power {
             Err(_) => return Err(Refused::AlreadyOn),
         }
         self.switch.signal(start);
-        if !self.started.swap(true, Ordering::Relaxed) && !bring_in() {
-            self.started.store(false, Ordering::Relaxed);
+        if self.is_asleep() && !bring_in() {
             self.switch.reset();
             self.set_off();
             return Err(Refused::Firmware);
@@ -99,6 +132,7 @@ impl Power {
 
     /// Turns on the boot pCPU, which is in EL2 already, to start the primary.
     pub fn boot(&self, start: Start) {
+        self.finish_sleep();
         let _ = self.turn_on(start, || true);
     }
 }

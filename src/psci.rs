@@ -79,7 +79,7 @@ fn find(machine: &Machine, mpidr: u64) -> Option<&'static Pcpu> {
 
 fn cpu_on(machine: &Machine, mpidr: u64, start: Start) -> u64 {
     let Some(pcpu) = find(machine, mpidr) else { return INVALID_PARAMETERS };
-    match pcpu.power.turn_on(start, || arch::bring_in(&pcpu.arch)) {
+    match pcpu.power.turn_on(start, || arch::bring_in(&pcpu.arch, || pcpu.power.is_asleep())) {
         Ok(()) => 0,
         Err(Refused::Absent) => INVALID_PARAMETERS,
         Err(Refused::AlreadyOn) => ALREADY_ON,

@@ -40,6 +40,14 @@ fn wake_from(cpu: CpuId, target: &'static Pcpu, task: Task) {
     target.wake(task);
 }
 
+/// Wakes the main task of a pCPU that may be off, on that pCPU, as CPU_ON does.
+fn turn_on_from(cpu: CpuId, target: &'static Pcpu) {
+    wake_from(cpu, target, Task::Main);
+    let _until_the_end = On::pcpu(cpu);
+    let asleep = || target.power.is_asleep();
+    assert!(!asleep() || fake::bring_in(&target.arch, asleep));
+}
+
 /// A task that counts its polls.
 fn counting(polls: &Cell<u32>) -> impl Future<Output = Infallible> {
     poll_fn(move |_| {
@@ -55,7 +63,11 @@ fn round<M: Future<Output = Infallible>, R: Future<Output = Infallible>>(
     reporter: Pin<&mut R>,
 ) -> Turn {
     let _until_the_end = On::pcpu(local.cpu());
-    if fake::wake_up(local.cpu()) { local.round(main, reporter).into() } else { Turn::Asleep }
+    if !fake::wake_up(local.cpu()) {
+        return Turn::Asleep;
+    }
+    local.pcpu().power.finish_sleep(); // as the entry point does
+    local.round(main, reporter).into()
 }
 
 #[test]
@@ -66,6 +78,7 @@ fn only_who_is_woken_is_polled() {
     for (task, expected) in [(None, (0, 0)), (Some(Task::Main), (1, 0)), (Some(Task::Reporter), (1, 1))] {
         if let Some(task) = task {
             wake_from(P1, &pcpus[0], task);
+            assert!(fake::bring_in(&pcpus[0].arch, || pcpus[0].power.is_asleep()));
         }
         round(local, main.as_mut(), reporter.as_mut());
         assert_eq!((main_polls.get(), reporter_polls.get()), expected, "after a wake of {task:?}");
@@ -85,16 +98,16 @@ fn wake_before_sleep() {
 }
 
 #[test]
-fn wake_of_a_pcpu_that_sleeps() {
+fn wake_of_a_pcpu_that_is_off() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
     let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
-    wake_from(P1, &pcpus[0], Task::Main);
+    turn_on_from(P1, &pcpus[0]);
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(polls.get(), 1);
-    assert_eq!(trace(), ["p0 sleep", "p1 kick p0", "p0 sleep"]);
+    assert_eq!(trace(), ["p0 turn off", "p1 event", "p1 bring in p0", "p0 turn off"]);
 }
 
 #[test]
@@ -102,15 +115,47 @@ fn wake_between_check_and_sleep() {
     let (pcpus, [local, _]) = executors();
     let polls = Cell::new(0);
     let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
-    fake::before("p0 sleep", || {
-        wake_from(P1, &pcpus[0], Task::Main);
-    });
+    fake::before("p0 turn off", || turn_on_from(P1, &pcpus[0]));
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept, "it slept over the wake");
     assert_eq!(polls.get(), 1);
 }
 
-/// The same for a pCPU that waits for somebody's save, which is not open to kicks.
+/// A pCPU that stays, because it was woken in time, needs no firmware.
+#[test]
+fn wake_before_going_off() {
+    let (pcpus, [local, _]) = executors();
+    let polls = Cell::new(0);
+    let main = poll_fn(|_| {
+        polls.set(polls.get() + 1);
+        if polls.get() == 1 {
+            turn_on_from(P1, &pcpus[0]);
+        }
+        Poll::<Infallible>::Pending
+    });
+    let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
+    pcpus[0].wake(Task::Main);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Busy);
+    assert_eq!(trace(), ["p1 event"]);
+}
+
+/// A pCPU that the firmware does not take dozes, and is turned on without the firmware.
+#[test]
+fn a_pcpu_that_the_firmware_does_not_take() {
+    let (pcpus, [local, _]) = executors();
+    let polls = Cell::new(0);
+    let (mut main, mut reporter) = (pin!(counting(&polls)), pin!(pending::<Infallible>()));
+    fake::set_firmware_works(false);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
+    turn_on_from(P1, &pcpus[0]);
+    assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
+    assert_eq!(polls.get(), 1);
+    assert_eq!(trace(), ["p0 turn off", "p0 doze", "p1 event", "p0 turn off", "p0 doze"]);
+    fake::set_firmware_works(true);
+}
+
+/// The same for a pCPU that waits for somebody's save.
 #[test]
 fn wake_between_check_and_doze() {
     let (pcpus, [local, _]) = executors();
@@ -131,7 +176,7 @@ fn wake_between_check_and_doze() {
     assert_eq!(trace(), ["p0 doze", "p1 event", "p0 doze"]);
 }
 
-/// A task that wakes its own pCPU's tasks, itself included, needs no event and no kick; it is polled again all the same.
+/// A task that wakes its own pCPU's tasks, itself included, needs no event; it is polled again all the same.
 #[test]
 fn wake_of_this_pcpu_forgotten() {
     let (pcpus, [local, _]) = executors();
@@ -152,7 +197,7 @@ fn wake_of_this_pcpu_forgotten() {
         assert_eq!((main_polls.get(), reporter_polls.get()), (n, n));
     }
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
-    assert_eq!(trace(), ["p0 sleep"]);
+    assert_eq!(trace(), ["p0 turn off"]);
 }
 
 /// The same for a pCPU that is about to doze.
@@ -179,7 +224,7 @@ fn wake_of_this_pcpu_forgotten_in_a_wait() {
     assert_eq!(trace(), ["p0 doze"]);
 }
 
-/// Whoever has listened and goes on without the interrupt does not keep its pCPU listening: turned off, it sleeps.
+/// Whoever has listened and goes on without the interrupt does not keep its pCPU listening: it goes off.
 #[test]
 fn listening_ends_with_the_wait() {
     let (pcpus, [local, _]) = executors();
@@ -190,7 +235,7 @@ fn listening_ends_with_the_wait() {
     let (mut main, mut reporter) = (pin!(main), pin!(pending::<Infallible>()));
     pcpus[0].wake(Task::Main);
     assert_eq!(round(local, main.as_mut(), reporter.as_mut()), Turn::Slept);
-    assert_eq!(trace(), ["p0 sleep"]);
+    assert_eq!(trace(), ["p0 turn off"]);
 }
 
 /// A wake that comes while a guest runs is not forgotten either: whom it wakes goes before the next entry.
@@ -337,7 +382,7 @@ fn an_interrupt_before_the_check_is_not_dozed_over() {
     assert_eq!(trace(), [""; 0]);
 }
 
-/// Once nobody waits for an interrupt any more, a pCPU that has nothing to do sleeps: there may be hours of it.
+/// Once nobody waits for an interrupt any more, a pCPU that has nothing to do is off: there may be hours of it.
 #[test]
 fn a_wait_that_is_given_up_is_not_dozed_for() {
     let (pcpus, [local, _]) = executors();
@@ -356,7 +401,7 @@ fn a_wait_that_is_given_up_is_not_dozed_for() {
         wake_from(P1, &pcpus[0], Task::Main);
         round(local, main.as_mut(), reporter.as_mut());
     }
-    assert_eq!(trace(), ["p1 event", "p0 doze", "p1 event", "p0 sleep"]);
+    assert_eq!(trace(), ["p1 event", "p0 doze", "p1 event", "p0 turn off"]);
 }
 
 /// What a task says just before it enters a guest is printed before the guest runs.
@@ -380,7 +425,7 @@ fn the_reporter_speaks_before_the_guest_is_entered() {
         assert!(lines.len() == 1 && lines[0].starts_with("baton: VM 3 is stopped, so its vCPU 1"), "{lines:?}");
         Exit::Interrupt
     });
-    wake_from(P1, &pcpus[0], Task::Main);
+    turn_on_from(P1, &pcpus[0]);
     while local.arch().steps_left() > 0 {
         assert_ne!(round(local, main.as_mut(), reporter.as_mut()), Turn::Asleep);
     }

@@ -122,8 +122,7 @@ fn a_pcpu_that_the_firmware_does_not_start_stays_off() {
     fake::set_firmware_works(false);
     assert_eq!(call(m, [CPU_ON[0], mpidr(P1), 0, 0]), INTERNAL_FAILURE);
     assert_eq!(call(m, [AFFINITY_INFO[0], mpidr(P1), 0, 0]), 1);
-    assert_eq!(m.step(P1), Turn::Slept);
-    assert!(!trace().contains(&"p1 load v0.1".to_owned()), "it starts although CPU_ON failed");
+    assert_eq!(trace().pop(), Some("p0 bring in p1".to_owned()));
     // One may try again.
     fake::set_firmware_works(true);
     assert_eq!(call(m, [CPU_ON[0], mpidr(P1), 0, 0]), 0);
@@ -156,8 +155,9 @@ fn off_and_on_again() {
         [
             "p1 enter v0.1",
             "p1 save v0.1",
-            "p1 sleep",
-            "p0 kick p1", // and no firmware: it has never left EL2
+            "p1 turn off",
+            "p0 event",
+            "p0 bring in p1",
             "p1 load v0.1",
             "p1 enter v0.1"
         ]
@@ -187,7 +187,7 @@ fn off_by_both_conduits() {
 /// A pCPU is turned on while it turns itself off: it is on until its vCPU is saved, and nothing is lost after that.
 #[test]
 fn cpu_off_on_race() {
-    for event in ["p1 save v0.1", "p1 sleep"] {
+    for event in ["p1 save v0.1", "p1 turn off"] {
         let m = Bench::new(2, &[]);
         m.guest(P1, 0, 1, calls([CPU_OFF, 0, 0, 0]));
         let on = Rc::new(Cell::new(0));

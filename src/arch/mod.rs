@@ -7,13 +7,12 @@
 //! | [`PcpuArch`] | the id of a pCPU, and the state by which others kick it |
 //! | [`this_cpu`] | the id of the pCPU that runs this |
 //! | [`interrupt_pending`] | whether a physical interrupt is pending, which the primary will take |
-//! | [`kick`], [`take_kick`] | makes a pCPU leave its secondary or its sleep; checks for and clears a kick |
-//! | [`prepare_sleep`], [`is_asleep`], [`finish_sleep`] | the sleep from which a pCPU can be kicked |
+//! | [`kick`], [`take_kick`] | makes a pCPU leave its secondary; checks for and clears a kick |
 //! | [`set_virtual_interrupt`] | sets the virtual interrupt line of the calling guest |
 //! | [`STEPWISE`] | whether the executor enters a guest only once in each round |
 //! | [`doze`], [`sleep`], [`send_event`] | WFE, WFI, SEV |
 //! | [`copy_message`] | copies from one mailbox page to another |
-//! | [`bring_in`], [`system_off`], [`system_reset`] | firmware calls: CPU_ON, SYSTEM_OFF, SYSTEM_RESET |
+//! | [`bring_in`], [`turn_off`], [`system_off`], [`system_reset`] | firmware calls: CPU_ON, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET |
 //! | [`before_publish`] | where a debugger may hold a pCPU between save and publish |
 
 pub mod guest;
@@ -23,24 +22,24 @@ pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
     Cpu, PcpuArch, Regs, STEPWISE, StageTwo, before_publish, bring_in, clean_to_memory, copy_message, doze,
-    finish_sleep, interrupt_pending, is_asleep, kick, prepare_sleep, send_event, set_virtual_interrupt, sleep,
-    system_off, system_reset, take_kick, this_cpu,
+    interrupt_pending, kick, send_event, set_virtual_interrupt, sleep,
+    system_off, system_reset, take_kick, this_cpu, turn_off,
 };
 
 #[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub mod fake;
 #[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub use fake::{
-    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, finish_sleep, interrupt_pending,
-    is_asleep, kick, prepare_sleep, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick,
-    this_cpu,
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, interrupt_pending,
+    kick, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick,
+    this_cpu, turn_off,
 };
 
 #[cfg(feature = "checked")]
 pub mod model;
 #[cfg(feature = "checked")]
 pub use model::{
-    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, finish_sleep, interrupt_pending,
-    is_asleep, kick, prepare_sleep, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick,
-    this_cpu,
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, interrupt_pending,
+    kick, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick,
+    this_cpu, turn_off,
 };

@@ -179,6 +179,7 @@ impl Bench {
         if !fake::wake_up(cpu) {
             return Turn::Asleep;
         }
+        seat.dispatcher.local().pcpu().power.finish_sleep(); // as the entry point does
         let Tasks { main, reporter } = &mut *seat.tasks.borrow_mut();
         seat.dispatcher.local().round(Pin::new(main), Pin::new(reporter)).into()
     }

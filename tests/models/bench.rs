@@ -23,6 +23,7 @@ use baton::run::Dispatcher;
 use baton::sync::checked::{self, JoinHandle};
 use baton::vcpu::Vcpu;
 use baton::vm::{Regions, Vm};
+use futures_util::FutureExt;
 
 pub const P0: CpuId = CpuId::new(0);
 pub const P1: CpuId = CpuId::new(1);
@@ -310,6 +311,7 @@ impl<T> Alone<T> {
 /// The life of a pCPU, until its primary's program ends.
 fn live(dispatcher: &'static Dispatcher) {
     let local = dispatcher.local();
+    local.pcpu().power.finish_sleep(); // as the entry point does
     let mut main = pin!(dispatcher.live());
     let mut reporter = pin!(pending::<Infallible>());
     local.pcpu().wake(Task::Main);
@@ -321,11 +323,12 @@ fn live(dispatcher: &'static Dispatcher) {
     }
 }
 
-/// Runs the executor of this pCPU until `future` resolves.
+/// Runs the executor of this pCPU until `future` resolves. Meanwhile it dozes, as one that waits for a save.
 pub fn block_on<F: Future>(local: &'static Local, future: F) -> F::Output {
     let result = RefCell::new(None);
-    let mut future = pin!(future);
+    let (mut future, mut interrupt) = (pin!(future), local.interrupt());
     let mut main = pin!(poll_fn(|cx| {
+        let _ = interrupt.poll_unpin(cx);
         if result.borrow().is_none()
             && let Poll::Ready(output) = future.as_mut().poll(cx)
         {

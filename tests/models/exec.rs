@@ -1,9 +1,7 @@
-//! Wakes against going to sleep (`src/exec.rs`), in both kinds of sleep. A wake that is lost is a pCPU that sleeps for ever,
-//! which the checker reports.
+//! Wakes against going to doze (`src/exec.rs`). A wake that is lost is a pCPU that sleeps for ever, which the checker
+//! reports. (`run.rs` has those of a pCPU that goes off.)
 
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -21,8 +19,8 @@ async fn done(flag: &AtomicU32, all: u32) {
 }
 
 /// The same, while listening for an interrupt, as a run request does that waits.
-async fn done_or_interrupted(local: &'static Local, flag: &AtomicU32) {
-    futures_util::future::select(pin!(done(flag, 1)), local.interrupt()).await;
+async fn done_or_interrupted(local: &'static Local, flag: &AtomicU32, all: u32) {
+    futures_util::future::select(pin!(done(flag, all)), local.interrupt()).await;
 }
 
 fn flag() -> Arc<AtomicU32> {
@@ -31,30 +29,14 @@ fn flag() -> Arc<AtomicU32> {
     flag
 }
 
-/// **No Wake Is Lost**: a pCPU that is going to sleep, and one that has something for it.
-#[test]
-fn wake_between_check_and_sleep() {
-    check("wake_between_check_and_sleep", Some(3), || {
-        let (world, flag) = (World::new(2, &[]), flag());
-        let (pcpus, set) = (world.pcpus, flag.clone());
-        join([
-            world.on(P0, move |local| block_on(local, done(&flag, 1))),
-            world.on(P1, move |_| {
-                set.store(1, Ordering::Relaxed);
-                pcpus[0].wake(Task::Main);
-            }),
-        ]);
-    });
-}
-
-/// **No Wake Is Lost**: the same for one that is going to doze, because it waits for a save.
+/// **No Wake Is Lost**: a pCPU that is going to doze, because it waits for a save, and one that has something for it.
 #[test]
 fn wake_between_check_and_doze() {
     check("wake_between_check_and_doze", Some(3), || {
         let (world, flag) = (World::new(2, &[]), flag());
         let (pcpus, set) = (world.pcpus, flag.clone());
         join([
-            world.on(P0, move |local| block_on(local, done_or_interrupted(local, &flag))),
+            world.on(P0, move |local| block_on(local, done_or_interrupted(local, &flag, 1))),
             world.on(P1, move |_| {
                 set.store(1, Ordering::Relaxed);
                 pcpus[0].wake(Task::Main);
@@ -65,8 +47,8 @@ fn wake_between_check_and_doze() {
 
 /// **No Wake Is Lost**: two wakes at once.
 #[test]
-fn two_wakes_between_check_and_sleep() {
-    check("two_wakes_between_check_and_sleep", Some(2), || {
+fn two_wakes_between_check_and_doze() {
+    check("two_wakes_between_check_and_doze", Some(2), || {
         let (world, flag) = (World::new(3, &[]), flag());
         let pcpus = world.pcpus;
         let wakers = [P1, P2].map(|cpu| {
@@ -76,7 +58,7 @@ fn two_wakes_between_check_and_sleep() {
                 pcpus[0].wake(Task::Main);
             })
         });
-        join([world.on(P0, move |local| block_on(local, done(&flag, 2)))]);
+        join([world.on(P0, move |local| block_on(local, done_or_interrupted(local, &flag, 2)))]);
         join(wakers);
     });
 }
@@ -92,7 +74,7 @@ fn wakes_crosswise() {
             world.on(cpu, move |local| {
                 theirs.store(1, Ordering::Relaxed);
                 pcpus[1 - me].wake(Task::Main);
-                block_on(local, done(&mine, 1));
+                block_on(local, done_or_interrupted(local, &mine, 1));
             })
         }));
     });
@@ -115,7 +97,7 @@ fn wake_of_this_pcpu_forgotten() {
                     }
                     if polls > 2 && flag.load(Ordering::Relaxed) == 1 { Poll::Ready(()) } else { Poll::Pending }
                 });
-                block_on(local, both);
+                block_on(local, async { futures_util::future::select(both, local.interrupt()).await });
             }),
             world.on(P1, move |_| {
                 set.store(1, Ordering::Relaxed);
@@ -135,31 +117,5 @@ fn interrupt_between_check_and_doze() {
             world.on(P0, |local| block_on(local, local.interrupt())),
             world.on(P1, move |_| model::interrupt(&pcpus[0].arch)),
         ]);
-    });
-}
-
-/// Once it is awake again, a pCPU has no kick pending that was for its sleep, and none comes any more.
-#[test]
-fn kick_against_getting_up() {
-    check("kick_against_getting_up", Some(3), || {
-        let world = World::new(2, &[]);
-        let pcpus = world.pcpus;
-        join([
-            world.on(P0, |local| {
-                let polled = Cell::new(false);
-                let mut main = pin!(poll_fn(|cx| {
-                    polled.set(true);
-                    cx.waker().wake_by_ref(); // so that this round does not sleep
-                    Poll::<Infallible>::Pending
-                }));
-                let mut reporter = pin!(pending::<Infallible>());
-                while !polled.get() {
-                    let _ = local.round(main.as_mut(), reporter.as_mut());
-                    assert!(!model::is_kicked(&local.pcpu().arch), "the primary sees a kick");
-                }
-            }),
-            world.on(P1, move |_| pcpus[0].wake(Task::Main)),
-        ]);
-        assert!(!model::is_kicked(&pcpus[0].arch), "a kick was left behind");
     });
 }

@@ -2,7 +2,7 @@
 //!
 //! One step is one access to something that pCPUs share; what a pCPU does in between is its own business and is not
 //! here. The names are those of `src/handoff.rs` and of the code that takes its edges (`src/vcpu.rs`, `src/run.rs`,
-//! `src/hypercall.rs`), of `src/exec.rs` and of `src/kick.rs`, and so is the order of the steps.
+//! `src/hypercall.rs`), of `src/exec.rs`, of `src/power.rs` and of `src/kick.rs`, and so is the order of the steps.
 //!
 //! ```text
 //!           ┌ acquire ─► Loaded ─ settled ─► Guest ─ kicked, or has it already ─► Loaded
@@ -14,7 +14,8 @@
 //!       ▲   ├ look at the word, or acquire: it is blocked, or busy ────────────────────────────────────────────────┤
 //!       │   ├ acquire, queued ─► Waiting (Poll, Look, Doze) ─► Take ─ acquire ─► Loaded, or Withdraw ─► Wake ──────┤
 //!       │   ├ inject ─► Inject ─ wake ─► Kick (Announce, Look, Raise), if it is loaded ────────────────────────────┤
-//!       │   └ turn off ─► Off (Poll, PrepareSleep, Look, Sleep, FinishSleep, Clean, Round) ────────────────────────┤
+//!       │   ├ turn off ─► Off (Poll, PrepareSleep, Look, Away, FinishSleep, Round) ────────────────────────────────┤
+//!       │   └ turn on ─► Wake ─► Notify ─► BringIn ─► CpuOn, if it is asleep ──────────────────────────────────────┤
 //!       └──────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -235,7 +236,7 @@ pub enum Mutant {
     NobodyIsWoken,
     /// The event is sent, and then the bit is set that it is to make one look at.
     EventBeforeBit,
-    /// A pCPU that turns itself off looks whether it is woken, and then says that it sleeps.
+    /// A pCPU that turns itself off looks whether it is woken, and then says that it is asleep.
     LookBeforePrepareSleep,
     /// A kicker does not ask whether its target is still there.
     KickUnseen,
@@ -302,8 +303,12 @@ pub enum At {
     Withdraw(Number),
     /// Has made an interrupt pending, and is to wake the vCPU.
     Inject(Number),
-    /// Kicks `target`.
-    Kick { target: Number, why: Why, kick: Kick, then: After },
+    /// Kicks `target` out of the guest `v`.
+    Kick { target: Number, v: Number, kick: Kick },
+    /// Has turned `q` on and woken it, and is to look whether it is asleep.
+    BringIn { q: Number },
+    /// It is: asks the firmware, again and again, until `q` is away, or has stayed.
+    CpuOn { q: Number },
     /// Turned off.
     Off(Off),
 }
@@ -326,11 +331,9 @@ pub enum Off {
     PrepareSleep,
     /// Is a task woken?
     Look,
-    /// In WFI.
-    Sleep,
+    /// The firmware has it.
+    Away,
     FinishSleep,
-    /// Of a kick.
-    Clean,
     Round,
 }
 
@@ -345,13 +348,6 @@ pub enum Kick {
     Raise,
 }
 
-/// What a pCPU is to be kicked out of.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Why {
-    Runs(Number),
-    Sleeps,
-}
-
 /// What the primary is to be told about the vCPU of a run that is over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct News {
@@ -364,6 +360,7 @@ pub struct News {
 pub enum After {
     Primary,
     Clean(Option<News>),
+    BringIn(Number),
 }
 
 impl After {
@@ -371,6 +368,7 @@ impl After {
         match self {
             Self::Primary => At::Primary,
             Self::Clean(news) => At::Clean(news),
+            Self::BringIn(q) => At::BringIn { q },
         }
     }
 }
@@ -382,7 +380,7 @@ pub struct Pcpu {
     pub woken: bool,
     /// The event register of WFE.
     pub event: bool,
-    /// It says that it sleeps.
+    /// It says that it is asleep: the firmware has it, or is about to.
     pub asleep: bool,
     /// It is to look for a kick.
     pub kicked: bool,
@@ -537,8 +535,9 @@ impl<const P: usize, const V: usize> Machine<P, V> {
             At::Primary => true,
             At::Guest { .. } => !me.kick || self.gate_is_held(cpu),
             At::Waiting { wait: Wait::Doze, .. } => !me.event,
-            At::Off(Off::Sleep) => !me.kick,
-            At::Clean(_) | At::Off(Off::Clean) => me.kicked && self.gate_is_held(cpu),
+            At::Off(Off::Away) => true,
+            At::CpuOn { q } => self.pcpu(q).asleep && self.pcpu(q).at != At::Off(Off::Away),
+            At::Clean(_) => me.kicked && self.gate_is_held(cpu),
             At::Kick { target, kick: Kick::Announce, .. } => self.gate_is_held(target),
             _ => false,
         }
@@ -661,7 +660,7 @@ impl<const P: usize, const V: usize> Machine<P, V> {
             }
             (What::TurnOn { target }, _) => {
                 machine.pcpu_mut(target).on = true;
-                At::Wake { q: target, then: After::Primary }
+                At::Wake { q: target, then: After::BringIn(target) }
             }
             _ => return None,
         };
@@ -727,9 +726,6 @@ impl<const P: usize, const V: usize> Machine<P, V> {
                 self.pcpu_mut(q).woken = true;
                 then.at()
             }
-            At::Notify { q, then } if self.pcpu(q).asleep => {
-                At::Kick { target: q, why: Why::Sleeps, kick: Kick::Announce, then }
-            }
             At::Notify { then, .. } => {
                 self.send_event();
                 then.at()
@@ -765,7 +761,7 @@ impl<const P: usize, const V: usize> Machine<P, V> {
             At::Withdraw(_) => wake(After::Primary),
             At::Inject(v) => match says {
                 Says::Running(target) if rules.kicks && !rules.has(Mutant::NobodyIsKicked) => {
-                    At::Kick { target, why: Why::Runs(v), kick: Kick::Announce, then: After::Primary }
+                    At::Kick { target, v, kick: Kick::Announce }
                 }
                 Says::Woken if rules.waker_tells(self.vcpu(v).word) => {
                     self.tell(News { v, heard: Heard::ItIsWoken });
@@ -773,27 +769,33 @@ impl<const P: usize, const V: usize> Machine<P, V> {
                 }
                 _ => At::Primary,
             },
-            At::Kick { target, why, kick, then } => {
-                let there = match why {
-                    Why::Runs(v) => self.vcpu(v).word.is_loaded_on(target),
-                    Why::Sleeps => self.pcpu(target).asleep,
-                };
+            At::Kick { target, v, kick } => {
+                let there = self.vcpu(v).word.is_loaded_on(target);
                 let target_cpu = self.pcpu_mut(target);
                 match kick {
                     Kick::Announce => {
                         let was_kicked = std::mem::replace(&mut target_cpu.kicked, true);
-                        At::Kick { target, why, kick: Kick::Look { was_kicked }, then }
+                        At::Kick { target, v, kick: Kick::Look { was_kicked } }
                     }
                     Kick::Look { was_kicked } if !there && !rules.has(Mutant::KickUnseen) => {
                         target_cpu.kicked = was_kicked;
-                        then.at()
+                        At::Primary
                     }
-                    Kick::Look { .. } => At::Kick { target, why, kick: Kick::Raise, then },
+                    Kick::Look { .. } => At::Kick { target, v, kick: Kick::Raise },
                     Kick::Raise => {
                         target_cpu.kick = true;
-                        then.at()
+                        At::Primary
                     }
                 }
+            }
+            At::BringIn { q } if self.pcpu(q).asleep => At::CpuOn { q },
+            At::BringIn { .. } => At::Primary,
+            At::CpuOn { q } => {
+                let target = self.pcpu_mut(q);
+                if target.at == At::Off(Off::Away) {
+                    target.at = At::Off(Off::FinishSleep);
+                }
+                At::Primary
             }
             At::Off(off) => {
                 let looks_first = rules.has(Mutant::LookBeforePrepareSleep);
@@ -805,20 +807,16 @@ impl<const P: usize, const V: usize> Machine<P, V> {
                     }
                     Off::PrepareSleep => {
                         me.asleep = true;
-                        if looks_first { Off::Sleep } else { Off::Look }
+                        if looks_first { Off::Away } else { Off::Look }
                     }
                     Off::Look if me.woken => Off::FinishSleep,
                     Off::Look if looks_first => Off::PrepareSleep,
-                    Off::Look => Off::Sleep,
-                    Off::Sleep => Off::FinishSleep,
+                    Off::Look => Off::Away,
                     Off::FinishSleep => {
                         me.asleep = false;
-                        Off::Clean
-                    }
-                    Off::Clean => {
-                        self.take_kick(cpu);
                         Off::Round
                     }
+                    Off::Away => return None, // until somebody brings it in
                     Off::Round if std::mem::take(&mut me.woken) => Off::Poll,
                     Off::Poll | Off::Round if looks_first => Off::Look,
                     Off::Poll | Off::Round => Off::PrepareSleep,
@@ -835,8 +833,7 @@ impl<const P: usize, const V: usize> Machine<P, V> {
         for pcpu in &mut self.pcpus {
             if let At::Clean(news)
             | At::Wake { then: After::Clean(news), .. }
-            | At::Notify { then: After::Clean(news), .. }
-            | At::Kick { then: After::Clean(news), .. } = &mut pcpu.at
+            | At::Notify { then: After::Clean(news), .. } = &mut pcpu.at
             {
                 *news = news.filter(|news| news.v != v);
             }

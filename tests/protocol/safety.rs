@@ -1,6 +1,6 @@
 //! What must be so in every state. The names are those of the invariants in `src/lib.rs`.
 
-use crate::model::{At, GRANTED, Heard, LOADED, Life, Machine, Number, PARKED, Rules, SAVING, Why};
+use crate::model::{At, GRANTED, Heard, LOADED, Life, Machine, Number, PARKED, Rules, SAVING};
 
 impl<const P: usize, const V: usize> Machine<P, V> {
     fn cpus(&self) -> impl Iterator<Item = (Number, At)> + '_ {
@@ -73,7 +73,7 @@ impl<const P: usize, const V: usize> Machine<P, V> {
 
     /// Whether somebody has found `v` loaded, and kicks it.
     fn is_kicking(&self, v: Number) -> bool {
-        self.cpus().any(|(_, at)| matches!(at, At::Kick { why: Why::Runs(of), .. } if of == v))
+        self.cpus().any(|(_, at)| matches!(at, At::Kick { v: of, .. } if of == v))
     }
 
     /// **No Wake Is Lost**, of a vCPU that runs: it sees an interrupt, or is kicked, or is about to be. Unless nobody kicks:

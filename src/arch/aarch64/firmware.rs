@@ -5,27 +5,42 @@ use core::arch::asm;
 use smccc::{Smc, psci};
 
 use super::gic::PcpuArch;
-use super::instructions::sleep;
+use super::instructions::{doze, sleep};
 use super::memory;
+use crate::power::TurnedOff;
 
 unsafe extern "C" {
     fn baton_secondary_entry();
 }
 
-/// Calls CPU_ON of the firmware, to start a pCPU for the first time. Returns whether it succeeded.
-pub fn bring_in(pcpu: &PcpuArch) -> bool {
+/// Calls CPU_ON of the firmware, for a pCPU that is `asleep`. Returns whether the pCPU is here, or comes.
+///
+/// A pCPU that is still on its way into the firmware is waited for: a few instructions, which nothing interrupts.
+pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
     let entry = baton_secondary_entry as *const () as u64;
     let number = pcpu.id.index() as u64;
-    match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | memory::stack_of(pcpu.id) << 8) {
-        Ok(()) => true,
-        Err(error) => {
-            crate::console::say!(
-                "the firmware would not start {}: {error}; the primary is told that it failed.",
-                pcpu.id
-            );
-            false
+    loop {
+        match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | memory::stack_of(pcpu.id) << 8) {
+            Ok(()) => return true,
+            Err(psci::Error::AlreadyOn | psci::Error::OnPending) if asleep() => core::hint::spin_loop(),
+            // It has seen that it is turned on, and stayed.
+            Err(psci::Error::AlreadyOn | psci::Error::OnPending) => return true,
+            Err(error) => {
+                crate::console::say!(
+                    "the firmware would not start {}: {error}; the primary is told that it failed.",
+                    pcpu.id
+                );
+                return false;
+            }
         }
     }
+}
+
+/// Calls CPU_OFF of the firmware. A pCPU that the firmware does not take dozes until it is turned on.
+pub fn turn_off() -> TurnedOff {
+    let _refused = psci::cpu_off::<Smc>();
+    doze();
+    TurnedOff::Here
 }
 
 /// Powers the machine off.

@@ -12,9 +12,10 @@ use tock_registers::interfaces::{Readable, Writeable};
 use tock_registers::register_structs;
 use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 
+use crate::console::say;
 use crate::ids::CpuId;
 use crate::kick::Kick;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// The SGI of a kick.
 const KICK: u32 = 15;
@@ -87,6 +88,17 @@ impl Default for PcpuArch {
     }
 }
 
+/// GICD_CTLR as boot found it.
+static DISTRIBUTOR_CTLR: AtomicU32 = AtomicU32::new(0);
+
+/// The number of priority bits that the CPU interface implements.
+fn priority_bits() -> u64 {
+    let ctlr: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, icc_ctlr_el1", out(reg) ctlr, options(nostack, preserves_flags)) };
+    (ctlr >> 8 & 0b111) + 1
+}
+
 /// The addresses of the GIC, from the device tree.
 pub struct Frames<'a> {
     pub distributor: u64,
@@ -122,30 +134,59 @@ pub fn find<'a>(frames: &Frames<'_>, pcpus: impl Iterator<Item = &'a PcpuArch> +
     const ENABLE_GROUP_1_AND_ARE: u32 = 1 << 1 | 1 << 4;
     // SAFETY: the device tree has the distributor here, and EL2 maps it.
     let distributor = unsafe { &*(frames.distributor as *const Distributor) };
-    distributor.ctlr.set(distributor.ctlr.get() | ENABLE_GROUP_1_AND_ARE);
+    let ctlr = distributor.ctlr.get();
+    DISTRIBUTOR_CTLR.store(ctlr, Ordering::Relaxed);
+    distributor.ctlr.set(ctlr | ENABLE_GROUP_1_AND_ARE);
+    for pcpu in pcpus.filter(|pcpu| pcpu.redistributor().is_none()) {
+        say!(
+            "the device tree's interrupt controller has no redistributor for {} (MPIDR {:#x}): a virtual interrupt for \
+             a vCPU that runs there is seen only at its next exit; correct the `reg` of the interrupt controller.",
+            pcpu.id,
+            pcpu.mpidr()
+        );
+    }
 }
 
-/// Sets up the CPU interface of this pCPU, so that a kick reaches it.
+/// Sets up the CPU interface of this pCPU: as after reset, but on, and open for the kick.
 pub fn set_up(pcpu: &PcpuArch) {
     /// The system register interface, of ICC_SRE_EL2 and ICC_SRE_EL1. It must be on: EL1's accesses to ICC_SRE_EL1
     /// trap, so that EL1 cannot turn it off.
     const SRE: u64 = 1;
-    // SAFETY: changes only how interrupts become pending, and EL2 takes none.
-    unsafe {
-        asm!(
-            "msr icc_sre_el2, {sre}",
-            "isb",
-            "msr icc_sre_el1, {sre}",
-            "msr ich_hcr_el2, xzr",
-            "msr icc_pmr_el1, {lowest}",
-            "msr icc_igrpen1_el1, {one}",
-            "isb",
-            sre = in(reg) SRE,
-            lowest = in(reg) 0xffu64,
-            one = in(reg) 1u64,
-            options(nostack, preserves_flags),
-        );
+    /// Group 0 is this security state's, so its registers can be accessed.
+    const GICD_CTLR_DS: u32 = 1 << 6;
+    macro_rules! write {
+        ($($name:literal = $value:expr),* $(,)?) => {
+            // SAFETY: changes only how interrupts become pending, and EL2 takes none.
+            $(unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value as u64, options(nostack, preserves_flags)) };)*
+        };
     }
+    let barrier = || {
+        // SAFETY: a barrier.
+        unsafe { asm!("isb", options(nostack, preserves_flags)) }
+    };
+    write!("icc_sre_el2" = SRE);
+    barrier();
+    write!("icc_sre_el1" = SRE, "ich_hcr_el2" = 0);
+    // EOImode 0, one binary point register for each group. No interrupt is active.
+    write!("icc_ctlr_el1" = 0, "icc_bpr1_el1" = 0, "icc_ap1r0_el1" = 0);
+    let more = priority_bits().saturating_sub(5); // the active priorities beyond 32 levels
+    if more >= 1 {
+        write!("icc_ap1r1_el1" = 0);
+    }
+    if more >= 2 {
+        write!("icc_ap1r2_el1" = 0, "icc_ap1r3_el1" = 0);
+    }
+    if DISTRIBUTOR_CTLR.load(Ordering::Relaxed) & GICD_CTLR_DS != 0 {
+        write!("icc_igrpen0_el1" = 0, "icc_bpr0_el1" = 0, "icc_ap0r0_el1" = 0);
+        if more >= 1 {
+            write!("icc_ap0r1_el1" = 0);
+        }
+        if more >= 2 {
+            write!("icc_ap0r2_el1" = 0, "icc_ap0r3_el1" = 0);
+        }
+    }
+    write!("icc_pmr_el1" = 0xff, "icc_igrpen1_el1" = 1);
+    barrier();
     const PROCESSOR_SLEEP: u32 = 1 << 1;
     const CHILDREN_ASLEEP: u32 = 1 << 2;
     if let Some(redistributor) = pcpu.redistributor() {
@@ -156,41 +197,11 @@ pub fn set_up(pcpu: &PcpuArch) {
     }
 }
 
-/// Prepares the sleep of this pCPU, which is turned off: whatever the primary's vCPU left in the CPU interface, from
-/// here on only a kick wakes it. Interrupts for the vCPU stay pending. The caller checks its task bits afterwards.
-pub fn prepare_sleep(pcpu: &PcpuArch) {
-    /// A priority mask that only the kick passes, whose priority is 0. All hardware implements these bits.
-    const KICK_ALONE: u64 = 0x10;
-    set_up(pcpu);
-    // SAFETY: state of a vCPU that is off. Afterwards no interrupt is active, and neither a timer nor another interrupt
-    // keeps this pCPU awake.
-    unsafe {
-        asm!(
-            "msr icc_pmr_el1, {kick_alone}",
-            "msr icc_ap1r0_el1, xzr",
-            "msr cntp_ctl_el0, xzr",
-            "msr cntv_ctl_el0, xzr",
-            "isb",
-            kick_alone = in(reg) KICK_ALONE,
-            options(nostack, preserves_flags)
-        );
-    }
-    pcpu.kick.prepare_sleep();
-}
-
-/// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &PcpuArch) -> bool {
-    pcpu.kick.is_asleep()
-}
-
-/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
-pub fn finish_sleep(pcpu: &PcpuArch) {
-    pcpu.kick.finish_sleep(|| clear(pcpu));
-    set_up(pcpu);
-}
-
-/// Kicks a pCPU out of its guest or its sleep if it is `still_there`; otherwise it has left by itself, and checks.
-/// Holds the target's gate for a few instructions.
+/// Kicks a pCPU out of its guest if it is `still_there`; otherwise it has left by itself, and checks. Holds the target's
+/// gate for a few instructions.
+///
+/// The SGI is delivered if the primary has group 1 enabled in the distributor, and in that pCPU's CPU interface with a
+/// priority mask other than 0. Otherwise it stays pending, and the guest sees what the kick is for at its next exit.
 #[cold]
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     let Some(redistributor) = pcpu.redistributor() else { return };

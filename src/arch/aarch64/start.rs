@@ -67,11 +67,12 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
     live(machine, me)
 }
 
-/// Every further pCPU, from `vectors/entry.S`: EL2's final address space is on.
+/// Every further pCPU, and each that the firmware starts again, from `vectors/entry.S`: EL2's final address space is on.
 #[unsafe(no_mangle)]
 extern "C" fn baton_secondary_main(index: usize) -> ! {
     let me = CpuId::new(index);
     instructions::set_this_cpu(me);
+    PCPUS[index].power.finish_sleep();
     gic::set_up(&PCPUS[index].arch);
     match MACHINE.get() {
         Some(machine) => live(machine, me),

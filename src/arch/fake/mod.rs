@@ -33,6 +33,7 @@ use crate::arch::guest::Guest;
 use crate::call::ReplyKind;
 use crate::exit::{Exit, Fault};
 use crate::ids::{CpuId, VcpuId, VmId};
+use crate::power::TurnedOff;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// The end of a guest step.
@@ -130,7 +131,7 @@ pub fn forget_events() {
     }
 }
 
-/// Sets whether [`bring_in`] succeeds.
+/// Sets whether [`bring_in`] and [`turn_off`] succeed.
 pub fn set_firmware_works(works: bool) {
     WORLD.with(|world| world.firmware_works.set(works));
 }
@@ -146,13 +147,7 @@ pub fn wake_up(cpu: CpuId) -> bool {
             }
             arch.sleep.store(AWAKE, Ordering::Relaxed);
         }
-        SLEEPS => {
-            if !arch.line() {
-                return false;
-            }
-            arch.sleep.store(AWAKE, Ordering::Relaxed);
-            finish_sleep(arch); // what follows the sleep in the executor
-        }
+        OFF => return false,
         _ => {}
     }
     true
@@ -201,7 +196,7 @@ fn announce_here(what: &str) {
 
 const AWAKE: u8 = 0;
 const DOZES: u8 = 1;
-const SLEEPS: u8 = 2;
+const OFF: u8 = 2;
 
 /// The parts of a pCPU's hardware that other pCPUs access.
 pub struct PcpuArch {
@@ -211,13 +206,13 @@ pub struct PcpuArch {
     interrupt: AtomicBool,
     /// A kick is pending.
     kicked: AtomicBool,
-    /// The pCPU sleeps, or is about to.
-    asleep: AtomicBool,
     /// The virtual interrupt line of the guest that it runs.
     virtual_interrupt: AtomicBool,
     /// The event register of WFE.
     event: AtomicBool,
-    /// Whether it runs, dozes or sleeps.
+    /// It was brought in on its way into the firmware.
+    brought_in: AtomicBool,
+    /// Whether it runs, dozes or is off.
     sleep: AtomicU8,
 }
 
@@ -229,9 +224,9 @@ impl PcpuArch {
             mpidr: AtomicU64::new(0),
             interrupt: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
             virtual_interrupt: AtomicBool::new(false),
             event: AtomicBool::new(false),
+            brought_in: AtomicBool::new(false),
             sleep: AtomicU8::new(AWAKE),
         }
     }
@@ -429,16 +424,9 @@ pub fn doze() {
     }
 }
 
-/// WFI: sleeps until an interrupt is pending.
-///
-/// On one thread it cannot block: it records that the pCPU sleeps and returns, and [`finish_sleep`], which follows it,
-/// is deferred until [`wake_up`].
+/// WFI: sleeps until an interrupt is pending. The caller goes on at once.
 pub fn sleep() {
     announce_here("sleep");
-    let arch = &pcpu(this_cpu());
-    if !arch.line() {
-        arch.sleep.store(SLEEPS, Ordering::Relaxed);
-    }
 }
 
 /// SEV: ends the doze of every pCPU, or keeps the next one from starting.
@@ -454,25 +442,7 @@ pub fn set_virtual_interrupt(high: bool) {
     pcpu(this_cpu()).virtual_interrupt.store(high, Ordering::Relaxed);
 }
 
-/// This pCPU is going to [`sleep`]. From here on a kick ends that sleep.
-pub fn prepare_sleep(pcpu: &PcpuArch) {
-    pcpu.asleep.store(true, Ordering::Relaxed);
-}
-
-/// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &PcpuArch) -> bool {
-    pcpu.asleep.load(Ordering::Relaxed)
-}
-
-/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
-pub fn finish_sleep(pcpu: &PcpuArch) {
-    if pcpu.sleep.load(Ordering::Relaxed) != SLEEPS {
-        pcpu.asleep.store(false, Ordering::Relaxed);
-        take_kick(pcpu);
-    }
-}
-
-/// Kicks a pCPU out of its guest or its sleep, if it is still there.
+/// Kicks a pCPU out of its guest, if it is still there.
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     announce_here(&format!("kick {}", p(pcpu.id)));
     if still_there() {
@@ -486,10 +456,29 @@ pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kicked.swap(false, Ordering::Relaxed)
 }
 
-/// Calls CPU_ON of the firmware. Returns whether it succeeded.
-pub fn bring_in(pcpu: &PcpuArch) -> bool {
+/// Calls CPU_ON of the firmware, for a pCPU that is asleep. Returns whether it succeeded.
+pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
     announce_here(&format!("bring in {}", p(pcpu.id)));
-    WORLD.with(|world| world.firmware_works.get())
+    let works = WORLD.with(|world| world.firmware_works.get());
+    if works && pcpu.sleep.swap(AWAKE, Ordering::Relaxed) != OFF && asleep() {
+        pcpu.brought_in.store(true, Ordering::Relaxed); // once it is off
+    }
+    works
+}
+
+/// Calls CPU_OFF of the firmware: this pCPU is not run until another one brings it in. A firmware that does not work
+/// refuses, and the pCPU dozes.
+pub fn turn_off() -> TurnedOff {
+    announce_here("turn off");
+    if !WORLD.with(|world| world.firmware_works.get()) {
+        doze();
+        return TurnedOff::Here;
+    }
+    let arch = pcpu(this_cpu());
+    if !arch.brought_in.swap(false, Ordering::Relaxed) {
+        arch.sleep.store(OFF, Ordering::Relaxed);
+    }
+    TurnedOff::Away
 }
 
 /// Ends the machine: the test's thread unwinds.

@@ -24,6 +24,7 @@ use crate::call::ReplyKind;
 use crate::exit::{Exit, Fault};
 use crate::ids::{CpuId, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::kick::Kick;
+use crate::power::TurnedOff;
 use crate::sync::checked::{self, Bed};
 use crate::sync::{AtomicBool, AtomicU8, Ordering, ProtocolCell};
 
@@ -108,6 +109,8 @@ pub struct PcpuArch {
     lines: AtomicU8,
     /// The event register of WFE.
     event: AtomicBool,
+    /// The firmware has it.
+    off: AtomicBool,
     bed: Bed,
     /// Only for this pCPU: its primary's program has ended.
     ended: Own<bool>,
@@ -130,6 +133,7 @@ impl PcpuArch {
             kick: Kick::new(),
             lines: AtomicU8::new(0),
             event: AtomicBool::new(false),
+            off: AtomicBool::new(false),
             bed: Bed::new(),
             ended: Own(Cell::new(false)),
             virtual_interrupt: Own(Cell::new(false)),
@@ -325,12 +329,10 @@ pub fn doze() {
     arch.bed.sleep_until(|| arch.event.swap(false, Ordering::Acquire) || arch.is_interrupted());
 }
 
-/// WFI: sleeps until an interrupt is pending; for good if the program has ended.
+/// WFI: sleeps until an interrupt is pending.
 pub fn sleep() {
     let arch = this_pcpu();
-    if !arch.ended.0.get() {
-        arch.bed.sleep_until(|| arch.is_interrupted());
-    }
+    arch.bed.sleep_until(|| arch.is_interrupted());
 }
 
 /// SEV: ends the doze of every pCPU, or keeps the next one from starting.
@@ -347,22 +349,7 @@ pub fn set_virtual_interrupt(high: bool) {
     this_pcpu().virtual_interrupt.0.set(high);
 }
 
-/// This pCPU is going to [`sleep`]. From here on a kick ends that sleep.
-pub fn prepare_sleep(pcpu: &PcpuArch) {
-    pcpu.kick.prepare_sleep();
-}
-
-/// Whether a pCPU sleeps, or is about to.
-pub fn is_asleep(pcpu: &PcpuArch) -> bool {
-    pcpu.kick.is_asleep()
-}
-
-/// This pCPU does not sleep any more. No kick is pending afterwards, and none arrives later.
-pub fn finish_sleep(pcpu: &PcpuArch) {
-    pcpu.kick.finish_sleep(|| pcpu.lower(line::KICK));
-}
-
-/// Kicks a pCPU out of its guest or its sleep, if it is still there.
+/// Kicks a pCPU out of its guest, if it is still there.
 pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
     pcpu.kick.send(still_there, || pcpu.raise(line::KICK));
 }
@@ -372,9 +359,24 @@ pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kick.take(|| pcpu.lower(line::KICK))
 }
 
-/// Every pCPU of a model runs from the start.
-pub fn bring_in(_: &PcpuArch) -> bool {
+/// Calls CPU_ON of the firmware. A pCPU that says that it is `asleep` is waited for: until it is off, or has stayed.
+pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
+    while !pcpu.off.swap(false, Ordering::AcqRel) && asleep() {
+        checked::yield_now();
+    }
+    pcpu.bed.rouse();
     true
+}
+
+/// Calls CPU_OFF of the firmware, and returns once another pCPU has brought this one in; or at once, if the program has
+/// ended.
+pub fn turn_off() -> TurnedOff {
+    let arch = this_pcpu();
+    if !arch.ended.0.get() {
+        arch.off.swap(true, Ordering::AcqRel);
+        arch.bed.sleep_until(|| !arch.off.fetch_or(false, Ordering::Acquire));
+    }
+    TurnedOff::Here
 }
 
 /// # Panics
