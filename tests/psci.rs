@@ -152,15 +152,7 @@ fn off_and_on_again() {
     m.finish(P1);
     assert_eq!(
         trace(),
-        [
-            "p1 enter v0.1",
-            "p1 save v0.1",
-            "p1 turn off",
-            "p0 event",
-            "p0 bring in p1",
-            "p1 load v0.1",
-            "p1 enter v0.1"
-        ]
+        ["p1 enter v0.1", "p1 save v0.1", "p1 turn off", "p0 event", "p0 bring in p1", "p1 load v0.1", "p1 enter v0.1"]
     );
 }
 

@@ -11,6 +11,7 @@ mod gic;
 mod instructions;
 mod memory;
 mod regs;
+mod reset;
 mod sizes;
 mod start;
 mod uart;

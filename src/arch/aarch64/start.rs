@@ -2,7 +2,7 @@
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
-use super::{control, firmware, gic, instructions, memory, uart};
+use super::{control, firmware, gic, instructions, memory, reset, uart};
 use crate::boot;
 use crate::console::say;
 use crate::ids::{CpuId, MAX_CPUS};
@@ -82,6 +82,7 @@ extern "C" fn baton_secondary_main(index: usize) -> ! {
 
 /// Runs the executor of this pCPU.
 fn live(machine: &'static Machine, me: CpuId) -> ! {
+    reset::to_reset_values();
     let dispatcher = Dispatcher::new(machine, me);
     // SAFETY: this function never returns, so its stack frame is never freed.
     let dispatcher: &'static Dispatcher = unsafe { &*core::ptr::from_ref(&dispatcher) };

@@ -73,6 +73,60 @@ pub fn private_state(id: usize) -> (bool, bool) {
     (bit(GICR_ISENABLER0), bit(GICR_ISPENDR0))
 }
 
+/// Lets the distributor forward group 1, or nothing at all, as a driver does while it sets the GIC up.
+pub fn open_distributor(open: bool) {
+    const ENABLE_GROUP_1: u32 = 1 << 1;
+    const AFFINITY_ROUTING: u32 = 1 << 4;
+    write(DISTRIBUTOR + GICD_CTLR, AFFINITY_ROUTING | if open { ENABLE_GROUP_1 } else { 0 });
+}
+
+/// Has this CPU acknowledge an SGI of this group, with the highest priority, and not end it.
+pub fn leave_active(group: u32) {
+    const SGI: u64 = 3;
+    let frame = redistributor();
+    let groups = read(frame + GICR_IGROUPR0);
+    write(frame + GICR_IGROUPR0, groups & !(1 << SGI) | group << SGI);
+    write(frame + GICR_IPRIORITYR, 0);
+    write(frame + GICR_ISENABLER0, 1 << SGI);
+    write(DISTRIBUTOR + GICD_CTLR, read(DISTRIBUTOR + GICD_CTLR) | 1 << group);
+    sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1
+    sysreg::write!("s3_0_c12_c12_6", 1); // ICC_IGRPEN0_EL1
+    sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+    write(frame + GICR_ISPENDR0, 1 << SGI);
+    let acknowledge: fn() -> u64 = match group {
+        0 => || sysreg::read!("s3_0_c12_c8_0"),  // ICC_IAR0_EL1
+        _ => || sysreg::read!("s3_0_c12_c12_0"), // ICC_IAR1_EL1
+    };
+    while acknowledge() != SGI {}
+}
+
+/// Has an SGI of the highest priority pending for this CPU, which does not take it.
+pub fn leave_pending() {
+    const SGI: u32 = 4;
+    let frame = redistributor();
+    write(frame + GICR_IGROUPR0, u32::MAX);
+    write(frame + GICR_IPRIORITYR + 4, 0);
+    write(frame + GICR_ISENABLER0, 1 << SGI);
+    write(frame + GICR_ISPENDR0, 1 << SGI);
+}
+
+/// Has no SGI or PPI of this CPU pending, active or enabled.
+pub fn forget_private() {
+    const GICR_ICPENDR0: usize = SGI_FRAME + 0x0280;
+    const GICR_ICACTIVER0: usize = SGI_FRAME + 0x0380;
+    let frame = redistributor();
+    for register in [GICR_ICENABLER0, GICR_ICPENDR0, GICR_ICACTIVER0] {
+        write(frame + register, u32::MAX);
+    }
+}
+
+/// Puts this CPU's redistributor to sleep.
+pub fn sleep_redistributor() {
+    const SLEEP: u32 = 1 << 1;
+    let frame = redistributor();
+    write(frame + GICR_WAKER, read(frame + GICR_WAKER) | SLEEP);
+}
+
 /// Lets no interrupt at all through to this CPU, until [`init_cpu`].
 pub fn close_cpu() {
     sysreg::write!("s3_0_c4_c6_0", 0); // ICC_PMR_EL1

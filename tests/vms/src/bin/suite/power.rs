@@ -8,7 +8,7 @@ use baton_vms::psci::{self, ALREADY_ON, Conduit, INVALID_PARAMETERS, NOT_SUPPORT
 use baton_vms::puppet::Command;
 use baton_vms::state::{General, Leave};
 use baton_vms::verdict::Verdict;
-use baton_vms::{cpu, ensure, exception, failed, fp, gic, timer};
+use baton_vms::{cpu, ensure, exception, failed, fp, gic, sysreg, timer};
 
 use crate::harness::{Puppet, equal, join, patience, start_cpu, vms, wait_until};
 
@@ -254,6 +254,108 @@ pub fn cpu_off_sleeps(machine: &Machine) -> Verdict {
     timer::stop();
     let limit = timer::ticks_per_ms();
     ensure!(took < limit, "{TURNS} turns took {took} ticks beside a CPU that is off, and {limit} are plenty");
+    Ok(())
+}
+
+/// What a CPU leaves behind when it turns itself off.
+const LEAVE: [(&str, fn()); 8] = [
+    ("nothing", || {}),
+    ("an active interrupt of group 0", || gic::leave_active(0)),
+    ("an active interrupt of group 1", || gic::leave_active(1)),
+    ("a pending interrupt of the highest priority", gic::leave_pending),
+    ("an interface that lets nothing through", gic::close_cpu),
+    ("other modes of the interface", || {
+        sysreg::write!("s3_0_c12_c12_4", sysreg::read!("s3_0_c12_c12_4") | 0b11); // ICC_CTLR_EL1: EOImode, CBPR
+        sysreg::write!("s3_0_c12_c8_3", 5); // ICC_BPR0_EL1
+        sysreg::write!("s3_0_c12_c12_3", 6); // ICC_BPR1_EL1
+        sysreg::write!("s3_0_c12_c12_6", 1); // ICC_IGRPEN0_EL1
+    }),
+    ("a redistributor that sleeps", gic::sleep_redistributor),
+    ("timers, counters and breakpoints", || {
+        timer::arm_at(0);
+        timer::arm_virtual(0);
+        sysreg::write!("cntkctl_el1", 0b11);
+        sysreg::write!("pmuserenr_el0", 0b1111);
+        sysreg::write!("pmcntenset_el0", 1 << 31);
+        sysreg::write!("pmintenset_el1", 1 << 31);
+        sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | 1);
+        sysreg::write!("oslar_el1", 0);
+        sysreg::write!("mdscr_el1", 1 << 15);
+        for set in [
+            || sysreg::write!("dbgbcr0_el1", 0b1_1110_0111),
+            || sysreg::write!("dbgbcr1_el1", 0b1_1110_0111),
+            || sysreg::write!("dbgwcr0_el1", 0b1_1111_0111),
+            || sysreg::write!("dbgwcr1_el1", 0b1_1111_0111),
+        ] {
+            set();
+        }
+    }),
+];
+
+/// Registers of a CPU that has just been turned on, and what they hold.
+const FRESH: [(&str, fn() -> u64, u64); 23] = [
+    ("ICC_CTLR_EL1.EOImode and CBPR", || sysreg::read!("s3_0_c12_c12_4") & 0b11, 0),
+    ("ICC_SRE_EL1.SRE", || sysreg::read!("s3_0_c12_c12_5") & 1, 1),
+    ("ICC_PMR_EL1, but for bits that the hardware lacks", || sysreg::read!("s3_0_c4_c6_0") & 0xf0, 0xf0),
+    ("ICC_BPR0_EL1", || u64::from(sysreg::read!("s3_0_c12_c8_3") > 3), 0),
+    ("ICC_BPR1_EL1", || u64::from(sysreg::read!("s3_0_c12_c12_3") > 3), 0),
+    ("ICC_IGRPEN0_EL1", || sysreg::read!("s3_0_c12_c12_6"), 0),
+    ("ICC_IGRPEN1_EL1", || sysreg::read!("s3_0_c12_c12_7"), 1),
+    ("ICC_AP0R0_EL1", || sysreg::read!("s3_0_c12_c8_4"), 0),
+    ("ICC_AP1R0_EL1", || sysreg::read!("s3_0_c12_c9_0"), 0),
+    ("ICC_RPR_EL1", || sysreg::read!("s3_0_c12_c11_3"), 0xff),
+    ("CNTP_CTL_EL0", || sysreg::read!("cntp_ctl_el0"), 0),
+    ("CNTV_CTL_EL0", || sysreg::read!("cntv_ctl_el0"), 0),
+    ("CNTKCTL_EL1", || sysreg::read!("cntkctl_el1"), 0),
+    ("PMCR_EL0.E", || sysreg::read!("pmcr_el0") & 1, 0),
+    ("PMUSERENR_EL0", || sysreg::read!("pmuserenr_el0"), 0),
+    ("PMCNTENSET_EL0", || sysreg::read!("pmcntenset_el0"), 0),
+    ("PMINTENSET_EL1", || sysreg::read!("pmintenset_el1"), 0),
+    ("MDSCR_EL1", || sysreg::read!("mdscr_el1"), 0),
+    ("OSLSR_EL1.OSLK", || sysreg::read!("oslsr_el1") >> 1 & 1, 1),
+    ("DBGBCR0_EL1", || sysreg::read!("dbgbcr0_el1"), 0),
+    ("DBGBCR1_EL1", || sysreg::read!("dbgbcr1_el1"), 0),
+    ("DBGWCR0_EL1", || sysreg::read!("dbgwcr0_el1"), 0),
+    ("DBGWCR1_EL1", || sysreg::read!("dbgwcr1_el1"), 0),
+];
+
+/// A CPU can be turned on again in whatever state it left the GIC, and whatever another CPU does to the distributor, and
+/// it finds its registers as after reset.
+pub fn cpu_off_leaves_nothing(machine: &Machine) -> Verdict {
+    static LEAVES: AtomicU64 = AtomicU64::new(0);
+    static FOUND: [AtomicU64; FRESH.len()] = [const { AtomicU64::new(0) }; FRESH.len()];
+    let mut runs = 0;
+    let mut turn_on = |leaves: usize, when: &str| {
+        cpu::prepare(1, |_| {
+            for (found, (_, read, _)) in FOUND.iter().zip(FRESH) {
+                found.store(read(), Ordering::Relaxed);
+            }
+            gic::forget_private();
+            LEAVE[LEAVES.load(Ordering::Relaxed) as usize].1();
+            RAN.fetch_add(1, Ordering::AcqRel);
+        });
+        LEAVES.store(leaves as u64, Ordering::Relaxed);
+        equal(format_args!("CPU_ON of cpu1 {when}"), psci::cpu_on(machine.cpus[1], cpu::entry_address(), 1), 0)?;
+        runs += 1;
+        let deadline = patience();
+        while RAN.load(Ordering::Acquire) < runs || psci::affinity_info(machine.cpus[1]) != OFF {
+            ensure!(!deadline.has_passed(), "cpu1 was turned on {when}, and does not arrive");
+        }
+        for ((name, _, expected), found) in FRESH.iter().zip(&FOUND) {
+            equal(format_args!("{name} of cpu1, turned on {when}"), found.load(Ordering::Relaxed), *expected)?;
+        }
+        Ok(())
+    };
+    turn_on(0, "for the first time")?;
+    for (n, (left, _)) in LEAVE.iter().enumerate() {
+        for open in [true, false] {
+            turn_on(n, "to leave it as it is to be left")?;
+            gic::open_distributor(open);
+            baton_vms::line!("cpu1 left {left}; the distributor forwards {}", if open { "group 1" } else { "nothing" });
+            turn_on(0, "after that")?;
+            gic::open_distributor(true);
+        }
+    }
     Ok(())
 }
 
