@@ -85,6 +85,7 @@ static ANSWERED: AtomicU64 = AtomicU64::new(0);
 /// A vCPU that spins on another CPU, makes no exits and has no timer: only a kick can bring the interrupt in.
 pub fn running_target_not_kicked(machine: &Machine) -> Verdict {
     let rounds = machine.number("rounds").unwrap_or(1000);
+    let closed = machine.word("closed").is_some();
     let puppet = Puppet::start(vms::PUPPET)?;
     puppet.hvc(function::ENABLE_INTERRUPT, [3, 1, 0])?;
     start_cpu(1, |_| report(run_puppet))?;
@@ -96,7 +97,15 @@ pub fn running_target_not_kicked(machine: &Machine) -> Verdict {
         wait_until("cpu1 runs the puppet", || runs() != before)?;
         // At different moments: from before it lets interrupts in to deep in its loop.
         puppet::compute(round % 50 * 20);
+        // A kick that the distributor does not forward stays pending until it does.
+        if closed {
+            gic::open_distributor(false);
+        }
         equal("inject_interrupt into a vCPU that runs", call::inject_interrupt(vms::PUPPET, 0, 3), Ok(()))?;
+        if closed {
+            puppet::compute(1000);
+            gic::open_distributor(true);
+        }
         wait_until("the vCPU that spins takes its interrupt", || ANSWERED.load(Ordering::Acquire) == round)?;
     }
     ROUND.store(u64::MAX, Ordering::Release);
