@@ -113,12 +113,7 @@ impl Call {
         Self::VcpuRun { vm: vm as u32, vcpu: vcpu as u32, format: ResultFormat::Extended, patience }
     }
 
-    /// The number of functions of the reference ABI, and of Baton's own functions.
-    pub const FUNCTIONS: usize = 10;
-    pub const OWN_FUNCTIONS: usize = 4;
-
-    /// The index of the reference ABI's function that x0 names; [`Self::FUNCTIONS`] or more if x0 is not one of them in
-    /// plain form.
+    /// The index of the reference ABI's function that x0 names; 16 or more if x0 is not near them in plain form.
     #[inline]
     pub const fn index(x0: u64) -> u32 {
         x0 as u32 ^ 0xff00

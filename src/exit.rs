@@ -54,6 +54,9 @@ pub enum Cause {
 }
 
 impl Fault {
+    /// A system error that was seen only after the vCPU had left.
+    pub const SYSTEM_ERROR: Self = Self { cause: Cause::SystemError, pc: 0, syndrome: 0, address: 0 };
+
     pub const fn reason(&self) -> Stop {
         match self.cause {
             Cause::Read { .. } | Cause::Write { .. } | Cause::Execute { .. } | Cause::SystemError => Stop::Abort,
@@ -70,6 +73,9 @@ impl fmt::Display for Fault {
             Cause::Execute { ipa } => write!(f, "tried to execute at address {ipa:#x}, which is not its memory,")?,
             Cause::Undefined => {
                 write!(f, "used a register or instruction that a VM does not have (syndrome {:#x})", self.syndrome)?;
+            }
+            Cause::SystemError if *self == Self::SYSTEM_ERROR => {
+                return write!(f, "caused a system error, which came when it had left");
             }
             Cause::SystemError => write!(f, "caused a system error (syndrome {:#x})", self.syndrome)?,
         }

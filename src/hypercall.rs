@@ -49,7 +49,7 @@ extern "C-unwind" fn baton_hypercall(
     match Call::index(x0) {
         // The hot path.
         0 => vcpu_run(Caller { dispatcher, vcpu }, x1 as u32, x2 as u32),
-        index => match FUNCTIONS.get(index as usize) {
+        index => match selected(&FUNCTIONS, index) {
             Some(function) => function(x0, x1, x2, x3, vcpu, dispatcher),
             None => rare(x0, x1, x2, x3, vcpu, dispatcher),
         },
@@ -61,11 +61,18 @@ extern "C-unwind" fn baton_hypercall(
 #[inline(never)]
 fn rare(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, dispatcher: &'static Dispatcher) -> Reply {
     let plain = Call::plain(x0);
-    let own = || OWN_FUNCTIONS.get(Call::index_of_own(plain) as usize);
-    match FUNCTIONS.get(Call::index(plain) as usize).or_else(own) {
+    let own = || selected(&OWN_FUNCTIONS, Call::index_of_own(plain));
+    match selected(&FUNCTIONS, Call::index(plain)).or_else(own) {
         Some(function) => function(plain, x1, x2, x3, vcpu, dispatcher),
         None => unknown(Caller { dispatcher, vcpu }, [x0, x1, x2, x3]),
     }
+}
+
+/// The function with this index. The guest chooses it: also what the processor speculates on is one of the table.
+#[inline(always)]
+fn selected<const N: usize>(functions: &'static [Function; N], index: u32) -> Option<Function> {
+    const { assert!(N.is_power_of_two(), "the index is masked") };
+    if index as usize >= N { None } else { Some(functions[arch::masked::<N>(index as usize)]) }
 }
 
 /// [`dispatch`] compiled for one function number: it contains nothing of the other functions, and its arguments stay in
@@ -87,9 +94,11 @@ macro_rules! functions {
     ($($x0:literal)*) => { [$(function::<$x0>),*] };
 }
 
-static FUNCTIONS: [Function; Call::FUNCTIONS] =
-    functions!(0xff00 0xff01 0xff02 0xff03 0xff04 0xff05 0xff06 0xff07 0xff08 0xff09);
-static OWN_FUNCTIONS: [Function; Call::OWN_FUNCTIONS] = functions!(0xff80 0xff81 0xff82 0xff83);
+// The last of each are unknown, so that their number is a power of two.
+static FUNCTIONS: [Function; 16] = functions!(
+    0xff00 0xff01 0xff02 0xff03 0xff04 0xff05 0xff06 0xff07 0xff08 0xff09 0xff0a 0xff0b 0xff0c 0xff0d 0xff0e 0xff0f
+);
+static OWN_FUNCTIONS: [Function; 8] = functions!(0xff80 0xff81 0xff82 0xff83 0xff84 0xff85 0xff86 0xff87);
 
 /// Serves the call with these x0 to x3.
 #[inline(always)]
@@ -300,6 +309,10 @@ fn vcpu_yield(caller: Caller) -> Reply {
 #[cold]
 #[inline(never)]
 fn unknown(caller: Caller, args: [u64; 4]) -> Reply {
+    #[cfg(all(feature = "read-registers", target_os = "none"))]
+    if args[0] == arch::aarch64::registers::FUNCTION {
+        return Reply::now(arch::aarch64::registers::serve(args[1], args[2]).unwrap_or(FAILED));
+    }
     if !caller.is_primary() {
         return Reply::now(FAILED);
     }

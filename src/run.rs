@@ -309,7 +309,11 @@ impl RunRequest {
         };
         // 5
         let woken = guest.park();
+        let broken = dispatcher.local.arch().take_system_error();
         primary.come_back();
+        if broken {
+            return self.reported(dispatcher.stop(vcpu, Fault::SYSTEM_ERROR));
+        }
         Poll::Ready(if woken { self.woken_before_publish() } else { result })
     }
 

@@ -936,6 +936,21 @@ fn the_reasons_of_a_stop() {
     }
 }
 
+/// An error that is seen only when the vCPU has left is still its VM's, and the primary takes nothing of it.
+#[test]
+fn a_system_error_that_comes_late() {
+    let m = Bench::new(1, &[1, 1]);
+    m.guest(P0, 1, 0, |_| {
+        m.local(P0).arch().leave_system_error();
+        Exit::Wfi
+    });
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+    assert_eq!(said(), ["baton: VM 1 was stopped: its vCPU 0 caused a system error, which came when it had left."]);
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+    m.guest(P0, 2, 0, |_| Exit::Wfi);
+    assert_eq!(m.call(P0, run_ext(2, 0, 0)), answer::WAIT_FOR_INTERRUPT);
+}
+
 /// Whatever its vCPUs were about to do, and whichever way they are asked for: stopped is what the primary is told.
 #[test]
 fn stopped_taken_for_blocked() {

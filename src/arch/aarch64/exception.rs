@@ -4,7 +4,7 @@
 
 use core::arch::asm;
 
-use super::features;
+use super::id;
 use super::regs::{PSTATE_ENTRY, Regs};
 use crate::exit::{Cause, Fault};
 
@@ -49,7 +49,8 @@ impl Regs {
             asm!("mrs {}, vbar_el1", out(reg) vbar, options(nostack, preserves_flags));
             asm!("mrs {}, sctlr_el1", out(reg) sctlr, options(nostack, preserves_flags));
         }
-        let pan = if sctlr & SCTLR_SPAN == 0 && features::has_pan() { PAN } else { self.pstate & PAN };
+        // ID_AA64MMFR1_EL1.PAN.
+        let pan = if sctlr & SCTLR_SPAN == 0 && id::has(7, 1, 20) { PAN } else { self.pstate & PAN };
         self.pc = vbar.wrapping_add(vector);
         self.pstate = PSTATE_ENTRY | pan;
     }

@@ -27,6 +27,17 @@ pub fn interrupt_pending() -> bool {
     isr & IRQ_OR_FIQ != 0
 }
 
+/// `index`, which is below `N`, a power of two: also where the processor speculates that a larger one is.
+#[inline(always)]
+pub fn masked<const N: usize>(index: usize) -> usize {
+    let masked;
+    // SAFETY: computes.
+    unsafe { asm!("and {}, {}, {}", lateout(reg) masked, in(reg) index, const N - 1, options(pure, nomem, nostack)) };
+    // SAFETY: as its mask.
+    unsafe { core::hint::assert_unchecked(masked < N) };
+    masked
+}
+
 /// WFE: sleeps until an event, which may have come already.
 pub fn doze() {
     // SAFETY: no effect but time.

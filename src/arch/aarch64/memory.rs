@@ -208,6 +208,11 @@ fn format() -> Format {
     }
 }
 
+/// The largest ID_AA64MMFR0_EL1.PARange whose addresses the IPA space has: 40 bits, or 36.
+pub fn shown_pa_range() -> u64 {
+    if format().bits == 40 { 0b0010 } else { 0b0001 }
+}
+
 /// Sets VTCR_EL2 of this pCPU.
 pub fn set_stage_two_format() {
     let format = format();

@@ -29,59 +29,83 @@ use super::memory::StageTwo;
 
 /// Declares the switched EL1 registers, with their save and load. In pairs, for `ldp` and `stp`.
 macro_rules! switched {
-    ($($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*) => {
+    (
+        $($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*
+        => $c:ident $c_name:literal $c_why:literal, $d:ident $d_name:literal $d_why:literal;
+    ) => {
         /// The switched EL1 registers, in memory.
         #[repr(C)]
         pub struct SysRegs {
             $(#[doc = $a_why] pub $a: u64, #[doc = $b_why] pub $b: u64,)*
+            #[doc = $c_why]
+            pub $c: u64,
+            #[doc = $d_why]
+            pub $d: u64,
         }
 
         impl SysRegs {
             pub const fn new() -> Self {
-                Self { $($a: 0, $b: 0,)* }
+                Self { $($a: 0, $b: 0,)* $c: 0, $d: 0 }
             }
 
-            /// Hardware to memory. Returns the last register of the table.
+            /// Hardware to memory. Returns the last register of the table but for the last pair.
             #[inline(always)]
             pub fn save(regs: &mut Regs) -> u64 {
                 let mut last;
-                $(
-                    // SAFETY: reads registers of EL1 that EL2 does not use, into their fields in memory.
-                    unsafe {
-                        asm!(
-                            concat!("mrs {a}, ", $a_name),
-                            concat!("mrs {b}, ", $b_name),
-                            "stp {a}, {b}, [{regs}, {offset}]",
-                            a = out(reg) _,
-                            b = out(reg) last,
-                            regs = in(reg) &raw mut regs.x,
-                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                )*
+                $(last = save_pair!(regs $a $a_name $b_name);)*
+                save_pair!(regs $c $c_name $d_name);
                 last
             }
 
-            /// Memory to hardware; takes effect at the next `eret`.
+            /// Memory to hardware, but for the last pair; takes effect at the next `isb` or `eret`.
             #[inline(always)]
             pub fn load(regs: &Regs) {
-                $(
-                    // SAFETY: writes registers of EL1 that EL2 does not use.
-                    unsafe {
-                        asm!(
-                            "ldp {a}, {b}, [{regs}, {offset}]",
-                            concat!("msr ", $a_name, ", {a}"),
-                            concat!("msr ", $b_name, ", {b}"),
-                            a = out(reg) _,
-                            b = out(reg) _,
-                            regs = in(reg) &raw const regs.x,
-                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                )*
+                $(load_pair!(regs $a $a_name $b_name);)*
             }
+
+            /// The last pair, memory to hardware.
+            #[inline(always)]
+            pub fn load_last(regs: &Regs) {
+                load_pair!(regs $c $c_name $d_name);
+            }
+        }
+    };
+}
+
+macro_rules! save_pair {
+    ($regs:ident $a:ident $a_name:literal $b_name:literal) => {{
+        let last: u64;
+        // SAFETY: reads registers of EL1 that EL2 does not use, into their fields in memory.
+        unsafe {
+            asm!(
+                concat!("mrs {a}, ", $a_name),
+                concat!("mrs {b}, ", $b_name),
+                "stp {a}, {b}, [{regs}, {offset}]",
+                a = out(reg) _,
+                b = out(reg) last,
+                regs = in(reg) &raw mut $regs.x,
+                offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
+                options(nostack, preserves_flags),
+            );
+        }
+        last
+    }};
+}
+
+macro_rules! load_pair {
+    ($regs:ident $a:ident $a_name:literal $b_name:literal) => {
+        // SAFETY: writes registers of EL1 that EL2 does not use.
+        unsafe {
+            asm!(
+                "ldp {a}, {b}, [{regs}, {offset}]",
+                concat!("msr ", $a_name, ", {a}"),
+                concat!("msr ", $b_name, ", {b}"),
+                a = out(reg) _,
+                b = out(reg) _,
+                regs = in(reg) &raw const $regs.x,
+                offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
+                options(nostack, preserves_flags),
+            );
         }
     };
 }
@@ -92,12 +116,12 @@ switched! {
     esr "esr_el1" "syndrome that a handler has not read yet", far "far_el1" "the same";
     par "par_el1" "result of an address translation that is not read yet", vbar "vbar_el1" "vectors";
     ttbr0 "ttbr0_el1" "stage 1", ttbr1 "ttbr1_el1" "stage 1";
-    tcr "tcr_el1" "stage 1", mair "mair_el1" "stage 1";
-    sctlr "sctlr_el1" "stage 1, alignment, traps of EL0", contextidr "contextidr_el1" "process, for debug and trace";
+    mair "mair_el1" "stage 1", contextidr "contextidr_el1" "process, for debug and trace";
     tpidr_el0 "tpidr_el0" "thread pointer", tpidrro_el0 "tpidrro_el0" "thread pointer that EL0 cannot write";
     tpidr_el1 "tpidr_el1" "per-CPU pointer", cpacr "cpacr_el1" "FP traps of EL0 and EL1";
     csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of", cntkctl "cntkctl_el1" "counter and timer access of EL0";
     cntv_cval "cntv_cval_el0" "virtual timer", cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
+    => sctlr "sctlr_el1" "stage 1, alignment, traps of EL0", tcr "tcr_el1" "stage 1; loaded when its tables are in place";
 }
 
 /// Registers that not all hardware implements.

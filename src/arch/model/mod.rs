@@ -228,6 +228,11 @@ impl Cpu {
         self.load(regs);
     }
 
+    /// No guest of a model causes a system error.
+    pub fn take_system_error(&self) -> bool {
+        false
+    }
+
     /// There is no TLB here.
     pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
 
@@ -321,6 +326,11 @@ pub fn this_cpu() -> CpuId {
 /// Whether a physical interrupt is pending; a kick that was not taken counts.
 pub fn interrupt_pending() -> bool {
     this_pcpu().is_interrupted()
+}
+
+/// `index`, which is below `N`. Nothing is speculated here.
+pub fn masked<const N: usize>(index: usize) -> usize {
+    index
 }
 
 /// WFE: sleeps until an event, which may have come already. An interrupt is seen at the next tick of the event stream.

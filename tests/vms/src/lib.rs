@@ -24,6 +24,7 @@ pub mod exception;
 pub mod fp;
 pub mod fuzz;
 pub mod gic;
+pub mod id_space;
 pub mod lab;
 pub mod mailbox;
 mod mmu;

@@ -8,6 +8,7 @@ use core::arch::asm;
 use crate::call;
 use crate::exception::{self, Fault};
 use crate::fp;
+use crate::id_space::ID_SPACE;
 use crate::mailbox::{MAX_WORDS, Message};
 use crate::state::{General, Leave};
 use crate::{cpu, entry, sysreg, timer};
@@ -147,6 +148,10 @@ pub enum Command {
     ExpireVirtualTimer,
     /// Writes MDSCR_EL1. value: what it reads as then.
     Mdscr(u64),
+    /// Reads S3_0_C0_C`crm`_`op2`; the argument is CRm << 3 | op2. value: what was read.
+    IdRegister(u64),
+    /// Reads MDCCSR_EL0. value: what was read.
+    Mdccsr,
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -198,6 +203,8 @@ impl Command {
             Command::VirtualTimer => (29, [0; 4]),
             Command::ExpireVirtualTimer => (26, [0; 4]),
             Command::Mdscr(value) => (27, [value, 0, 0, 0]),
+            Command::IdRegister(which) => (30, [which, 0, 0, 0]),
+            Command::Mdccsr => (31, [0; 4]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -236,6 +243,8 @@ impl Command {
             29 => Command::VirtualTimer,
             26 => Command::ExpireVirtualTimer,
             27 => Command::Mdscr(a),
+            30 => Command::IdRegister(a),
+            31 => Command::Mdccsr,
             _ => return None,
         })
     }
@@ -300,6 +309,8 @@ impl Command {
                 (answer.value, answer.a) = (sysreg::read!("cntv_cval_el0"), sysreg::read!("cntv_ctl_el0"));
             }
             Command::ExpireVirtualTimer => timer::arm_virtual(0),
+            Command::IdRegister(which) => answer.value = ID_SPACE[0][which as usize >> 3 & 7][which as usize & 7](),
+            Command::Mdccsr => answer.value = sysreg::read!("mdccsr_el0"),
             Command::Mdscr(value) => {
                 sysreg::write!("mdscr_el1", value);
                 answer.value = sysreg::read!("mdscr_el1");
