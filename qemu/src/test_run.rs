@@ -24,7 +24,7 @@ use crate::{bench, el2_faults, footprint, fuzz, inputs, linux, save_window, setu
 
 #[derive(Args, Default)]
 pub struct Options {
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this, and all tests of the host programs whose name does.
     name: Option<String>,
     /// Show the names of the tests, and run none.
     #[arg(long)]
@@ -73,7 +73,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         println!("skip  {:<61} goes beyond the reference", test.name);
     }
     let tally = match options.hypervisor {
-        None => host_tests::run(workspace.root(), filter, options.long)?,
+        None => host_tests::run(workspace, filter, options.long)?,
         Some(_) => Tally::default(),
     };
     if let Some(filter) = filter
@@ -81,7 +81,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         && skipped.is_empty()
         && tally == Tally::default()
     {
-        bail!("no test has `{filter}` in its name; `cargo baton test --list` shows them all");
+        bail!("no test and no host program has `{filter}` in its name; `cargo baton test --list` shows them all");
     }
     let progress = Mutex::new(Progress { ended: 0, tally });
     let runner = Runner { workspace, options, total: selected.len(), progress };
@@ -114,7 +114,7 @@ fn list(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             .collect();
         println!("qemu  {:<61} {}", test.name, notes.join(", "));
     }
-    for name in host_tests::list(workspace.root(), filter)? {
+    for name in host_tests::list(workspace, filter)? {
         println!("host  {name}");
     }
     Ok(())
