@@ -32,7 +32,8 @@ pub struct Options {
     /// The long forms of the tests that have one, and the tests that are only long.
     #[arg(long)]
     long: bool,
-    /// Boot this image instead of Baton; what goes beyond the ABI of the reference is skipped.
+    /// Boot this image instead of Baton; what goes beyond the reference, or shows a
+    /// defect of it, is skipped.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
     /// Show the QEMU command line of each test.
@@ -68,9 +69,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let (selected, skipped): (Vec<Test>, Vec<Test>) = tests(workspace)?
         .into_iter()
         .filter(wanted)
-        .partition(|test| !(options.hypervisor.is_some() && test.beyond_reference));
+        .partition(|test| options.hypervisor.is_none() || test.not_for_others().is_none());
     for test in &skipped {
-        println!("skip  {:<61} goes beyond the reference", test.name);
+        println!("skip  {:<61} {}", test.name, test.not_for_others().unwrap_or_default());
     }
     let tally = match options.hypervisor {
         None => host_tests::run(workspace, filter, options.long)?,
@@ -108,10 +109,8 @@ pub fn one(workspace: &Workspace, name: &str) -> Result<Report> {
 /// Prints the names of the tests that contain `filter`.
 fn list(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     for test in tests(workspace)?.iter().filter(|test| filter.is_none_or(|filter| test.name.contains(filter))) {
-        let notes: Vec<&str> = [(test.beyond_reference, "beyond the reference"), (test.long, "only with --long")]
-            .into_iter()
-            .filter_map(|(holds, note)| holds.then_some(note))
-            .collect();
+        let long = test.long.then(|| "only with --long".to_owned());
+        let notes: Vec<String> = test.not_for_others().into_iter().chain(long).collect();
         println!("qemu  {:<61} {}", test.name, notes.join(", "));
     }
     for name in host_tests::list(workspace, filter)? {
