@@ -107,19 +107,22 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         print!("{}", watch::table(&verdicts));
         return Ok(verdicts.iter().all(|verdict| verdict.problem().is_none()));
     }
-    let measured = measure::all(workspace, &image)?;
+    let measured = measure::all(workspace, &image, &options.rows)?;
     for (name, why) in &measured.skipped {
         eprintln!("row {name} is left out: {why}");
     }
-    let rows = measured.rows.only(&options.rows);
+    // Baton has all rows; of another image it is enough to say which it has not.
+    let is_whole = options.hypervisor.is_some() || measured.skipped.is_empty();
+    let rows = measured.rows;
     if let Some(other) = &options.against {
-        let others = measure::all(workspace, other)?.rows;
+        let others = measure::all(workspace, other, &options.rows)?;
         print!("{}", against::table(&rows, &others));
-        return Ok(true);
+        return Ok(is_whole);
     }
     print!("{}", if options.json { rows.json() } else { rows.table() });
     let path = workspace.root().join(BASELINE);
     if options.save {
+        ensure!(is_whole, "nothing is stored, because rows are left out");
         std::fs::write(&path, rows.json()).with_context(|| format!("could not write {}", path.display()))?;
         let readme = workspace.root().join("README.md");
         let text = std::fs::read_to_string(&readme).with_context(|| format!("could not read {}", readme.display()))?;
@@ -130,9 +133,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.check {
         let findings = baseline::compare(&baseline::load(&path)?.only(&options.rows), &rows);
         findings.iter().for_each(|finding| eprintln!("{finding}"));
-        return Ok(!findings.iter().any(Finding::is_failure));
+        return Ok(is_whole && !findings.iter().any(Finding::is_failure));
     }
-    Ok(true)
+    Ok(is_whole)
 }
 
 /// Measures contention, and prints it, or draws it.
@@ -156,15 +159,18 @@ pub fn tests() -> Vec<Test> {
 
 /// No row has grown since the baseline was stored.
 fn baseline_holds(_: &Test, environment: &Environment) -> Result<Report> {
-    let measured = measure::all(environment.workspace, environment.image)?;
+    let measured = measure::all(environment.workspace, environment.image, &[])?;
     let stored = baseline::load(&environment.workspace.root().join(BASELINE))?;
     let findings = baseline::compare(&stored, &measured.rows);
-    Ok(report(measured, findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string)))
+    let skipped: Vec<String> =
+        measured.skipped.iter().map(|(name, why)| format!("row {name} is left out: {why}")).collect();
+    let failures = findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string);
+    Ok(report(measured, failures.chain(skipped)))
 }
 
 /// The figures are right: the execution log says so.
 fn log_agrees(_: &Test, environment: &Environment) -> Result<Report> {
-    let measured = measure::one_pcpu(environment.workspace, environment.image)?;
+    let measured = measure::one_pcpu(environment.workspace, environment.image, &[])?;
     let verdicts = watch::referee(environment.workspace, environment.image, &[])?;
     Ok(report(measured, verdicts.iter().filter_map(watch::Verdict::problem)))
 }
