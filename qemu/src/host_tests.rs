@@ -102,7 +102,9 @@ const LONG_CASES: &str = "5000";
 pub fn run(workspace: &Workspace, filter: Option<&str>, long: bool) -> Result<Tally> {
     let mut all = Tally::default();
     for (group, part) in parts(workspace, filter, long) {
-        setup::building(format!("the {} tests", group.name()));
+        if part.done.is_empty() {
+            setup::building(format!("the {} tests", group.name()));
+        }
         let mut count = Counter::default();
         // Of a program that is not counted again.
         let mut failed_again = false;
@@ -179,7 +181,9 @@ impl Counter {
 pub fn list(workspace: &Workspace, filter: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (group, part) in parts(workspace, filter, false) {
-        setup::building(format!("the {} tests", group.name()));
+        if part.done.is_empty() {
+            setup::building(format!("the {} tests", group.name()));
+        }
         let success = cargo_test(workspace, group, &part, false, &["--list"], |line, program| {
             if part.is_done(program) {
             } else if let Some(name) = line.strip_suffix(": test") {

@@ -64,7 +64,7 @@ pub fn culprit(outcome: &Outcome) -> Option<(String, String)> {
     let reported = lines(&outcome.console).find_map(|line| line.strip_prefix("[bench] FAIL: "));
     let why = match (outcome.status, panic_line(&outcome.console), reported) {
         (_, Some(line), _) => format!("the hypervisor panicked: {line}"),
-        (_, _, Some(reported)) => reported.to_owned(),
+        (_, _, Some(reported)) => reported.trim_start_matches(&format!("row {row}: ")).to_owned(),
         (None, ..) => format!("the machine hung in it, and was ended after {:.0} s", outcome.elapsed.as_secs_f64()),
         (Some(status), ..) => format!("the machine ended in it: {status}"),
     };
@@ -151,7 +151,7 @@ mod tests {
         let (row, why) = culprit(&hangs).unwrap();
         assert!(row == "fp_first" && why.starts_with("the machine hung in it"), "{why}");
         let fails = format!("{before}[bench] begin relay\n[bench] FAIL: row relay: call 1 answered 0\n");
-        let why = "row relay: call 1 answered 0".to_owned();
+        let why = "call 1 answered 0".to_owned();
         assert_eq!(culprit(&Outcome::ended(Some(0), &fails)), Some(("relay".to_owned(), why)));
         // Not in a row: nobody can go on.
         assert_eq!(culprit(&Outcome::ended(None, before)), None);

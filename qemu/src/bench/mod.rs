@@ -152,7 +152,11 @@ fn contend(workspace: &Workspace, options: &Options) -> Result<()> {
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
-    let rows = [Test::new("bench_baseline", 1, baseline_holds), Test::new("bench_referee", 1, log_agrees)];
+    let rows = [
+        Test::new("bench_baseline", 1, baseline_holds),
+        Test::new("bench_referee", 1, log_agrees),
+        Test::new("bench_limit", 1, limit_ends_a_row),
+    ];
     let rows = rows.map(|test| Test { ramdisk: "bench".to_owned(), ..test });
     rows.into_iter().chain(contention::tests()).collect()
 }
@@ -166,6 +170,18 @@ fn baseline_holds(_: &Test, environment: &Environment) -> Result<Report> {
         measured.skipped.iter().map(|(name, why)| format!("row {name} is left out: {why}")).collect();
     let failures = findings.iter().filter(|finding| finding.is_failure()).map(Finding::to_string);
     Ok(report(measured, failures.chain(skipped)))
+}
+
+/// A row that never ends is ended by its own limit, in the guest's time, and named.
+fn limit_ends_a_row(test: &Test, environment: &Environment) -> Result<Report> {
+    let words = "rows=null,vcpu_get_count,relay stuck=vcpu_get_count";
+    let machine = guest::machine(environment.workspace, environment.image, words)?;
+    let outcome = machine.run(Some(test.timeout), false)?;
+    let problem = match guest::culprit(&outcome) {
+        Some((row, why)) if row == "vcpu_get_count" && why.starts_with("it is not done after ") => None,
+        other => Some(format!("the row that is stuck did not end by its limit, but: {other:?}")),
+    };
+    Ok(Report { command_line: machine.command_line(), outcome, problem })
 }
 
 /// The figures are right: the execution log says so.

@@ -4,7 +4,8 @@
 //! on any hypervisor with this ABI. What a row is says `rows.rs`, how instructions are counted `counter.rs`. The first
 //! iterations of a row are not counted; each of the others is counted by itself, and all must come to the same at EL2.
 //!
-//! Words of the boot arguments: `rows=a,b` for these rows only, `iterations=N` for so many of each.
+//! Words of the boot arguments: `rows=a,b` for these rows only, `iterations=N` for so many of each; `stuck=a` has that row
+//! never end, for the test of its limit.
 //!
 //! A row has a limit, by the primary's own timer. One that exceeds it, or whose calls answer what they should not, ends the
 //! bench, because nobody knows what its peers do then; the host tool boots again for the others.
@@ -93,6 +94,12 @@ fn run(device_tree: u64) -> Verdict {
         }
         line!("begin {}", row.name);
         limit(number, iterations);
+        if machine.word("stuck") == Some(row.name) {
+            exception::unmask_interrupts();
+            loop {
+                core::hint::spin_loop();
+            }
+        }
         let range = measure(row, counter, iterations);
         no_limit();
         let range = range?;
