@@ -9,9 +9,6 @@ use cargo_metadata::{CargoOpt, Metadata, MetadataCommand, Package};
 use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
-/// The only source besides the workspace.
-const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
-
 #[derive(Deserialize)]
 struct Rules {
     licenses: Licenses,
@@ -84,7 +81,7 @@ fn problems(rules: &Rules, package: &Package) -> Vec<String> {
         }
     }
     match &package.source {
-        Some(source) if source.repr != REGISTRY => {
+        Some(source) if !source.is_crates_io() => {
             problems.push(format!(
                 "{name} {version} comes from {source}, which is neither the registry nor this workspace"
             ));
