@@ -172,8 +172,8 @@ fn sections(elf: &[u8]) -> Result<Image> {
     let file = object::File::parse(elf).context("the hypervisor's ELF file is damaged")?;
     let mut image = Image::default();
     for section in file.sections() {
-        let SectionFlags::Elf { sh_flags } = section.flags() else { continue };
-        if sh_flags & u64::from(elf::SHF_ALLOC) == 0 {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else { continue };
+        if (sh_flags & elf::SHF_ALLOC).0 == 0 {
             continue;
         }
         *match section.name()? {

@@ -39,9 +39,11 @@ struct Entry {
     /// Cargo features of the hypervisor.
     #[serde(default)]
     features: Vec<String>,
-    /// Tests what the reference does not have.
+    /// Tests what the reference does not have, or hangs or panics on.
     #[serde(default)]
     beyond_reference: bool,
+    /// What the reference does wrong in it.
+    reference_defect: Option<String>,
     /// Runs only with `--long`.
     #[serde(default)]
     long: bool,
@@ -84,6 +86,7 @@ impl Entry {
         Test {
             long: self.long,
             beyond_reference: self.beyond_reference || !self.features.is_empty(),
+            reference_defect: self.reference_defect.clone(),
             timeout: Duration::from_secs(self.timeout),
             features: self.features.clone(),
             ramdisk: self.ramdisk.clone(),
@@ -149,6 +152,8 @@ fn parse(text: &str) -> Result<Vec<Entry>> {
         ensure!(in_range, "the test `{}` wants {} CPUs; a machine has 1 to 16", entry.name, entry.cpus);
         let vague = entry.expect_fail && entry.expect.is_empty();
         ensure!(!vague, "the test `{}` expects a failure, but not which: give `expect`", entry.name);
+        let twice = entry.beyond_reference && entry.reference_defect.is_some();
+        ensure!(!twice, "the test `{}` either goes beyond the reference or shows a defect of it", entry.name);
     }
     Ok(entries)
 }
@@ -172,6 +177,21 @@ mod tests {
         assert_eq!(entry.append(true), "test=b x=1 n=9");
     }
 
+    /// The reference hangs on a bad access and on FP, and panics on `cpu=max`; a run on it is not to wait for these.
+    #[test]
+    fn what_the_reference_hangs_or_panics_on_is_marked() {
+        let path = crate::root::root().unwrap().join("tests/qemu.toml");
+        let entries = parse(&fs::read_to_string(path).unwrap()).unwrap();
+        let hangs = |entry: &&Entry| {
+            let access = entry.case() == "isolation" || entry.append.contains("kind=abort");
+            access || entry.case().starts_with("fp_") || entry.cpu == "max"
+        };
+        assert!(entries.iter().filter(hangs).count() > 30);
+        let unmarked: Vec<&str> =
+            entries.iter().filter(hangs).filter(|it| !it.beyond_reference).map(|it| it.name.as_str()).collect();
+        assert!(unmarked.is_empty(), "{unmarked:?}");
+    }
+
     #[test]
     fn mistakes_are_found() {
         for (text, complaint) in [
@@ -179,6 +199,7 @@ mod tests {
             ("[[test]]\nname = 'a'\ncpus = 0", "wants 0 CPUs"),
             ("[[test]]\nname = 'a'\nexpect_fail = true", "but not which"),
             ("[[test]]\nname = 'a'\ncpu_count = 1", "unknown field"),
+            ("[[test]]\nname = 'a'\nbeyond_reference = true\nreference_defect = 'd'", "either goes beyond"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(complaint), "{error}");

@@ -17,8 +17,10 @@ pub struct Test {
     pub cpus: u32,
     /// Runs only with `--long`.
     pub long: bool,
-    /// Tests what the reference does not have.
+    /// Tests what the reference does not have, or hangs or panics on.
     pub beyond_reference: bool,
+    /// What the reference does wrong in it.
+    pub reference_defect: Option<String>,
     /// Wall clock after which its machine counts as hung.
     pub timeout: Duration,
     /// The cargo features of the hypervisor that it boots.
@@ -53,10 +55,21 @@ impl Test {
             cpus,
             long: false,
             beyond_reference: true,
+            reference_defect: None,
             timeout: Duration::from_secs(60),
             features: Vec::new(),
             ramdisk: "suite".to_owned(),
             run: Box::new(run),
+        }
+    }
+}
+
+impl Test {
+    /// Why it is skipped on another hypervisor with the ABI of the reference, if it is.
+    pub fn not_for_others(&self) -> Option<String> {
+        match &self.reference_defect {
+            Some(defect) => Some(format!("a defect of the reference: {defect}")),
+            None => self.beyond_reference.then(|| "goes beyond the reference".to_owned()),
         }
     }
 }
@@ -125,6 +138,18 @@ mod tests {
 
     fn fail() -> Expectation {
         Expectation::Fail { case: "a".to_owned() }
+    }
+
+    #[test]
+    fn a_test_that_is_not_for_other_hypervisors_says_why() {
+        let test = |beyond_reference, defect: Option<&str>| Test {
+            beyond_reference,
+            reference_defect: defect.map(str::to_owned),
+            ..Test::new("a", 1, |_, _| panic!("not run"))
+        };
+        assert_eq!(test(false, None).not_for_others(), None);
+        assert_eq!(test(true, None).not_for_others().unwrap(), "goes beyond the reference");
+        assert_eq!(test(false, Some("it lies")).not_for_others().unwrap(), "a defect of the reference: it lies");
     }
 
     #[test]

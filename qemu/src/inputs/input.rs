@@ -77,8 +77,10 @@ pub const USUAL: Input = Input {
 /// A test with one pCPU.
 pub fn test(name: impl Into<String>, input: Input) -> Test {
     Test {
-        // The reference boots good input, but has its own words for bad input.
-        beyond_reference: !matches!(input.answer, Answer::Boots(_)),
+        // The reference boots good input, but has its own words for bad input; it does not read newc, and panics on `max`.
+        beyond_reference: !matches!(input.answer, Answer::Boots(_))
+            || matches!(input.disk, Disk::Suite(Format::Newc))
+            || input.cpu == "max",
         ..Test::new(name, 1, move |test, environment| input.run(test, environment))
     }
 }

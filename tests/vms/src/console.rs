@@ -13,7 +13,7 @@ const FLAGS: *const u32 = 0x0900_0018 as *const u32;
 const TRANSMIT_FULL: u32 = 1 << 5;
 
 /// Text of limited length; what does not fit is cut off.
-pub struct Text(heapless::String<300>);
+pub struct Text(heapless::String<400>);
 
 impl Text {
     /// The text of `args`.

@@ -197,6 +197,16 @@ impl Puppet {
         for command in commands {
             command.encode(&mut message);
         }
+        // Elsewhere one that an interrupt has woken, and that has not run since, does not count as waiting any more.
+        if !call::exists(function::CALL_EXISTS) {
+            let sent = mailbox::send(self.vm, &message);
+            ensure!(
+                matches!(sent, Ok(0 | call::NOBODY_WAITED)),
+                "mailbox_send to VM {}, which waits or was woken, said {sent:?}",
+                self.vm
+            );
+            return Ok(());
+        }
         send_to_waiting(self.vm, &message)
     }
 

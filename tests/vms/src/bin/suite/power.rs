@@ -209,8 +209,11 @@ pub fn cpu_off_deaf(machine: &Machine) -> Verdict {
             if gic::private_state(KICK) != (false, false) {
                 KICKED.fetch_add(1, Ordering::Relaxed);
             }
-            LEFT_OVER.fetch_add(fp::State::store().differences(&fp::State::ZERO), Ordering::Relaxed);
-            fp::State::pattern(1).load();
+            // Elsewhere FP may be trapped for ever.
+            if call::exists(call::function::CALL_EXISTS) {
+                LEFT_OVER.fetch_add(fp::State::store().differences(&fp::State::ZERO), Ordering::Relaxed);
+                fp::State::pattern(1).load();
+            }
             gic::close_cpu();
             RAN.fetch_add(1, Ordering::AcqRel);
         });
