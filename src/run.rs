@@ -41,6 +41,7 @@ use futures_util::future::{Either, FutureExt, Select, select};
 
 use crate::arch::{self, Regs};
 use crate::call::{FAILED, Reply, ReplyKind, ResultFormat, RunResult, Stop};
+use crate::console;
 use crate::exec::{Interrupt, Local, Slot};
 use crate::exit::{Exit, Fault};
 use crate::handoff::{Life, Patience, Wake};
@@ -51,6 +52,7 @@ use crate::pcpu::Task;
 use crate::psci;
 use crate::report::Report;
 use crate::sync::Ordering;
+use crate::uart;
 use crate::vcpu::{Grant, LoadedVcpu, ParkedRegs, Unavailable, Vcpu};
 
 /// Serves the guests of one pCPU. It has the executor, the machine, and the slot for the primary's run request.
@@ -403,6 +405,9 @@ impl Dispatcher {
             }
             _ => self.local.arch().fault(regs),
         };
+        if uart::serve(vcpu.vm().id, regs, &fault) {
+            return None;
+        }
         Some(self.stop(vcpu, fault))
     }
 
@@ -417,6 +422,7 @@ impl Dispatcher {
                 other.kick(local, cpu);
             }
         }
+        console::flush(vm.id);
         local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
         RunResult::stopped(fault.reason())
     }

@@ -21,7 +21,9 @@ use core::mem::offset_of;
 pub use cpu::{Cpu, set_virtual_interrupt};
 pub use firmware::{bring_in, system_off, system_reset};
 pub use gic::{PcpuArch, finish_sleep, is_asleep, kick, prepare_sleep, take_kick};
-pub use instructions::{before_publish, copy_message, doze, interrupt_pending, send_event, sleep, this_cpu};
+pub use instructions::{
+    before_publish, copy_from_guest, copy_message, doze, interrupt_pending, send_event, sleep, this_cpu,
+};
 pub use memory::{StageTwo, clean_to_memory};
 pub use regs::Regs;
 

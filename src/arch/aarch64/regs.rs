@@ -297,11 +297,12 @@ impl Regs {
     }
 
     /// Register Xt of a trapped instruction; 31 is the zero register.
-    pub(super) fn x(&self, t: usize) -> u64 {
+    pub fn x(&self, t: usize) -> u64 {
         self.x.get(t).copied().unwrap_or(0)
     }
 
-    pub(super) fn set_x(&mut self, t: usize, value: u64) {
+    /// Sets register Xt of a trapped instruction.
+    pub fn set_x(&mut self, t: usize, value: u64) {
         if let Some(x) = self.x.get_mut(t) {
             *x = value;
         }

@@ -64,6 +64,18 @@ impl Regs {
         self.pc += 4;
     }
 
+    /// Register Xt of a trapped instruction; 31 is the zero register.
+    pub fn x(&self, t: usize) -> u64 {
+        self.x.get(t).copied().unwrap_or(0)
+    }
+
+    /// Sets register Xt of a trapped instruction.
+    pub fn set_x(&mut self, t: usize, value: u64) {
+        if let Some(x) = self.x.get_mut(t) {
+            *x = value;
+        }
+    }
+
     pub fn pc(&self) -> u64 {
         self.pc
     }
