@@ -105,6 +105,7 @@ macro_rules! accesses {
                 asm!(
                     ".arch_extension fp",
                     $instruction,
+                    "/* {d} */",
                     a = inout(reg) address => _,
                     d = inout(reg) data,
                     options(nostack, preserves_flags),
