@@ -48,9 +48,12 @@ pub fn serve(vm: VmId, regs: &mut Regs, fault: &Fault) -> bool {
     if offset >= PAGE_SIZE || !offset.is_multiple_of(transfer.bytes) {
         return false;
     }
+    // The PL011 is little-endian.
+    let swap = regs.is_big_endian();
+    let ordered = |data: u64| if swap { data.swap_bytes() >> (64 - 8 * transfer.bytes) } else { data };
     if let Cause::Read { .. } = fault.cause {
-        regs.set_x(transfer.register, transfer.loaded(read(offset)));
-    } else if offset == DATA && console::write(vm, &[regs.x(transfer.register) as u8]) == 0 {
+        regs.set_x(transfer.register, transfer.loaded(ordered(read(offset))));
+    } else if offset == DATA && console::write(vm, &[ordered(regs.x(transfer.register)) as u8]) == 0 {
         return true;
     }
     regs.skip_instruction();

@@ -104,6 +104,28 @@ fn extension() {
     assert_eq!(loaded(8, false, true), 0x89ab_cdef_8765_9281);
 }
 
+/// The UART is little-endian; a VM that is not swaps the bytes in its registers, and has no need to for single bytes.
+#[test]
+fn big_endian() {
+    let mut regs = Regs::new();
+    regs.big_endian = true;
+    let vm = VmId(5);
+    listen();
+    for (size, value) in [(0, 0x4141_4141_4141_4161), (1, 0x4141_6200), (2, 0x4141_4141_6300_0000), (3, 0x64 << 56)] {
+        regs.x[5] = value;
+        assert!(serve(vm, &mut regs, &fault(Cause::Write { ipa: BASE }, syndrome(size, 5) | WRITE)));
+    }
+    console::flush(vm);
+    assert_eq!(said(), ["[VM 5] abcd"]);
+    let loads = [(0x030, 2, 0x0003_0000), (0x030, 1, 0x0003), (0x031, 0, 3), (0x018, 2, 0x9000_0000)];
+    for (offset, size, expected) in loads {
+        assert!(serve(vm, &mut regs, &fault(Cause::Read { ipa: BASE + offset }, syndrome(size, 5))));
+        assert_eq!(regs.x[5], expected, "{offset:#x}, 2^{size} bytes");
+    }
+    assert!(serve(vm, &mut regs, &fault(Cause::Read { ipa: BASE + 0x30 }, syndrome(3, 5) | 1 << 15)));
+    assert_eq!(regs.x[5], 0x0003_0000_1200_0000);
+}
+
 #[test]
 fn the_zero_register() {
     let mut regs = Regs::new();

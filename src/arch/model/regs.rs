@@ -116,6 +116,11 @@ impl Regs {
     }
 
     /// As [`Self::x`].
+    pub fn is_big_endian(&self) -> bool {
+        false
+    }
+
+    /// As [`Self::x`].
     pub fn set_x(&mut self, _: usize, _: u64) {
         self.memory();
     }

@@ -4,7 +4,7 @@ use baton_vms::call::{self, Exit, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::puppet::{Access, Command};
 use baton_vms::verdict::{Verdict, any_failure};
-use baton_vms::{ensure, exception};
+use baton_vms::{ensure, gic};
 
 use crate::harness::{self, PAUSE, Puppet, equal, join, refused, start_cpu, vms};
 
@@ -85,15 +85,48 @@ pub fn console_lines(_: &Machine) -> Verdict {
     equal("a run that stops VM 1", call::vcpu_run(one.vm, 0), Exit::WaitForInterrupt)
 }
 
-/// A secondary that writes to every register of its UART changes none of the real one's, reads no input, and nobody is
-/// interrupted by it.
+/// UARTIMSC.
+const MASK: u64 = UART + 0x38;
+
+/// A secondary that enables the interrupts of its UART interrupts nobody, also if the primary listens to the real one's.
+pub fn uart_interrupts_nobody(_: &Machine) -> Verdict {
+    const INTERRUPT: usize = 33;
+    const TRANSMIT: u32 = 1 << 5;
+    const RUNS: u32 = 1000;
+    let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
+    gic::enable_shared(INTERRUPT);
+    let control = UART + 0x30;
+    one.ask(&[
+        Command::Access(Access::StrW, control, 0x301),
+        Command::Access(Access::StrW, MASK, u64::MAX),
+        Command::Access(Access::StrW, UART, b'\n'.into()),
+    ])?;
+    for _ in 0..RUNS {
+        other.tell(&[PAUSE])?;
+        other.pause()?;
+        other.answers()?;
+    }
+    // The control: by now there was output, so the real UART does interrupt when it is asked to.
+    let real = |mask: u32| {
+        // SAFETY: the primary's UART; its interrupt is not taken here.
+        unsafe { (MASK as *mut u32).write_volatile(mask) };
+    };
+    real(TRANSMIT);
+    other.tell(&[PAUSE])?;
+    let interrupted = other.run("that the primary's UART interrupts", Exit::Yield);
+    real(0);
+    interrupted?;
+    other.pause()?;
+    other.answers().map(drop)
+}
+
+/// A secondary that writes to every register of its UART changes none of the real one's, and reads none of them.
 pub fn uart_is_not_shared(_: &Machine) -> Verdict {
     /// UARTFR, UARTILPR, UARTIBRD, UARTFBRD, UARTLCR_H, UARTCR, UARTIFLS, UARTIMSC, UARTRIS, UARTMIS, UARTDMACR.
     const REGISTERS: [u64; 11] = [0x18, 0x20, 0x24, 0x28, 0x2c, 0x30, 0x34, 0x38, 0x3c, 0x40, 0x48];
-    const RUNS: u32 = 1000;
     // SAFETY: the primary's UART.
     let real = || REGISTERS.map(|register| unsafe { ((UART + register) as *const u32).read_volatile() });
-    let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
+    let puppet = Puppet::start(vms::PUPPET)?;
     let before = real();
     for value in [u64::MAX, 0, 0x7f1] {
         // The data register is written elsewhere.
@@ -105,14 +138,14 @@ pub fn uart_is_not_shared(_: &Machine) -> Verdict {
                     .filter(|address| *address != UART)
                     .map(|address| Command::Access(Access::StrX, address, value | value << 32)),
             );
-            for (command, answer) in commands.iter().zip(one.ask(&commands)?) {
+            for (command, answer) in commands.iter().zip(puppet.ask(&commands)?) {
                 ensure!(answer.fault().is_none(), "{command:x?} faulted: {:#x}", answer.fault);
             }
         }
         equal(format_args!("the real UART's registers after {value:#x}"), real(), before)?;
     }
     for register in REGISTERS {
-        let answer = one.ask_one(Command::Access(Access::LdrW, UART + register, 0))?;
+        let answer = puppet.ask_one(Command::Access(Access::LdrW, UART + register, 0))?;
         let reset = match register {
             0x18 => 0x90,
             0x30 => 0x300,
@@ -121,12 +154,6 @@ pub fn uart_is_not_shared(_: &Machine) -> Verdict {
         };
         equal(format_args!("register {register:#x} of the emulated UART"), answer.value, reset)?;
     }
-    for _ in 0..RUNS {
-        other.tell(&[PAUSE])?;
-        other.pause()?;
-        other.answers()?;
-    }
-    exception::take_interrupts();
     Ok(())
 }
 
