@@ -41,7 +41,6 @@ use futures_util::future::{Either, FutureExt, Select, select};
 
 use crate::arch::{self, Regs};
 use crate::call::{FAILED, Reply, ReplyKind, ResultFormat, RunResult, Stop};
-use crate::console;
 use crate::exec::{Interrupt, Local, Slot};
 use crate::exit::{Exit, Fault};
 use crate::handoff::{Life, Patience, Wake};
@@ -422,7 +421,6 @@ impl Dispatcher {
                 other.kick(local, cpu);
             }
         }
-        console::flush(vm.id);
         local.pcpu().reports.send(Report::Stopped { vm: vm.id, vcpu: vcpu.id(), fault });
         RunResult::stopped(fault.reason())
     }
