@@ -61,6 +61,10 @@ pub enum Call {
         counter: u64,
     },
     VcpuYield,
+    ConsoleWrite {
+        address: u64,
+        size: u64,
+    },
     /// No function has this number, or it does not take these arguments.
     Unknown,
 }
@@ -105,6 +109,7 @@ impl Call {
             0xff81 => Self::CallExists { function: x1 },
             0xff82 => Self::VcpuCounter { vm: x1 as u32, vcpu: x2 as u32, counter: x3 },
             0xff83 => Self::VcpuYield,
+            0xff84 => Self::ConsoleWrite { address: x1, size: x2 },
             _ => Self::Unknown,
         }
     }

@@ -8,8 +8,9 @@
 
 use crate::arch;
 use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ResultFormat, RunResult};
+use crate::console;
 use crate::handoff::{Patience, Wake};
-use crate::ids::VcpuId;
+use crate::ids::{Pa, VcpuId};
 use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
 use crate::owed::{Completion, INTERRUPTS, Injected};
 use crate::psci;
@@ -118,6 +119,7 @@ pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
         Call::CallExists { function } => Reply::now(Call::exists(function).into()),
         Call::VcpuCounter { vm, vcpu, counter } => vcpu_counter(caller, vm, vcpu, counter),
         Call::VcpuYield => vcpu_yield(caller),
+        Call::ConsoleWrite { address, size } => console_write(caller, address, size),
         Call::Unknown => unknown(caller, args),
     }
 }
@@ -303,6 +305,22 @@ fn vcpu_counter(caller: Caller, vm: u32, vcpu: u32, counter: u64) -> Reply {
 #[inline(never)]
 fn vcpu_yield(caller: Caller) -> Reply {
     if caller.is_primary() { Reply::now(FAILED) } else { Reply::tell(RunResult::YIELD) }
+}
+
+/// The most bytes of one `console_write`.
+const MAX_WRITE: usize = 64;
+
+/// `console_write`. The bytes are copied first: the VM may change them meanwhile.
+#[inline(never)]
+fn console_write(caller: Caller, address: u64, size: u64) -> Reply {
+    let (vm, mut bytes) = (caller.vm(), [0; MAX_WRITE]);
+    match bytes.get_mut(..size as usize) {
+        Some(bytes) if vm.owns(address, size) => {
+            arch::copy_from_guest(Pa(address), bytes);
+            Reply::now(console::write(vm.id, bytes) as u64)
+        }
+        _ => Reply::now(FAILED),
+    }
 }
 
 /// An unknown function; from the primary it may be a PSCI call.

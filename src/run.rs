@@ -51,6 +51,7 @@ use crate::pcpu::Task;
 use crate::psci;
 use crate::report::Report;
 use crate::sync::Ordering;
+use crate::uart;
 use crate::vcpu::{Grant, LoadedVcpu, ParkedRegs, Unavailable, Vcpu};
 
 /// Serves the guests of one pCPU. It has the executor, the machine, and the slot for the primary's run request.
@@ -407,6 +408,9 @@ impl Dispatcher {
             }
             _ => self.local.arch().fault(regs),
         };
+        if uart::serve(vcpu.vm().id, regs, &fault) {
+            return None;
+        }
         Some(self.stop(vcpu, fault))
     }
 

@@ -64,14 +64,14 @@ impl Vm {
         }
     }
 
+    /// Whether `size` bytes from this address on are in one region of this VM's RAM.
+    pub fn owns(&self, address: u64, size: u64) -> bool {
+        self.memory.iter().any(|r| r.start <= address && address.checked_add(size).is_some_and(|end| end <= r.end))
+    }
+
     /// Whether `page` is the address of a page of this VM's RAM.
     pub fn owns_page(&self, page: u64) -> bool {
-        page != 0
-            && page.is_multiple_of(PAGE_SIZE)
-            && self
-                .memory
-                .iter()
-                .any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
+        page != 0 && page.is_multiple_of(PAGE_SIZE) && self.owns(page, PAGE_SIZE)
     }
 
     /// The page from which it sends, if configured.

@@ -1,5 +1,6 @@
 //! The ordinary QEMU tests, from the table `tests/qemu.toml`: which case the guest `suite` runs, on which machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::console::lines;
 use crate::machine::{Boot, Machine};
 use crate::ramdisk::Format;
 use crate::test::{Environment, Expectation, Report, Test, judge};
@@ -53,6 +55,9 @@ struct Entry {
     /// What the console must contain besides the verdict.
     #[serde(default)]
     expect: Vec<String>,
+    /// Lines that the console must have, and how often.
+    #[serde(default)]
+    times: BTreeMap<String, usize>,
     /// A negative control: the guest must report a failure, and `expect` says which.
     #[serde(default)]
     expect_fail: bool,
@@ -110,10 +115,15 @@ impl Entry {
         let case = self.case().to_owned();
         let expectation = if self.expect_fail { Expectation::Fail { case } } else { Expectation::Pass { case } };
         let missing = self.expect.iter().find(|text| !outcome.console.contains(text.as_str()));
-        let problem = match (judge(&expectation, &outcome), missing) {
-            (Err(problem), _) => Some(problem),
-            (Ok(()), Some(text)) => Some(format!("the console does not contain `{text}`")),
-            (Ok(()), None) => None,
+        let count = |line: &str| lines(&outcome.console).filter(|other| *other == line).count();
+        let miscounted = self.times.iter().find(|(line, times)| count(line) != **times);
+        let problem = match (judge(&expectation, &outcome), missing, miscounted) {
+            (Err(problem), ..) => Some(problem),
+            (Ok(()), Some(text), _) => Some(format!("the console does not contain `{text}`")),
+            (Ok(()), None, Some((line, times))) => {
+                Some(format!("the console has the line `{line}` {} times, not {times}", count(line)))
+            }
+            (Ok(()), None, None) => None,
         };
         Ok(Report { command_line: machine.command_line(), outcome, problem })
     }

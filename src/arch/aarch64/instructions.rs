@@ -122,6 +122,13 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
     }
 }
 
+/// Copies from a VM's RAM.
+pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
+    // SAFETY: `Vm::owns` checked that it is RAM of a VM, which EL2 maps and does not use. A guest that writes it
+    // meanwhile corrupts only its own copy.
+    unsafe { core::ptr::copy_nonoverlapping(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
+}
+
 /// The place for a debugger to hold a pCPU whose vCPU is saved and not published yet.
 #[inline(never)]
 #[unsafe(no_mangle)]

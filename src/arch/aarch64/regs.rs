@@ -22,7 +22,7 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use aarch64_cpu::registers::{ESR_EL2, Readable};
+use aarch64_cpu::registers::{ESR_EL2, Readable, SCTLR_EL1};
 
 use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
 use super::memory::StageTwo;
@@ -321,11 +321,24 @@ impl Regs {
     }
 
     /// Register Xt of a trapped instruction; 31 is the zero register.
-    pub(super) fn x(&self, t: usize) -> u64 {
+    pub fn x(&self, t: usize) -> u64 {
         self.x.get(t).copied().unwrap_or(0)
     }
 
-    pub(super) fn set_x(&mut self, t: usize, value: u64) {
+    /// Whether the loaded vCPU, at its last exit, accessed data in big-endian order.
+    pub fn is_big_endian(&self) -> bool {
+        const AARCH32: u64 = 1 << 4;
+        const E: u64 = 1 << 9;
+        const EE: u64 = 1 << 25;
+        const E0E: u64 = 1 << 24;
+        if self.pstate & AARCH32 != 0 {
+            return self.pstate & E != 0;
+        }
+        SCTLR_EL1.get() & if self.is_at_el0() { E0E } else { EE } != 0
+    }
+
+    /// Sets register Xt of a trapped instruction.
+    pub fn set_x(&mut self, t: usize, value: u64) {
         if let Some(x) = self.x.get_mut(t) {
             *x = value;
         }

@@ -26,7 +26,7 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-pub use memory::{copy_message, read_memory, write_memory};
+pub use memory::{copy_from_guest, copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
 use crate::arch::guest::Guest;

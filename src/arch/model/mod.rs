@@ -92,6 +92,14 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
     unsafe { (*page(to)).write((*page(from)).read()) };
 }
 
+/// Copies the start of a page: a model's page has no more than that.
+pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
+    let page = core::ptr::with_exposed_provenance::<Page>(from.0 as usize);
+    // SAFETY: as above.
+    let contents = unsafe { (*page).read() }.to_le_bytes();
+    to.iter_mut().zip(contents).for_each(|(to, from)| *to = from);
+}
+
 /// Interrupt lines of a pCPU.
 mod line {
     /// A device of the primary.

@@ -2,6 +2,9 @@
 
 use core::arch::asm;
 
+/// Reads one register.
+pub type Read = fn() -> u64;
+
 /// Reads of S3_`op1`_C0_C`crm`_`op2`.
 macro_rules! id_space {
     ($($op1:literal)*) => {
@@ -23,9 +26,9 @@ macro_rules! id_space {
                 asm!(concat!("mrs {}, s3_", $op1, "_c0_c", $crm, "_", $op2), out(reg) value, options(nostack));
             }
             value
-        }) as fn() -> u64
+        }) as Read
     };
 }
 
 /// All of them, by op1, CRm and op2.
-pub const ID_SPACE: [[[fn() -> u64; 8]; 8]; 8] = id_space!(0 1 2 3 4 5 6 7);
+pub const ID_SPACE: [[[Read; 8]; 8]; 8] = id_space!(0 1 2 3 4 5 6 7);

@@ -172,6 +172,9 @@ pub fn send_to_waiting(vm: u64, words: &[u64]) -> Verdict {
 /// in QEMU.) [`Puppet::pause`] runs it up to there.
 pub const PAUSE: Command = Command::Hvc([function::MAILBOX_SEND, 0, 0, 0]);
 
+/// Commands for a puppet.
+pub type Commands = heapless::Vec<Command, { Command::MAX }>;
+
 /// Answers of a puppet. Large, as messages are: what handles them is kept out of line, or a case with many of them would
 /// have many on its stack.
 pub type Answers = heapless::Vec<Answer, { Command::MAX }>;

@@ -22,6 +22,7 @@ mod run_ext;
 mod runs;
 mod save_window;
 mod timers;
+mod uart;
 
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
@@ -61,6 +62,7 @@ static CASES: &[(&str, Case)] = cases! {
         cancelled_request_keeps_claim two_waiters_one_slot;
     timers: timer_left_behind virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked
         virtual_timer_of_a_secondary_expires;
+    uart: uart_accesses console_lines uart_is_not_shared uart_interrupts_nobody console_flood console_write;
     save_window: save_window;
     memory: memory_copy memory_move memory_fill memory_compare;
 };

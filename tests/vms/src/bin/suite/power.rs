@@ -295,8 +295,11 @@ const LEAVE: [(&str, fn()); 8] = [
     }),
 ];
 
+/// Reads one register.
+type Read = fn() -> u64;
+
 /// Registers of a CPU that has just been turned on, and what they hold.
-const FRESH: [(&str, fn() -> u64, u64); 23] = [
+const FRESH: [(&str, Read, u64); 23] = [
     ("ICC_CTLR_EL1.EOImode and CBPR", || sysreg::read!("s3_0_c12_c12_4") & 0b11, 0),
     ("ICC_SRE_EL1.SRE", || sysreg::read!("s3_0_c12_c12_5") & 1, 1),
     ("ICC_PMR_EL1, but for bits that the hardware lacks", || sysreg::read!("s3_0_c4_c6_0") & 0xf0, 0xf0),
