@@ -119,13 +119,13 @@ impl Call {
     }
 
     /// The index of the reference ABI's function that x0 names; 16 or more if x0 is not near them in plain form.
-    #[inline]
+    #[inline(always)]
     pub const fn index(x0: u64) -> u32 {
         x0 as u32 ^ 0xff00
     }
 
     /// The same for Baton's own functions.
-    #[inline]
+    #[inline(always)]
     pub const fn index_of_own(x0: u64) -> u32 {
         x0 as u32 ^ 0xff80
     }

@@ -26,12 +26,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    #[inline]
+    #[inline(always)]
     pub fn vm(&self) -> &'static Vm {
         self.vcpu.vm()
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_primary(&self) -> bool {
         self.vcpu.is_primarys()
     }
@@ -39,6 +39,7 @@ impl Caller {
 
 /// Called by the vector: the running guest has executed `hvc #0`. Returns the reply, in two registers.
 #[unsafe(no_mangle)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 extern "C-unwind" fn baton_hypercall(
     x0: u64,
     x1: u64,
@@ -80,6 +81,7 @@ fn selected<const N: usize>(functions: &'static [Function; N], index: u32) -> Op
 /// the registers in which they arrived.
 type Function = fn(u64, u64, u64, u64, &'static Vcpu, &'static Dispatcher) -> Reply;
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn function<const X0: u64>(
     _: u64,
     x1: u64,
@@ -137,6 +139,7 @@ fn vcpu_run(caller: Caller, vm: u32, vcpu: u32) -> Reply {
 
 /// `vcpu_run_ext`.
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn vcpu_run_ext(caller: Caller, vm: u32, vcpu: u32, patience: Patience) -> Reply {
     if !caller.is_primary() {
         return Reply::now(FAILED);
@@ -193,6 +196,7 @@ fn mailbox_send(caller: Caller, to: u32, size: u64) -> Reply {
 /// loaded, its own pCPU finds the message.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn wake_receiver(sender: &Vcpu, to: &Vm, receiver: VcpuId) -> Reply {
     let _ = to.handoff(receiver).wake(|on| on == Completion::Receive);
     sent(sender, to, Some(receiver))
@@ -221,6 +225,7 @@ fn mailbox_receive(caller: Caller, block: bool) -> Reply {
 }
 
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn mailbox_receive_or_queue(caller: Caller, block: bool) -> Reply {
     let mailbox = &caller.vm().mailbox;
     if !block || caller.vcpu.interrupts.deliverable() {
@@ -289,6 +294,7 @@ fn inject_interrupt(caller: Caller, vm: u32, vcpu: u32, id: u32) -> Reply {
 
 /// Sets the caller's virtual interrupt line after its deliverable interrupts have changed. The primary has none: its
 /// interrupts are physical.
+#[inline(always)]
 fn settle_line(caller: Caller) {
     if !caller.is_primary() {
         arch::set_virtual_interrupt(caller.vcpu.interrupts.deliverable());
@@ -303,6 +309,7 @@ fn vcpu_counter(caller: Caller, vm: u32, vcpu: u32, counter: u64) -> Reply {
 }
 
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn vcpu_yield(caller: Caller) -> Reply {
     if caller.is_primary() { Reply::now(FAILED) } else { Reply::tell(RunResult::YIELD) }
 }

@@ -19,6 +19,7 @@ impl CpuId {
     /// # Panics
     ///
     /// If `index` is not below [`MAX_CPUS`].
+    #[inline(always)]
     pub const fn new(index: usize) -> Self {
         assert!(index < MAX_CPUS, "a pCPU number is below MAX_CPUS");
         Self(index as u8)

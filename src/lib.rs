@@ -71,6 +71,7 @@
 
 #![cfg_attr(target_os = "none", no_std)]
 #![deny(unsafe_code)]
+#![cfg_attr(target_os = "none", feature(optimize_attribute))]
 
 pub mod arch;
 pub mod boot;

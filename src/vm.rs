@@ -75,7 +75,7 @@ impl Vm {
     }
 
     /// The page from which it sends, if configured.
-    #[inline]
+    #[inline(always)]
     pub fn send_page(&self) -> Option<Pa> {
         match self.send_page.load(Ordering::Relaxed) {
             0 => None,
@@ -84,7 +84,7 @@ impl Vm {
     }
 
     /// The page in which it receives, if configured.
-    #[inline]
+    #[inline(always)]
     pub fn recv_page(&self) -> Option<Pa> {
         match self.recv_page.load(Ordering::Relaxed) {
             0 => None,
@@ -111,14 +111,14 @@ impl Vm {
 
     /// Whether a run of one of its vCPUs needs the checks of a rare case: the VM was stopped, or its vCPUs share TLB
     /// entries.
-    #[inline]
+    #[inline(always)]
     pub fn is_special(&self) -> bool {
         // Relaxed, here and below: `stop` is followed by a wake of each vCPU, and a run checks after its acquire.
         self.special.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the VM was stopped.
-    #[inline]
+    #[inline(always)]
     pub fn is_stopped(&self) -> bool {
         self.special.load(Ordering::Relaxed) & !SHARES_TLB != 0
     }

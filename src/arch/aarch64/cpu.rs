@@ -87,7 +87,7 @@ impl Cpu {
     }
 
     /// Memory to hardware, except for the registers that `enter` loads.
-    #[inline]
+    #[inline(always)]
     pub fn load(&self, regs: &Regs) {
         load_el1(regs);
         if self.special.get() != 0 {
@@ -99,7 +99,7 @@ impl Cpu {
     /// loads. The primary's FP registers stay until the secondary uses FP. Its return address and PSTATE are saved
     /// here. While the secondary has the virtual timer, EL2's physical timer has the primary's deadline, and preempts
     /// in time.
-    #[inline]
+    #[inline(always)]
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         let timer = SysRegs::save(primary);
         // SAFETY: reads a register of EL1, and ELR_EL2 and SPSR_EL2, which have the primary's return state.
@@ -134,7 +134,7 @@ impl Cpu {
     }
 
     /// World switch back to the primary, after the secondary was saved.
-    #[inline]
+    #[inline(always)]
     pub fn take_back(&self, primary: &Regs) {
         self.load(primary);
         // SAFETY: restores the return state of the primary's hypercall.
@@ -159,7 +159,7 @@ impl Cpu {
     /// Hardware to memory, except for the registers that the exit saved: this vCPU may run elsewhere next. MDSCR_EL1 of
     /// a secondary is in memory already. That of the primary is saved in [`Self::switch`], and not needed after
     /// CPU_OFF.
-    #[inline]
+    #[inline(always)]
     pub fn save(&self, regs: &mut Regs) {
         let timer = SysRegs::save(regs);
         if self.special.get() != 0 {
@@ -172,6 +172,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn load_special(&self, regs: &Regs) {
         self.rare.load(&regs.rare);
         if let Some(holder) = self.fp_holder.get() {
@@ -188,6 +189,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn save_special(&self, regs: &mut Regs, gives_fp_up: bool) {
         self.rare.save(&mut regs.rare);
         if gives_fp_up && self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
@@ -203,6 +205,7 @@ impl Cpu {
     /// interrupt: that interrupt must not end every run.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn stand_in_for_timer(&self, regs: &Regs) {
         stop_virtual_timer();
         let deadline = regs.sys.cntv_cval;
@@ -223,7 +226,7 @@ impl Cpu {
 
     /// Whether a secondary that has just been saved has left a system error (SError) pending. If so, it is taken here: it
     /// is not the primary's.
-    #[inline]
+    #[inline(always)]
     pub fn take_system_error(&self) -> bool {
         const SYSTEM_ERROR: u64 = 1 << 8; // ISR_EL1.A
         let pending: u64;
@@ -271,6 +274,7 @@ impl Cpu {
     /// # Safety
     ///
     /// `regs` are the registers of `guest`, which is loaded here. Until this returns, only its hypercalls access them.
+    #[inline(always)]
     pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         // SAFETY: as the caller promises; between two entries nothing else accesses them.
         let mut hcr = unsafe { &*regs }.constants.hcr;
@@ -313,6 +317,7 @@ impl Cpu {
     /// Decodes an uncommon exit. Returns `None` if it is finished here.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn look(&self, regs: &mut Regs, how: u64) -> Option<Exit> {
         match how >> SYNDROME_CLASS {
             how::WFI_OR_WFE if how & how::TRAPPED_INSTRUCTION == how::WFE => Some(Exit::Wfe),
@@ -352,6 +357,7 @@ impl Cpu {
     }
 
     /// Switches the FP registers to this vCPU, at its first use of FP since another vCPU held them.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn give_fp(&self, regs: &mut Regs) {
         control::set_cptr(cptr::FP_FREE);
         // SAFETY: the holder is never freed, and this pCPU still owns its registers: it is the primary's vCPU or the
@@ -442,6 +448,7 @@ pub(super) const HOW_CALL: u64 = 1 << 62;
 /// run.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn mask_expired_timer(regs: &mut Regs) {
     stop_virtual_timer();
     if regs.sys.cntv_ctl & EXPIRED != 0 {
@@ -452,6 +459,7 @@ fn mask_expired_timer(regs: &mut Regs) {
 /// HCR_EL2 with the virtual interrupt line high.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn with_line(hcr: u64) -> u64 {
     hcr | control::hcr::VI
 }

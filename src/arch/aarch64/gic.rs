@@ -219,7 +219,7 @@ pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
 
 /// Returns whether this pCPU was kicked. If so, the kick is cleared, and any interrupt that is still pending is the
 /// primary's. After the publish of a vCPU, no kick for that vCPU arrives.
-#[inline]
+#[inline(always)]
 pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kick.take(|| clear(pcpu))
 }
@@ -237,7 +237,7 @@ fn clear(pcpu: &PcpuArch) {
 
 /// Enables the EL2 timer's interrupt on this pCPU while a secondary runs, with the group and priority of the primary's
 /// virtual timer interrupt. Returns false if the primary has disabled that one.
-#[inline]
+#[inline(always)]
 pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
     let Some(redistributor) = pcpu.redistributor() else { return false };
     if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER == 0 {

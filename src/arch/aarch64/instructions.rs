@@ -7,7 +7,7 @@ use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 use crate::ids::{CpuId, Pa};
 
 /// The id of the pCPU that runs this.
-#[inline]
+#[inline(always)]
 pub fn this_cpu() -> CpuId {
     CpuId::new(TPIDR_EL2.get() as usize)
 }
@@ -18,7 +18,7 @@ pub(super) fn set_this_cpu(cpu: CpuId) {
 }
 
 /// Whether a physical interrupt is pending. EL2 takes none: the primary takes it when it is entered.
-#[inline]
+#[inline(always)]
 pub fn interrupt_pending() -> bool {
     const IRQ_OR_FIQ: u64 = 0b11 << 6;
     let isr: u64;
@@ -58,7 +58,7 @@ pub fn send_event() {
 
 /// Copies `size` bytes, at most a page, from one mailbox page to another. Inline, so that a call that copies needs no
 /// stack frame.
-#[inline]
+#[inline(always)]
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     debug_assert!(size <= crate::ids::PAGE_SIZE as usize);
     // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and does not use, and two

@@ -282,13 +282,13 @@ impl Regs {
     }
 
     /// x0 to x3.
-    #[inline]
+    #[inline(always)]
     pub fn args(&self) -> [u64; 4] {
         [self.x[0], self.x[1], self.x[2], self.x[3]]
     }
 
     /// Sets the result of the hypercall that the vCPU is in: x0; x1 to x17 are 0.
-    #[inline]
+    #[inline(always)]
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.x[0] = result; // that it returns is known since the call
     }
