@@ -9,8 +9,8 @@
 //!    [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
 //!    [`host_tests`];
 //! 3. what a [`test`] is;
-//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]), and
-//!    what this computer lacks ([`setup`]).
+//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`], and
+//!    the hypervisor's own [`mod@image`]), and what this computer lacks ([`setup`]).
 
 mod bench;
 mod console;
@@ -20,6 +20,8 @@ mod footprint;
 mod fuzz;
 mod gdb;
 mod host_tests;
+#[path = "../../src/boot/image.rs"]
+mod image;
 mod images;
 mod inputs;
 mod lab;
@@ -83,7 +85,7 @@ struct Run {
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     memory: String,
     /// Kind of CPU, in QEMU's way of writing it.
-    #[arg(long, value_name = "NAME", default_value = "cortex-a57")]
+    #[arg(long, value_name = "NAME", default_value = "cortex-a57", value_parser = cpu)]
     cpu: String,
     /// Boot the VMs that this file lists, instead of the main job.
     #[arg(long, value_name = "FILE")]
@@ -120,6 +122,18 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A kind of CPU, which may be followed by properties.
+fn cpu(text: &str) -> Result<String, String> {
+    /// Those of the `virt` machine that have no AArch64.
+    const NARROW: [&str; 2] = ["cortex-a7", "cortex-a15"];
+    match text.split(',').next() {
+        Some(name) if NARROW.contains(&name) => {
+            Err(format!("{name} is a 32-bit CPU; Baton needs one with AArch64 and EL2, like cortex-a57 or max"))
+        }
+        _ => Ok(text.to_owned()),
     }
 }
 
@@ -182,4 +196,21 @@ fn mutate(options: &mutate::Options) -> Result<bool> {
     let workspace = Workspace::open(false)?;
     setup::qemu()?;
     mutate::run(&workspace, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_32_bit_cpu_is_refused() {
+        for text in ["cortex-a15", "cortex-a7", "cortex-a15,reset-cbar=0"] {
+            let arguments = ["cargo baton", "run", "--cpu", text];
+            let error = Cli::try_parse_from(arguments).err().expect("it is refused").to_string();
+            assert!(error.contains("is a 32-bit CPU"), "{error}");
+        }
+        for text in ["cortex-a57", "cortex-a72", "cortex-a76", "max,pauth-impdef=on"] {
+            assert!(Cli::try_parse_from(["cargo baton", "run", "--cpu", text]).is_ok(), "{text}");
+        }
+    }
 }

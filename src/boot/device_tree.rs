@@ -1,12 +1,19 @@
 //! The primary's device tree: the machine's, with the primary's RAM disk in `/chosen`, and with the memory of the
 //! hypervisor and of the secondaries reserved.
+//!
+//! It is reserved twice. The memory reservation block only keeps a kernel from allocating it, and a kernel maps it all
+//! the same; a node in `/reserved-memory` with `no-map` keeps it from any access. VMs that know only the block find it
+//! there.
 
+use core::ffi::CStr;
+use core::fmt::Write;
 use core::ops::Range;
 
 use super::error::Error;
-use super::fdt::{HEADER, Malformed, RESERVATION, Tree, WORD, field, token};
+use super::fdt::{Cells, HEADER, Malformed, Node, RESERVATION, Tree, WORD, field, token};
 
-/// The most bytes that the edits add: a reservation for each VM and the hypervisor, two properties with their names.
+/// The most bytes that the edits add: for each VM and the hypervisor a reservation and a range of the node; the node,
+/// its parent, two properties of `/chosen`; and the names of properties.
 const EDITS: u64 = 1024;
 
 /// The most bytes that the primary's device tree needs.
@@ -24,8 +31,8 @@ pub fn used(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The properties of `/chosen` with the start and the end of the RAM disk.
-pub const START: &core::ffi::CStr = c"linux,initrd-start";
-pub const END: &core::ffi::CStr = c"linux,initrd-end";
+pub const START: &CStr = c"linux,initrd-start";
+pub const END: &CStr = c"linux,initrd-end";
 
 /// Writes the primary's device tree to `target`, whose size is [`room_for`].
 ///
@@ -35,17 +42,14 @@ pub const END: &core::ffi::CStr = c"linux,initrd-end";
 #[inline(never)]
 pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
     let tree = Tree::parse(original)?;
+    let is_area = |node: &Node<'_>| node.depth == 1 && node.name == AREA.to_bytes();
     let mut nodes = tree.nodes();
-    let mut chosen = None;
+    let mut has_area = false;
     while let Some(node) = nodes.next()? {
-        if node.depth == 1 && node.name == b"chosen" && chosen.is_none() {
-            chosen = Some((node.properties, nodes.rest()));
-        }
+        has_area |= is_area(&node);
     }
-    let (properties, behind) = chosen.ok_or(Error::NoRamDisk)?;
-    let before = &tree.structure[..tree.structure.len() - properties.rest().len()];
 
-    let mut to = Writer { target, size: 0 };
+    let mut to = Writer { target, size: 0, names: tree.strings.len() };
     to.bytes(tree.header)?;
     let reservations_at = to.size;
     for entry in tree.reservations {
@@ -58,26 +62,55 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
     to.bytes(&[0; RESERVATION])?;
 
     let structure_at = to.size;
-    to.bytes(before)?;
-    // The names are appended to the strings block.
-    let names = [tree.strings.len(), tree.strings.len() + START.to_bytes_with_nul().len()];
-    for (name, address) in names.into_iter().zip([initrd.start, initrd.end]) {
-        to.word(token::PROPERTY)?;
-        to.word(size_of_val(&address) as u32)?;
-        to.word(name as u32)?;
-        to.bytes(&address.to_be_bytes())?;
-    }
-    for property in properties {
-        if !property.is(START) && !property.is(END) {
-            to.bytes(property.bytes)?;
+    // The part that is not copied yet.
+    let mut rest = tree.structure;
+    let (mut in_chosen, mut in_area) = (false, reserved.is_empty());
+    let mut cells = Cells::DEFAULT;
+    let mut nodes = tree.nodes();
+    while let Some(node) = nodes.next()? {
+        let behind = nodes.rest();
+        if node.depth == 0 {
+            cells = cells.below(&node);
+        }
+        if node.depth == 1 && node.name == b"chosen" && !in_chosen {
+            in_chosen = true;
+            to.bytes(&rest[..rest.len() - node.properties.rest().len()])?;
+            rest = behind;
+            for (name, address) in [(START, initrd.start), (END, initrd.end)] {
+                to.property(name, size_of_val(&address))?;
+                to.bytes(&address.to_be_bytes())?;
+            }
+            for property in node.properties {
+                if !property.is(START) && !property.is(END) {
+                    to.bytes(property.bytes)?;
+                }
+            }
+        } else if !in_area && (is_area(&node) || node.depth == 0 && !has_area) {
+            in_area = true;
+            to.bytes(&rest[..rest.len() - behind.len()])?;
+            rest = behind;
+            if has_area {
+                to.reserve(cells.below(&node), reserved)?;
+            } else {
+                to.node(AREA.to_bytes_with_nul())?;
+                for (name, cells) in [(c"#address-cells", cells.address), (c"#size-cells", cells.size)] {
+                    to.property(name, WORD)?;
+                    to.word(cells as u32)?;
+                }
+                to.property(c"ranges", 0)?;
+                to.reserve(cells, reserved)?;
+                to.word(token::END_NODE)?;
+            }
         }
     }
-    to.bytes(behind)?;
+    if !in_chosen {
+        return Err(Error::NoRamDisk);
+    }
+    to.bytes(rest)?;
 
     let strings_at = to.size;
     to.bytes(tree.strings)?;
-    to.bytes(START.to_bytes_with_nul())?;
-    to.bytes(END.to_bytes_with_nul())?;
+    to.bytes(NAMES)?;
 
     let size = to.size;
     for (at, value) in [
@@ -96,10 +129,18 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
 
 const _: () = assert!(HEADER.is_multiple_of(RESERVATION / 2) && HEADER.is_multiple_of(WORD), "blocks are aligned");
 
+/// The node of reserved ranges.
+const AREA: &CStr = c"reserved-memory";
+
+/// The names of properties that the edits add. They are appended to the strings block.
+const NAMES: &[u8] = b"linux,initrd-start\0linux,initrd-end\0#address-cells\0#size-cells\0ranges\0reg\0no-map\0";
+
 /// Appends bytes to `target`.
 struct Writer<'a> {
     target: &'a mut [u8],
     size: usize,
+    /// The offset of [`NAMES`] in the strings block.
+    names: usize,
 }
 
 impl Writer<'_> {
@@ -114,6 +155,45 @@ impl Writer<'_> {
     #[inline(never)]
     fn word(&mut self, word: u32) -> Result<(), Error> {
         self.bytes(&word.to_be_bytes())
+    }
+
+    /// The start of a node. The name ends with a zero byte.
+    fn node(&mut self, name: &[u8]) -> Result<(), Error> {
+        self.word(token::BEGIN_NODE)?;
+        self.bytes(name)?;
+        self.bytes(&[0; WORD][..name.len().next_multiple_of(WORD) - name.len()])
+    }
+
+    /// The start of a property whose value, of so many bytes, follows.
+    #[inline(never)]
+    fn property(&mut self, name: &CStr, size: usize) -> Result<(), Error> {
+        let name = name.to_bytes_with_nul();
+        let at = NAMES.windows(name.len()).position(|window| window == name);
+        self.word(token::PROPERTY)?;
+        self.word(size as u32)?;
+        self.word((self.names + at.expect("the name is one of NAMES")) as u32)
+    }
+
+    /// A number of so many words.
+    fn cells(&mut self, words: usize, number: u64) -> Result<(), Error> {
+        if words < 2 && number >> (32 * words) != 0 {
+            return Err(Error::NarrowCells);
+        }
+        (0..words).rev().try_for_each(|word| self.word(if word < 2 { number >> (32 * word) } else { 0 } as u32))
+    }
+
+    /// The node in `/reserved-memory`.
+    fn reserve(&mut self, cells: Cells, ranges: &[Range<u64>]) -> Result<(), Error> {
+        let mut name = heapless::String::<24>::new();
+        let _ = write!(name, "baton@{:x}\0", ranges.first().map_or(0, |range| range.start));
+        self.node(name.as_bytes())?;
+        self.property(c"reg", ranges.len() * (cells.address + cells.size) * WORD)?;
+        for range in ranges {
+            self.cells(cells.address, range.start)?;
+            self.cells(cells.size, range.end - range.start)?;
+        }
+        self.property(c"no-map", 0)?;
+        self.word(token::END_NODE)
     }
 }
 

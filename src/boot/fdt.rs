@@ -1,6 +1,6 @@
 //! The flattened device tree: its blocks, and one walk over its nodes from front to back.
 //!
-//! Boot reads four kinds of nodes and changes two properties. One walk that yields each node with its properties, in
+//! Boot reads five kinds of nodes, changes two properties and adds a node. One walk that yields each node with its properties, in
 //! the order of the tree, suffices for both; a lookup by path would start over for each.
 //!
 //! Source: Devicetree Specification, 0.4, chapter 5.
@@ -158,10 +158,54 @@ impl<'a> Node<'a> {
         self.name.split(|&byte| byte == b'@').next().unwrap_or(self.name)
     }
 
+    /// Its status, "okay" if it has none. Section 2.3.4 has the values.
+    pub fn status(&self) -> &'a [u8] {
+        let status = self.property(c"status").unwrap_or(b"okay");
+        status.split(|&byte| byte == 0).next().unwrap_or(status)
+    }
+
+    /// Whether its status lets it be used. "ok" is an old spelling.
+    pub fn is_okay(&self) -> bool {
+        matches!(self.status(), b"okay" | b"ok")
+    }
+
     /// The value of a property.
     #[inline(never)]
     pub fn property(&self, name: &CStr) -> Option<&'a [u8]> {
         self.properties.clone().find(|property| property.is(name)).map(|property| property.value)
+    }
+}
+
+/// The number of words of addresses and sizes in a `reg`.
+#[derive(Clone, Copy)]
+pub struct Cells {
+    pub address: usize,
+    pub size: usize,
+}
+
+impl Cells {
+    /// Those of a node whose parent does not say.
+    pub const DEFAULT: Self = Self { address: 2, size: 1 };
+
+    /// Those of this node's children. What the node does not say stays as it is.
+    pub fn below(self, node: &Node<'_>) -> Self {
+        // A value beyond 32 bits is ignored.
+        let number = |name| u32::try_from(node.property(name).and_then(number)?).ok().map(|number| number as usize);
+        Self {
+            address: number(c"#address-cells").unwrap_or(self.address),
+            size: number(c"#size-cells").unwrap_or(self.size),
+        }
+    }
+
+    /// The start and the size of the non-empty ranges of a node's `reg`.
+    pub fn ranges<'a>(self, node: &Node<'a>) -> impl Iterator<Item = (u64, u64)> + use<'a> {
+        let address = self.address.saturating_mul(WORD);
+        let entry = self.size.saturating_mul(WORD).saturating_add(address).max(1);
+        let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact(entry);
+        entries.filter_map(move |entry| {
+            let (start, size) = entry.split_at_checked(address)?;
+            Some((number(start)?, number(size).filter(|&size| size != 0)?))
+        })
     }
 }
 

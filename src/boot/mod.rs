@@ -1,7 +1,7 @@
 //! From a device tree and a RAM disk to a machine with VMs.
 //!
 //! 1. [`platform`]: memory, CPUs, interrupt controller and RAM disk, from the device tree, which [`fdt`] parses
-//! 2. [`archive`]: the files of the RAM disk
+//! 2. [`archive`]: the files of the RAM disk; [`image`]: those that cannot be VMs
 //! 3. [`manifest`]: the list of secondaries
 //! 4. [`plan`]: the memory layout, decided before anything is written
 //! 5. `load`: copies the images, builds stage 2, sets up the vCPUs
@@ -14,6 +14,7 @@ pub mod archive;
 pub mod device_tree;
 mod error;
 pub mod fdt;
+pub mod image;
 #[cfg(target_os = "none")]
 mod load;
 pub mod manifest;
