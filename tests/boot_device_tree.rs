@@ -24,7 +24,7 @@ const INITRD: Range<u64> = 0x1_2345_6000..0x1_2345_6014;
 /// Writes into the room that there is to be, with something else in it before. As much of it as the tree says it is.
 fn written(original: &[u8], reserved: &[Range<u64>]) -> Result<Vec<u8>, Error> {
     let mut target = vec![0xa5; room_for(&(0..original.len() as u64)) as usize];
-    write(original, &mut target, INITRD, reserved)?;
+    write(original, &mut target, INITRD, reserved, reserved)?;
     let size = u32::from_be_bytes(target[4..8].try_into().expect("four bytes"));
     target.truncate(size as usize);
     assert_eq!(target.len(), size as usize, "it says that it is larger than its room");
@@ -170,6 +170,19 @@ fn foreign_memory_joins_what_is_reserved_already() {
     }
 }
 
+/// Linux gets it in the node alone.
+#[test]
+fn the_block_and_the_node_are_two_lists() {
+    let mut tree = machine();
+    tree.memory_reservations = vec![MemoryReservation::new(0x4000_0000, 0x1000)];
+    let original = tree.to_dtb();
+    let mut target = vec![0; room_for(&(0..original.len() as u64)) as usize];
+    write(&original, &mut target, INITRD, &[], &[4096..8192]).expect("there is room");
+    target.truncate(u32::from_be_bytes(target[4..8].try_into().expect("four bytes")) as usize);
+    assert_eq!(reservations(&target), [(0x4000_0000, 0x1000)]);
+    assert_eq!(unmapped(&target, true), [(4096, 4096)]);
+}
+
 /// An address that the node cannot express is an error, not another address.
 #[test]
 fn foreign_memory_beyond_the_cells() {
@@ -308,10 +321,13 @@ fn blocks_that_are_not_as_they_should_be() {
 fn too_little_room() {
     let original = machine().to_dtb();
     let mut target = vec![0; original.len() - 1];
-    assert_eq!(write(&original, &mut target, INITRD, &[]).expect_err("not even a copy"), Error::NoRoomForDeviceTree);
+    assert_eq!(
+        write(&original, &mut target, INITRD, &[], &[]).expect_err("not even a copy"),
+        Error::NoRoomForDeviceTree
+    );
     for room in original.len()..original.len() + 16 {
         let mut target = vec![0; room];
-        assert!(write(&original, &mut target, INITRD, &[0..1, 2..3]).is_err());
+        assert!(write(&original, &mut target, INITRD, &[0..1, 2..3], &[]).is_err());
     }
 }
 

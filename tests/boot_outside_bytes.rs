@@ -219,7 +219,7 @@ fn assert_planned(platform: &Platform, archive: Archive<'_>, tree: &[u8]) {
     let used = (platform.device_tree.end - platform.device_tree.start) as usize;
     let foreign = plan.foreign(platform);
     let mut target = vec![0xa5; room_for(&platform.device_tree) as usize];
-    let _ = write(&tree[..used], &mut target, 5..6, &foreign).map(|()| {
+    let _ = write(&tree[..used], &mut target, 5..6, &foreign, &foreign).map(|()| {
         let written = Tree::parse(&target).expect("what was written can be read");
         let before = Tree::parse(tree).expect("it was read before").reservations.len();
         assert_eq!(written.reservations.len(), before + foreign.len());

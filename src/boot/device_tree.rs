@@ -1,9 +1,9 @@
 //! The primary's device tree: the machine's, with the primary's RAM disk in `/chosen`, and with the memory of the
 //! hypervisor and of the secondaries reserved.
 //!
-//! It is reserved twice. The memory reservation block only keeps a kernel from allocating it, and a kernel maps it all
-//! the same; a node in `/reserved-memory` with `no-map` keeps it from any access. VMs that know only the block find it
-//! there.
+//! A node in `/reserved-memory` with `no-map` keeps a kernel from mapping it; the memory reservation block only keeps it
+//! from being allocated. Flat primaries know only the block, so for them it is in both. For a Linux it must not be:
+//! some versions ignore `no-map` for what the block has.
 
 use core::ffi::CStr;
 use core::fmt::Write;
@@ -34,13 +34,20 @@ pub fn used(bytes: &[u8]) -> Option<usize> {
 pub const START: &CStr = c"linux,initrd-start";
 pub const END: &CStr = c"linux,initrd-end";
 
-/// Writes the primary's device tree to `target`, whose size is [`room_for`].
+/// Writes the primary's device tree to `target`, whose size is [`room_for`]. `block` is added to the memory reservation
+/// block, and `no_map` to `/reserved-memory`.
 ///
 /// # Errors
 ///
 /// If `original` is malformed, or has no `/chosen`.
 #[inline(never)]
-pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &[Range<u64>]) -> Result<(), Error> {
+pub fn write(
+    original: &[u8],
+    target: &mut [u8],
+    initrd: Range<u64>,
+    block: &[Range<u64>],
+    no_map: &[Range<u64>],
+) -> Result<(), Error> {
     let tree = Tree::parse(original)?;
     let is_area = |node: &Node<'_>| node.depth == 1 && node.name == AREA.to_bytes();
     let mut nodes = tree.nodes();
@@ -55,7 +62,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
     for entry in tree.reservations {
         to.bytes(entry)?;
     }
-    for range in reserved {
+    for range in block {
         to.bytes(&range.start.to_be_bytes())?;
         to.bytes(&(range.end - range.start).to_be_bytes())?;
     }
@@ -64,7 +71,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
     let structure_at = to.size;
     // The part that is not copied yet.
     let mut rest = tree.structure;
-    let (mut in_chosen, mut in_area) = (false, reserved.is_empty());
+    let (mut in_chosen, mut in_area) = (false, no_map.is_empty());
     let mut cells = Cells::DEFAULT;
     let mut nodes = tree.nodes();
     while let Some(node) = nodes.next()? {
@@ -90,7 +97,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
             to.bytes(&rest[..rest.len() - behind.len()])?;
             rest = behind;
             if has_area {
-                to.reserve(cells.below(&node), reserved)?;
+                to.reserve(cells.below(&node), no_map)?;
             } else {
                 to.node(AREA.to_bytes_with_nul())?;
                 for (name, cells) in [(c"#address-cells", cells.address), (c"#size-cells", cells.size)] {
@@ -98,7 +105,7 @@ pub fn write(original: &[u8], target: &mut [u8], initrd: Range<u64>, reserved: &
                     to.word(cells as u32)?;
                 }
                 to.property(c"ranges", 0)?;
-                to.reserve(cells, reserved)?;
+                to.reserve(cells, no_map)?;
                 to.word(token::END_NODE)?;
             }
         }

@@ -7,6 +7,7 @@ use core::ops::Range;
 use super::archive::Archive;
 use super::device_tree;
 use super::error::Error;
+use super::image::has_header;
 use super::plan::plan;
 use super::platform::{Platform, without};
 use crate::arch::{StageTwo, clean_to_memory};
@@ -95,7 +96,8 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     };
     // SAFETY: the plan put this where nothing else is.
     let tree = unsafe { bytes_mut(&plan.device_tree) };
-    device_tree::write(original, tree, initrd, &reserved)?;
+    let block = if has_header(plan.primary_image) { &[] } else { &reserved[..] };
+    device_tree::write(original, tree, initrd, block, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
     // SAFETY: this runs once, and only this function uses them.
