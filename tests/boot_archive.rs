@@ -85,13 +85,13 @@ fn what_is_wrong_is_said() {
     assert_eq!(Archive::new(b"").unwrap_err(), Error::NoTrailer { at: 0 });
     for (start, found) in [
         (&b"\x7fELF"[..], "something else"),
-        (&[0x71, 0xc7, 0, 0], "in cpio's old binary format of the other byte order"),
-        (b"070707", "in cpio's portable format (odc)"),
-        (b"\x1f\x8b\x08\0", "compressed with gzip"),
-        (b"\xfd7zXZ\0\0", "compressed with xz"),
-        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-        (b"BZh9", "compressed with bzip2"),
-        (b"\x02\x21\x4c\x18", "compressed with lz4"),
+        (&[0x71, 0xc7, 0, 0], "in the other byte order"),
+        (b"070707", "in the portable format (odc)"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"BZh9", "bzip2"),
+        (b"\x02\x21\x4c\x18", "lz4"),
     ] {
         let error = Archive::new(start).unwrap_err();
         assert_eq!(error, Error::Format { at: 0, found });

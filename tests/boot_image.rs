@@ -13,13 +13,13 @@ fn with(at: usize, magic: &[u8]) -> Vec<u8> {
 #[test]
 fn what_is_no_code_is_named() {
     for (image, what) in [
-        (with(0, b"\x7fELF\x02\x01\x01"), "an ELF file"),
-        (with(0, b"\x1f\x8b\x08\0"), "compressed with gzip"),
-        (with(0, b"\xfd7zXZ\0"), "compressed with xz"),
-        (with(0, b"MZ\0\0zimg"), "a compressed EFI image (zboot)"),
-        (with(0x24, &0x016f_2818u32.to_le_bytes()), "a kernel for 32-bit Arm (zImage)"),
-        (with(0x38, b"RSC\x05"), "a kernel for RISC-V"),
-        (with(0x202, b"HdrS"), "a kernel for x86 (bzImage)"),
+        (with(0, b"\x7fELF\x02\x01\x01"), "ELF"),
+        (with(0, b"\x1f\x8b\x08\0"), "gzip"),
+        (with(0, b"\xfd7zXZ\0"), "xz"),
+        (with(0, b"MZ\0\0zimg"), "EFI zboot"),
+        (with(0x24, &0x016f_2818u32.to_le_bytes()), "a 32-bit zImage"),
+        (with(0x38, b"RSC\x05"), "for RISC-V"),
+        (with(0x202, b"HdrS"), "for x86"),
         (b"#!/bin/sh\n".to_vec(), "text"),
         ("1048576 1 hog\r\n\t".repeat(1000).into_bytes(), "text"),
     ] {

@@ -353,7 +353,7 @@ mod tests {
         let files = list("vmlinuz good\ninitrd text\n4096 1 good\n");
         for (text, complaint) in [
             ("vmlinuz elf", "my-vms:1: "),
-            ("vmlinuz elf", "elf is an ELF file; "),
+            ("vmlinuz elf", "elf is ELF; "),
             ("vmlinuz text", "text is text; "),
             ("vmlinuz good\n4096 1 elf", "my-vms:2: "),
         ] {

@@ -8,6 +8,8 @@
 
 use core::fmt;
 
+use super::image;
+
 /// A well-formed archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Archive<'a> {
@@ -37,12 +39,12 @@ impl fmt::Display for Error {
         match *self {
             Self::Format { at, found } => write!(
                 f,
-                "is not a cpio archive in the old binary or the newc format, but {found} (at byte {at}); make it with cpio -o -H newc"
+                "is no cpio archive in the old binary or newc format, but {found} (at byte {at}); use cpio -o -H newc"
             ),
             Self::Number { at } => {
                 write!(f, "is damaged: the header at byte {at} has something else than digits in a number")
             }
-            Self::Sum { at } => write!(f, "is damaged: the data of the entry at byte {at} does not have its checksum"),
+            Self::Sum { at } => write!(f, "is damaged: the data of the entry at byte {at} has another checksum"),
             Self::CutOff { at, part } => {
                 let part = match part {
                     Part::Header => "header",
@@ -94,17 +96,25 @@ impl Entry<'_> {
 const TRAILER: &[u8] = b"TRAILER!!!";
 
 /// Formats that RAM disks also come in, by what they begin with.
-const OTHERS: [(&[u8], &str); 9] = [
-    (b"\x71\xc7", "in cpio's old binary format of the other byte order"),
-    (b"070707", "in cpio's portable format (odc)"),
-    (b"\x1f\x8b", "compressed with gzip"),
-    (b"\xfd7zXZ\0", "compressed with xz"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-    (b"BZh", "compressed with bzip2"),
-    (b"\x02\x21\x4c\x18", "compressed with lz4"),
-    (b"\x04\x22\x4d\x18", "compressed with lz4"),
-    (b"", "something else"),
+const OTHERS: [image::Kind; 8] = [
+    (0, b"\x71\xc7", "in the other byte order"),
+    (0, b"070707", "in the portable format (odc)"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+    (0, b"BZh", "bzip2"),
+    (0, b"\x02\x21\x4c\x18", "lz4"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
 ];
+
+/// What is wrong with an entry. Small, because each step can fail.
+enum Fault {
+    Format,
+    Number,
+    Sum,
+    CutOff(Part),
+    NoTrailer,
+}
 
 impl<'a> Archive<'a> {
     /// Checks every entry, up to the trailer. Bytes after the trailer are ignored.
@@ -114,10 +124,20 @@ impl<'a> Archive<'a> {
     /// Where the archive is damaged or truncated.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut at = 0;
-        while let Some(next) = entry(bytes, at)?.next {
-            at = next;
+        loop {
+            match entry(bytes, at).map(|entry| entry.next) {
+                Ok(Some(next)) => at = next,
+                Ok(None) => return Ok(Self { bytes }),
+                Err(Fault::Format) => {
+                    let found = image::name(&OTHERS, &bytes[at..]).unwrap_or("something else");
+                    return Err(Error::Format { at, found });
+                }
+                Err(Fault::Number) => return Err(Error::Number { at }),
+                Err(Fault::Sum) => return Err(Error::Sum { at }),
+                Err(Fault::CutOff(part)) => return Err(Error::CutOff { at, part }),
+                Err(Fault::NoTrailer) => return Err(Error::NoTrailer { at }),
+            }
         }
-        Ok(Self { bytes })
     }
 
     /// The contents of the file with this name.
@@ -127,19 +147,20 @@ impl<'a> Archive<'a> {
     /// If the archive has no such file, or something else under this name.
     #[inline(never)] // boot runs once: small rather than fast
     pub fn file(&self, name: &str) -> Result<&'a [u8], NoFile> {
-        let found = self.last(|entry| entry.name == name.as_bytes()).ok_or(NoFile::Absent)?;
+        let found = self.last(&|entry| entry.name == name.as_bytes()).ok_or(NoFile::Absent)?;
         if let Some(other) = found.other() {
             return Err(NoFile::Other(other));
         }
         if found.data.is_empty() && found.links > 1 {
             let with_data = |other: &Entry<'_>| other.inode == found.inode && !other.data.is_empty();
-            return Ok(self.last(with_data).map_or(&[], |other| other.data));
+            return Ok(self.last(&with_data).map_or(&[], |other| other.data));
         }
         Ok(found.data)
     }
 
     /// The last entry of this kind, not counting the trailer.
-    fn last(&self, is_wanted: impl Fn(&Entry<'_>) -> bool) -> Option<Entry<'a>> {
+    #[inline(never)]
+    fn last(&self, is_wanted: &dyn Fn(&Entry<'_>) -> bool) -> Option<Entry<'a>> {
         let mut last = None;
         let mut at = 0;
         while let Ok(entry) = entry(self.bytes, at)
@@ -156,27 +177,26 @@ impl<'a> Archive<'a> {
 
 /// The entry at byte `at`.
 #[inline(never)]
-fn entry(bytes: &[u8], at: usize) -> Result<Entry<'_>, Error> {
+fn entry(bytes: &[u8], at: usize) -> Result<Entry<'_>, Fault> {
     let rest = bytes.get(at..).unwrap_or(&[]);
     if rest.is_empty() {
-        return Err(Error::NoTrailer { at });
+        return Err(Fault::NoTrailer);
     }
     match rest {
         [0xc7, 0x71, ..] => old_binary(bytes, at),
         _ if rest.starts_with(b"070701") || rest.starts_with(b"070702") => newc(bytes, at),
-        _ if b"070701".starts_with(rest) || rest == [0xc7] => Err(Error::CutOff { at, part: Part::Header }),
-        _ => {
-            let other = OTHERS.iter().find(|(magic, _)| rest.starts_with(magic));
-            Err(Error::Format { at, found: other.map_or("", |(_, name)| name) })
-        }
+        _ if b"070701".starts_with(rest) || rest == [0xc7] => Err(Fault::CutOff(Part::Header)),
+        _ => Err(Fault::Format),
     }
 }
 
 /// 26 bytes of little-endian 16-bit words, then name and data, each padded to an even size.
-fn old_binary(bytes: &[u8], at: usize) -> Result<Entry<'_>, Error> {
+fn old_binary(bytes: &[u8], at: usize) -> Result<Entry<'_>, Fault> {
     const HEADER: usize = 26;
-    let header = part(bytes, at, at, HEADER, Part::Header)?;
-    let word = |offset: usize| u32::from(u16::from_le_bytes([header[offset], header[offset + 1]]));
+    let header = part(bytes, at, HEADER, Part::Header)?;
+    let word = |offset: usize| {
+        header.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |&word| u16::from_le_bytes(word).into())
+    };
     let fields = Fields {
         inode: [word(4), word(2), 0],
         mode: word(6),
@@ -189,17 +209,18 @@ fn old_binary(bytes: &[u8], at: usize) -> Result<Entry<'_>, Error> {
 }
 
 /// 110 bytes of ASCII, numbers as 8 hexadecimal digits, then name (with the header) and data, each padded to 4 bytes.
-fn newc(bytes: &[u8], at: usize) -> Result<Entry<'_>, Error> {
+fn newc(bytes: &[u8], at: usize) -> Result<Entry<'_>, Fault> {
     const HEADER: usize = 110;
-    let header = part(bytes, at, at, HEADER, Part::Header)?;
-    let mut numbers = [0; 13];
-    for (number, digits) in numbers.iter_mut().zip(header[6..].chunks_exact(8)) {
-        for &digit in digits {
-            *number = *number << 4 | char::from(digit).to_digit(16).ok_or(Error::Number { at })?;
-        }
-    }
-    let [inode, mode, _, _, links, _, data_size, major, minor, _, _, name_size, sum] = numbers;
-    let fields = Fields { inode: [inode, major, minor], mode, links, name_size, data_size };
+    let header = part(bytes, at, HEADER, Part::Header)?;
+    let number = |offset| number(header, offset).ok_or(Fault::Number);
+    let fields = Fields {
+        inode: [number(6)?, number(62)?, number(70)?],
+        mode: number(14)?,
+        links: number(38)?,
+        name_size: number(94)?,
+        data_size: number(54)?,
+    };
+    let sum = number(102)?;
     let entry = assemble(bytes, at, HEADER, fields, 4)?;
     // Only this format has a checksum, and only of data.
     if header.starts_with(b"070702")
@@ -207,9 +228,16 @@ fn newc(bytes: &[u8], at: usize) -> Result<Entry<'_>, Error> {
         && entry.other().is_none()
         && entry.data.iter().fold(0, |sum: u32, &byte| sum.wrapping_add(byte.into())) != sum
     {
-        return Err(Error::Sum { at });
+        return Err(Fault::Sum);
     }
     Ok(entry)
+}
+
+/// The 8 hexadecimal digits at `offset`.
+#[inline(never)]
+fn number(header: &[u8], offset: usize) -> Option<u32> {
+    let digits = header.get(offset..offset + 8)?;
+    digits.iter().try_fold(0, |number, &digit| Some(number << 4 | char::from(digit).to_digit(16)?))
 }
 
 /// The fields of a header.
@@ -222,14 +250,14 @@ struct Fields {
 }
 
 #[inline(never)]
-fn assemble(bytes: &[u8], at: usize, header: usize, fields: Fields, align: usize) -> Result<Entry<'_>, Error> {
+fn assemble(bytes: &[u8], at: usize, header: usize, fields: Fields, align: usize) -> Result<Entry<'_>, Fault> {
     let Fields { inode, mode, links, name_size, data_size } = fields;
     let (name_size, data_size) = (name_size as usize, data_size as usize);
     let name_at = at + header;
-    let name = part(bytes, at, name_at, name_size, Part::Name)?;
+    let name = part(bytes, name_at, name_size, Part::Name)?;
     let data_at = (name_at + name_size).next_multiple_of(align);
-    let data = if data_size == 0 { &[] } else { part(bytes, at, data_at, data_size, Part::Data)? };
-    let next = data_at.checked_add(data_size).ok_or(Error::CutOff { at, part: Part::Data })?.next_multiple_of(align);
+    let data = if data_size == 0 { &[] } else { part(bytes, data_at, data_size, Part::Data)? };
+    let next = data_at.checked_add(data_size).ok_or(Fault::CutOff(Part::Data))?.next_multiple_of(align);
     // The size of a name counts the zero that ends it, and what it may be padded with.
     let mut name = name.split(|&byte| byte == 0).next().unwrap_or(name);
     let next = Some(next).filter(|_| name != TRAILER);
@@ -239,7 +267,7 @@ fn assemble(bytes: &[u8], at: usize, header: usize, fields: Fields, align: usize
     Ok(Entry { name, data, mode, inode, links, next })
 }
 
-fn part(bytes: &[u8], at: usize, from: usize, size: usize, part: Part) -> Result<&[u8], Error> {
-    let cut_off = Error::CutOff { at, part };
-    bytes.get(from..from.checked_add(size).ok_or(cut_off)?).ok_or(cut_off)
+#[inline(never)]
+fn part(bytes: &[u8], from: usize, size: usize, part: Part) -> Result<&[u8], Fault> {
+    from.checked_add(size).and_then(|end| bytes.get(from..end)).ok_or(Fault::CutOff(part))
 }

@@ -6,7 +6,6 @@
 //! some versions ignore `no-map` for what the block has.
 
 use core::ffi::CStr;
-use core::fmt::Write;
 use core::ops::Range;
 
 use super::error::Error;
@@ -40,7 +39,6 @@ pub const END: &CStr = c"linux,initrd-end";
 /// # Errors
 ///
 /// If `original` is malformed, or has no `/chosen`.
-#[inline(never)]
 pub fn write(
     original: &[u8],
     target: &mut [u8],
@@ -48,8 +46,38 @@ pub fn write(
     block: &[Range<u64>],
     no_map: &[Range<u64>],
 ) -> Result<(), Error> {
+    try_write(original, target, initrd, block, no_map).map_err(|fault| match fault {
+        Fault::Malformed => Error::DeviceTreeMalformed,
+        Fault::NoChosen => Error::NoRamDisk,
+        Fault::NarrowCells => Error::NarrowCells,
+        Fault::NoRoom => Error::NoRoomForDeviceTree,
+    })
+}
+
+/// What can go wrong. A byte, because each step can fail.
+enum Fault {
+    Malformed,
+    NoChosen,
+    NarrowCells,
+    NoRoom,
+}
+
+impl From<Malformed> for Fault {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+#[inline(never)]
+fn try_write(
+    original: &[u8],
+    target: &mut [u8],
+    initrd: Range<u64>,
+    block: &[Range<u64>],
+    no_map: &[Range<u64>],
+) -> Result<(), Fault> {
     let tree = Tree::parse(original)?;
-    let is_area = |node: &Node<'_>| node.depth == 1 && node.name == AREA.to_bytes();
+    let is_area = |node: &Node<'_>| node.depth == 1 && node.name == AREA;
     let mut nodes = tree.nodes();
     let mut has_area = false;
     while let Some(node) = nodes.next()? {
@@ -83,7 +111,7 @@ pub fn write(
             in_chosen = true;
             to.bytes(&rest[..rest.len() - node.properties.rest().len()])?;
             rest = behind;
-            for (name, address) in [(START, initrd.start), (END, initrd.end)] {
+            for (name, address) in [(const { offset(START) }, initrd.start), (const { offset(END) }, initrd.end)] {
                 to.property(name, size_of_val(&address))?;
                 to.bytes(&address.to_be_bytes())?;
             }
@@ -99,19 +127,24 @@ pub fn write(
             if has_area {
                 to.reserve(cells.below(&node), no_map)?;
             } else {
-                to.node(AREA.to_bytes_with_nul())?;
-                for (name, cells) in [(c"#address-cells", cells.address), (c"#size-cells", cells.size)] {
+                to.word(token::BEGIN_NODE)?;
+                to.bytes(AREA)?;
+                to.end_name()?;
+                for (name, cells) in [
+                    (const { offset(c"#address-cells") }, cells.address),
+                    (const { offset(c"#size-cells") }, cells.size),
+                ] {
                     to.property(name, WORD)?;
                     to.word(cells as u32)?;
                 }
-                to.property(c"ranges", 0)?;
+                to.property(const { offset(c"ranges") }, 0)?;
                 to.reserve(cells, no_map)?;
                 to.word(token::END_NODE)?;
             }
         }
     }
     if !in_chosen {
-        return Err(Error::NoRamDisk);
+        return Err(Fault::NoChosen);
     }
     to.bytes(rest)?;
 
@@ -137,10 +170,26 @@ pub fn write(
 const _: () = assert!(HEADER.is_multiple_of(RESERVATION / 2) && HEADER.is_multiple_of(WORD), "blocks are aligned");
 
 /// The node of reserved ranges.
-const AREA: &CStr = c"reserved-memory";
+const AREA: &[u8] = b"reserved-memory";
 
 /// The names of properties that the edits add. They are appended to the strings block.
 const NAMES: &[u8] = b"linux,initrd-start\0linux,initrd-end\0#address-cells\0#size-cells\0ranges\0reg\0no-map\0";
+
+/// The offset of a name in [`NAMES`].
+const fn offset(name: &CStr) -> usize {
+    let name = name.to_bytes_with_nul();
+    let mut at = 0;
+    loop {
+        let mut same = 0;
+        while same < name.len() && NAMES[at + same] == name[same] {
+            same += 1;
+        }
+        if same == name.len() {
+            return at;
+        }
+        at += 1;
+    }
+}
 
 /// Appends bytes to `target`.
 struct Writer<'a> {
@@ -152,54 +201,59 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     #[inline(never)]
-    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let end = self.size + bytes.len();
-        self.target.get_mut(self.size..end).ok_or(Error::NoRoomForDeviceTree)?.copy_from_slice(bytes);
+        self.target.get_mut(self.size..end).ok_or(Fault::NoRoom)?.copy_from_slice(bytes);
         self.size = end;
         Ok(())
     }
 
     #[inline(never)]
-    fn word(&mut self, word: u32) -> Result<(), Error> {
+    fn word(&mut self, word: u32) -> Result<(), Fault> {
         self.bytes(&word.to_be_bytes())
     }
 
-    /// The start of a node. The name ends with a zero byte.
-    fn node(&mut self, name: &[u8]) -> Result<(), Error> {
-        self.word(token::BEGIN_NODE)?;
-        self.bytes(name)?;
-        self.bytes(&[0; WORD][..name.len().next_multiple_of(WORD) - name.len()])
+    /// The end of a node's name: a zero byte, and more of them up to the next word.
+    fn end_name(&mut self) -> Result<(), Fault> {
+        self.bytes(&[0; WORD][..WORD - self.size % WORD])
     }
 
-    /// The start of a property whose value, of so many bytes, follows.
+    /// The start of a property whose value, of so many bytes, follows. `name` is its [`offset`].
     #[inline(never)]
-    fn property(&mut self, name: &CStr, size: usize) -> Result<(), Error> {
-        let name = name.to_bytes_with_nul();
-        let at = NAMES.windows(name.len()).position(|window| window == name);
+    fn property(&mut self, name: usize, size: usize) -> Result<(), Fault> {
         self.word(token::PROPERTY)?;
         self.word(size as u32)?;
-        self.word((self.names + at.expect("the name is one of NAMES")) as u32)
+        self.word((self.names + name) as u32)
     }
 
     /// A number of so many words.
-    fn cells(&mut self, words: usize, number: u64) -> Result<(), Error> {
+    #[inline(never)]
+    fn cells(&mut self, words: usize, number: u64) -> Result<(), Fault> {
         if words < 2 && number >> (32 * words) != 0 {
-            return Err(Error::NarrowCells);
+            return Err(Fault::NarrowCells);
         }
         (0..words).rev().try_for_each(|word| self.word(if word < 2 { number >> (32 * word) } else { 0 } as u32))
     }
 
     /// The node in `/reserved-memory`.
-    fn reserve(&mut self, cells: Cells, ranges: &[Range<u64>]) -> Result<(), Error> {
-        let mut name = heapless::String::<24>::new();
-        let _ = write!(name, "baton@{:x}\0", ranges.first().map_or(0, |range| range.start));
-        self.node(name.as_bytes())?;
-        self.property(c"reg", ranges.len() * (cells.address + cells.size) * WORD)?;
+    #[inline(never)]
+    fn reserve(&mut self, cells: Cells, ranges: &[Range<u64>]) -> Result<(), Fault> {
+        self.word(token::BEGIN_NODE)?;
+        self.bytes(b"baton@")?;
+        let start = ranges.first().map_or(0, |range| range.start);
+        for shift in (0..u64::BITS).step_by(4).rev() {
+            let digits = start >> shift;
+            if digits != 0 || shift == 0 {
+                self.bytes(&[b"0123456789abcdef"[digits as usize & 0xf]])?;
+            }
+        }
+        self.end_name()?;
+        self.property(const { offset(c"reg") }, ranges.len() * (cells.address + cells.size) * WORD)?;
         for range in ranges {
             self.cells(cells.address, range.start)?;
             self.cells(cells.size, range.end - range.start)?;
         }
-        self.property(c"no-map", 0)?;
+        self.property(const { offset(c"no-map") }, 0)?;
         self.word(token::END_NODE)
     }
 }

@@ -51,17 +51,15 @@ impl fmt::Display for Error {
                 f,
                 "the device tree's /chosen has no linux,initrd-start and -end, so there is no RAM disk with VMs; on QEMU say -initrd FILE"
             ),
-            Self::TooManyReserved => write!(
-                f,
-                "the device tree reserves more than {MAX_RESERVED} ranges of memory; raise MAX_RESERVED for this machine"
-            ),
-            Self::NarrowCells => write!(
-                f,
-                "the #address-cells or #size-cells of the device tree's /reserved-memory are too few for the addresses of VMs"
-            ),
+            Self::TooManyReserved => {
+                write!(f, "the device tree reserves more than {MAX_RESERVED} ranges of memory; raise MAX_RESERVED")
+            }
+            Self::NarrowCells => {
+                write!(f, "the cells of the device tree's /reserved-memory are too few for the VMs' addresses")
+            }
             Self::OutsideMemory { what, range } => write!(
                 f,
-                "the {what} at {:#x} to {:#x} is not in memory that the device tree lets be used",
+                "the {what} at {:#x} to {:#x} is not in memory that the device tree lets be mapped",
                 range.start, range.end
             ),
             Self::Archive(error) => write!(f, "the RAM disk {error}"),

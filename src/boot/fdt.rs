@@ -124,6 +124,7 @@ impl<'a> Nodes<'a> {
     ///
     /// If the structure is malformed there.
     #[allow(clippy::should_implement_trait)] // it can fail
+    #[inline(never)]
     pub fn next(&mut self) -> Result<Option<Node<'a>>, Malformed> {
         loop {
             match take_word(&mut self.rest)? {
@@ -154,17 +155,20 @@ impl<'a> Nodes<'a> {
 
 impl<'a> Node<'a> {
     /// The name without its unit address.
+    #[inline(never)]
     pub fn plain_name(&self) -> &'a [u8] {
         self.name.split(|&byte| byte == b'@').next().unwrap_or(self.name)
     }
 
     /// Its status, "okay" if it has none. Section 2.3.4 has the values.
+    #[inline(never)]
     pub fn status(&self) -> &'a [u8] {
         let status = self.property(c"status").unwrap_or(b"okay");
         status.split(|&byte| byte == 0).next().unwrap_or(status)
     }
 
     /// Whether its status lets it be used. "ok" is an old spelling.
+    #[inline(never)]
     pub fn is_okay(&self) -> bool {
         matches!(self.status(), b"okay" | b"ok")
     }
@@ -188,6 +192,7 @@ impl Cells {
     pub const DEFAULT: Self = Self { address: 2, size: 1 };
 
     /// Those of this node's children. What the node does not say stays as it is.
+    #[inline(never)]
     pub fn below(self, node: &Node<'_>) -> Self {
         // A value beyond 32 bits is ignored.
         let number = |name| u32::try_from(node.property(name).and_then(number)?).ok().map(|number| number as usize);
@@ -197,15 +202,35 @@ impl Cells {
         }
     }
 
-    /// The start and the size of the non-empty ranges of a node's `reg`.
-    pub fn ranges<'a>(self, node: &Node<'a>) -> impl Iterator<Item = (u64, u64)> + use<'a> {
-        let address = self.address.saturating_mul(WORD);
-        let entry = self.size.saturating_mul(WORD).saturating_add(address).max(1);
-        let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact(entry);
-        entries.filter_map(move |entry| {
-            let (start, size) = entry.split_at_checked(address)?;
-            Some((number(start)?, number(size).filter(|&size| size != 0)?))
-        })
+    /// The ranges of a node's `reg`.
+    #[inline(never)]
+    pub fn ranges<'a>(self, node: &Node<'a>) -> Ranges<'a> {
+        Ranges { rest: node.property(c"reg").unwrap_or(&[]), cells: self }
+    }
+}
+
+/// The start and the size of each range of a `reg` that is not empty.
+pub struct Ranges<'a> {
+    rest: &'a [u8],
+    cells: Cells,
+}
+
+impl Iterator for Ranges<'_> {
+    type Item = (u64, u64);
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<(u64, u64)> {
+        loop {
+            let (start, rest) = self.rest.split_at_checked(self.cells.address.checked_mul(WORD)?)?;
+            let (size, rest) = rest.split_at_checked(self.cells.size.checked_mul(WORD)?)?;
+            if rest.len() == self.rest.len() {
+                return None;
+            }
+            self.rest = rest;
+            if let (Some(start), Some(size @ 1..)) = (number(start), number(size)) {
+                return Some((start, size));
+            }
+        }
     }
 }
 
@@ -258,6 +283,7 @@ fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|word| u32::from_be_bytes(*word))
 }
 
+#[inline(never)]
 fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
     let number = word(rest).ok_or(Malformed)?;
     *rest = &rest[WORD..];
@@ -265,6 +291,7 @@ fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
 }
 
 /// Takes `size` bytes and their padding to whole words.
+#[inline(never)]
 fn take<'a>(rest: &mut &'a [u8], size: usize) -> Result<&'a [u8], Malformed> {
     let taken = rest.get(..size).ok_or(Malformed)?;
     *rest = rest.get(size.next_multiple_of(WORD)..).ok_or(Malformed)?;

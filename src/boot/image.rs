@@ -3,22 +3,24 @@
 //! Any bytes may be a flat binary, so only what is no code is named: a magic number that is no A64 instruction, or so
 //! long that no code begins with it by chance. The host tool includes this file, too.
 
-/// What an image is: offset, bytes, name.
-const KINDS: [(usize, &[u8], &str); 7] = [
-    (0, b"\x7fELF", "an ELF file"),
-    (0, b"\x1f\x8b\x08", "compressed with gzip"),
-    (0, b"\xfd7zXZ\0", "compressed with xz"),
-    (0, b"MZ\0\0zimg", "a compressed EFI image (zboot)"),
-    (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit Arm (zImage)"),
-    (0x38, b"RSC\x05", "a kernel for RISC-V"),
-    (0x202, b"HdrS", "a kernel for x86 (bzImage)"),
+/// A kind of file: offset, the bytes there, name.
+pub type Kind = (usize, &'static [u8], &'static str);
+
+const KINDS: [Kind; 7] = [
+    (0, b"\x7fELF", "ELF"),
+    (0, b"\x1f\x8b\x08", "gzip"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"MZ\0\0zimg", "EFI zboot"),
+    (0x24, b"\x18\x28\x6f\x01", "a 32-bit zImage"),
+    (0x38, b"RSC\x05", "for RISC-V"),
+    (0x202, b"HdrS", "for x86"),
 ];
 
 /// Text is judged by so many bytes at most, and not called so if it is shorter than two instructions.
 const TEXT: core::ops::RangeInclusive<usize> = 8..=64;
 
-/// What to do about it.
-pub const REMEDY: &str = "a VM's image is a flat binary (objcopy -O binary); the primary's may be an arm64 Linux Image";
+/// What to do about it. An arm64 `Image` is a flat binary, too.
+pub const REMEDY: &str = "it must be a flat binary (objcopy -O binary) or an arm64 Linux Image";
 
 /// Whether the image has the header of an arm64 Linux `Image`.
 ///
@@ -28,6 +30,7 @@ pub fn has_header(image: &[u8]) -> bool {
 }
 
 /// What the image is, if it cannot be entered at its first byte.
+#[inline(never)]
 pub fn no_code(image: &[u8]) -> Option<&'static str> {
     if has_header(image) {
         return None;
@@ -37,6 +40,12 @@ pub fn no_code(image: &[u8]) -> Option<&'static str> {
     if start.len() >= *TEXT.start() && start.iter().all(is_text) {
         return Some("text");
     }
-    let kind = KINDS.iter().find(|(at, magic, _)| image.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
+    name(&KINDS, image)
+}
+
+/// The name of the first kind that a file is of.
+#[inline(never)]
+pub fn name(kinds: &[Kind], file: &[u8]) -> Option<&'static str> {
+    let kind = kinds.iter().find(|(at, magic, _)| file.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
     kind.map(|&(_, _, name)| name)
 }

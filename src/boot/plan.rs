@@ -16,10 +16,10 @@ use super::archive::{Archive, NoFile};
 use super::device_tree;
 use super::error::Error;
 use super::image;
+use super::limits::Regions;
+use super::limits::{MAX_VMS, PAGE_SIZE};
 use super::manifest;
 use super::platform::{MAX_RESERVED, Platform};
-use crate::ids::{MAX_VMS, PAGE_SIZE};
-use crate::vm::Regions;
 
 /// The alignment of a flat image of the primary.
 const FLAT_ALIGN: u64 = 512 << 10;
@@ -101,6 +101,7 @@ pub fn plan<'a>(
 }
 
 /// A file that boot itself needs, if there is one.
+#[inline(never)]
 fn file<'a>(archive: Archive<'a>, name: &'static str) -> Result<Option<&'a [u8]>, Error> {
     match archive.file(name) {
         Ok(file) => Ok(Some(file)),
@@ -196,10 +197,12 @@ impl Space {
     }
 
     /// A taken region that overlaps `range`.
+    #[inline(never)]
     fn obstacle(&self, range: &Range<u64>) -> Option<&Range<u64>> {
         self.taken.iter().find(|taken| taken.start < range.end && range.start < taken.end)
     }
 
+    #[inline(never)]
     fn take(&mut self, range: Range<u64>) -> Option<Range<u64>> {
         self.taken.push(range.clone()).ok().map(|()| range)
     }
@@ -222,6 +225,7 @@ impl Space {
     }
 
     /// Takes the highest free region, page-aligned.
+    #[inline(never)]
     fn highest(&mut self, size: u64) -> Option<Range<u64>> {
         for bank in self.ram.clone().iter().rev() {
             let mut end = bank.end & !(PAGE_SIZE - 1);

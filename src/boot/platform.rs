@@ -6,9 +6,9 @@ use heapless::Vec;
 
 use super::device_tree;
 use super::error::Error;
-use super::fdt::{Cells, Node, RESERVATION, Tree, number};
-use crate::ids::{MAX_CPUS, PAGE_SIZE};
-use crate::vm::Regions;
+use super::fdt::{Cells, Node, RESERVATION, Ranges, Tree, number};
+use super::limits::Regions;
+use super::limits::{MAX_CPUS, PAGE_SIZE};
 
 /// The hardware of the machine.
 #[derive(Debug)]
@@ -91,6 +91,7 @@ impl Platform {
 ///
 /// The secondaries are adjacent except around obstacles, so a few regions of a bank are left. If a machine with many
 /// banks or holes has more regions than fit, the last ones stay unused: as RAM, or for the primary's mailbox.
+#[inline(never)]
 pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
     let mut rest = ram.clone();
     for hole in holes {
@@ -172,8 +173,10 @@ impl Found {
     }
 
     /// Adds banks of memory, in ascending order. What EL2 cannot map, and banks beyond the limit, stay unused.
-    fn memory(&mut self, banks: impl Iterator<Item = (u64, u64)>) {
-        for (start, end) in banks.filter_map(|(start, size)| Some((start, start.checked_add(size)?.min(LIMIT)))) {
+    #[inline(never)]
+    fn memory(&mut self, banks: Ranges<'_>) {
+        for (start, size) in banks {
+            let end = start.checked_add(size).map_or(start, |end| end.min(LIMIT));
             if start < end {
                 let at = self.memory.iter().position(|other| other.start > start).unwrap_or(self.memory.len());
                 let _ = self.memory.insert(at, start..end);
@@ -186,26 +189,30 @@ impl Found {
     fn reserve(&mut self, range: Option<(u64, u64)>, no_map: bool) -> Result<(), Error> {
         let Some((start, size @ 1..)) = range else { return Ok(()) };
         let end = start.saturating_add(size);
-        let pushed = if no_map {
-            let pages = start & !(PAGE_SIZE - 1)..end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
-            self.no_map.push(pages)
+        let (list, range) = if no_map {
+            let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+            (&mut self.no_map, start & !(PAGE_SIZE - 1)..end)
         } else {
-            self.reserved.push(start..end)
+            (&mut self.reserved, start..end)
         };
-        pushed.map_err(|_| Error::TooManyReserved)
+        list.push(range).map_err(|_| Error::TooManyReserved)
     }
 }
 
 /// The GICv3 that this node describes, if it is one.
+#[inline(never)]
 fn controller(node: &Node<'_>, cells: Cells) -> Option<Controller> {
     let mut names = node.property(c"compatible")?.split(|&byte| byte == 0);
     if !names.any(|name| name == b"arm,gic-v3") {
         return None;
     }
     let regions = node.property(c"#redistributor-regions").and_then(number).unwrap_or(1);
-    let mut frames = cells.ranges(node).filter_map(|(start, size)| Some(start..start.checked_add(size)?));
+    let mut frames = cells.ranges(node).map(|(start, size)| start..start.saturating_add(size));
     let distributor = frames.next()?;
-    let redistributors: Vec<_, 4> = frames.take((regions as usize).min(4)).collect();
+    let mut redistributors = Vec::new();
+    for frame in frames.take(regions as usize) {
+        let _ = redistributors.push(frame);
+    }
     (!redistributors.is_empty()).then_some(Controller { distributor, redistributors })
 }
 

@@ -44,7 +44,7 @@ const OTHERS: [(&str, Disk, &str); 15] = [
     ("absent", Disk::None, "RAM disk"),
     ("without_primary", Disk::Files(|files| files.retain(|file| file.name != "vmlinuz")), "no file vmlinuz"),
     ("empty_primary", Disk::Files(|files| files[0].data.clear()), "is empty"),
-    ("with_elf_primary", Disk::Files(|files| begin(files, 0, b"\x7fELF\x02\x01\x01\0")), "an ELF file"),
+    ("with_elf_primary", Disk::Files(|files| begin(files, 0, b"\x7fELF\x02\x01\x01\0")), "ELF"),
     ("with_gzip_primary", Disk::Files(|files| begin(files, 0, b"\x1f\x8b\x08\0")), "gzip"),
     ("with_zboot_primary", Disk::Files(|files| begin(files, 0, b"MZ\0\0zimg")), "zboot"),
     ("with_32_bit_primary", Disk::Files(|files| begin(files, 0x24, b"\x18\x28\x6f\x01")), "32-bit"),

@@ -47,9 +47,7 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
 
     let affinity = MPIDR_EL1.get() & 0xff_00ff_ffff;
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
-        give_up(
-            &"the device tree's /cpus does not list the CPU that booted, or says that it failed; the machine's description is wrong",
-        )
+        give_up(&"the device tree's /cpus does not list the CPU that booted, or says that it failed")
     };
     let me = CpuId::new(me);
     memory::note_boot_cpu(me);
