@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use baton::boot::Error;
 use baton::boot::archive::Archive;
+use baton::boot::limits::Reserved;
 use baton::boot::plan::{Plan, plan};
-use baton::boot::platform::{Platform, Reserved, without};
+use baton::boot::platform::{Platform, without};
 use baton::ids::{MAX_VMS, PAGE_SIZE};
 use baton::vm::{MAX_REGIONS, Regions};
 use cpio::{Format, Header, archive};

@@ -9,7 +9,8 @@ mod tree;
 use std::ops::Range;
 
 use baton::boot::Error;
-use baton::boot::platform::{MAX_RESERVED, Platform};
+use baton::boot::limits::MAX_RESERVED;
+use baton::boot::platform::Platform;
 use baton::ids::MAX_CPUS;
 use cases::cases;
 use dtoolkit::memreserve::MemoryReservation;

@@ -9,8 +9,8 @@
 //!    [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
 //!    [`host_tests`];
 //! 3. what a [`test`] is;
-//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`], and
-//!    the hypervisor's own [`mod@image`]), and what this computer lacks ([`setup`]).
+//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]), and
+//!    what this computer lacks ([`setup`]).
 
 mod bench;
 mod console;
@@ -20,8 +20,6 @@ mod footprint;
 mod fuzz;
 mod gdb;
 mod host_tests;
-#[path = "../../src/boot/image.rs"]
-mod image;
 mod images;
 mod inputs;
 mod lab;

@@ -10,8 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-
-use crate::image;
+use baton_boot::image;
 
 const MIB: u64 = 1 << 20;
 const TRAILER: &str = "TRAILER!!!";

@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use super::archive;
 use super::image;
-use super::platform::MAX_RESERVED;
+use super::limits::MAX_RESERVED;
 
 /// Why the machine cannot boot. The messages continue the text "cannot boot: ".
 #[derive(Clone, PartialEq, Eq, Debug)]

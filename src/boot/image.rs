@@ -1,7 +1,7 @@
 //! Images that cannot be entered at their first byte, told by what they begin with.
 //!
 //! Any bytes may be a flat binary, so only what is no code is named: a magic number that is no A64 instruction, or so
-//! long that no code begins with it by chance. The host tool includes this file, too.
+//! long that no code begins with it by chance. The host tool asks, too.
 
 /// A kind of file: offset, the bytes there, name.
 pub type Kind = (usize, &'static [u8], &'static str);

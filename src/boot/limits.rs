@@ -18,3 +18,9 @@ pub const MAX_REGIONS: usize = 8;
 
 /// Regions of physical memory, each `start..end`.
 pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
+
+/// The most ranges of memory that a device tree may reserve of each kind.
+pub const MAX_RESERVED: usize = 32;
+
+/// Reserved ranges of memory.
+pub type Reserved = Vec<Range<u64>, MAX_RESERVED>;

@@ -16,10 +16,9 @@ use super::archive::{Archive, NoFile};
 use super::device_tree;
 use super::error::Error;
 use super::image;
-use super::limits::Regions;
-use super::limits::{MAX_VMS, PAGE_SIZE};
+use super::limits::{MAX_RESERVED, MAX_VMS, PAGE_SIZE, Regions};
 use super::manifest;
-use super::platform::{MAX_RESERVED, Platform};
+use super::platform::Platform;
 
 /// The alignment of a flat image of the primary.
 const FLAT_ALIGN: u64 = 512 << 10;

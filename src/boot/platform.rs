@@ -7,8 +7,7 @@ use heapless::Vec;
 use super::device_tree;
 use super::error::Error;
 use super::fdt::{Cells, Node, RESERVATION, Ranges, Tree, number};
-use super::limits::Regions;
-use super::limits::{MAX_CPUS, PAGE_SIZE};
+use super::limits::{MAX_CPUS, PAGE_SIZE, Regions, Reserved};
 
 /// The hardware of the machine.
 #[derive(Debug)]
@@ -31,12 +30,6 @@ pub struct Platform {
     /// The hypervisor's image.
     pub image: Range<u64>,
 }
-
-/// The most ranges of memory that a device tree may reserve of each kind.
-pub const MAX_RESERVED: usize = 32;
-
-/// Reserved ranges of memory.
-pub type Reserved = Vec<Range<u64>, MAX_RESERVED>;
 
 /// The end of EL2's address space: 39 bits.
 const LIMIT: u64 = 1 << 39;
