@@ -1,20 +1,12 @@
 //! A VM: its memory, its mailbox, and whether it was stopped.
 
-use core::ops::Range;
-
-use heapless::Vec;
-
 use crate::call::Stop;
 use crate::handoff::{Handoff, Life};
 use crate::ids::{MAX_VCPUS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
 use crate::sync::{AtomicU8, AtomicU64, Fixed, Ordering};
 
-/// The most regions of a VM's memory: the primary's has a hole for the hypervisor and may span banks of RAM.
-pub const MAX_REGIONS: usize = 8;
-
-/// Regions of physical memory, each `start..end`.
-pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
+pub use baton_boot::limits::{MAX_REGIONS, Regions};
 
 /// A VM. Everything but the atomics is fixed at boot.
 pub struct Vm {

@@ -107,3 +107,20 @@ fn mutate(options: &mutate::Options) -> Result<bool> {
     setup::qemu()?;
     mutate::run(&workspace, options)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_32_bit_cpu_is_refused() {
+        for text in ["cortex-a15", "cortex-a7", "cortex-a15,reset-cbar=0"] {
+            let arguments = ["cargo baton", "run", "--cpu", text];
+            let error = Cli::try_parse_from(arguments).err().expect("it is refused").to_string();
+            assert!(error.contains("is a 32-bit CPU"), "{error}");
+        }
+        for text in ["cortex-a57", "cortex-a72", "cortex-a76", "max,pauth-impdef=on"] {
+            assert!(Cli::try_parse_from(["cargo baton", "run", "--cpu", text]).is_ok(), "{text}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use baton_boot::image;
 
 const MIB: u64 = 1 << 20;
 const TRAILER: &str = "TRAILER!!!";
@@ -216,17 +217,26 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
             let file = folder.join(relative);
             fs::read(&file).with_context(|| format!("{}: could not read the image {}", here(), file.display()))
         };
+        let read_code = |relative: &str| {
+            let code = read(relative)?;
+            match image::no_code(&code) {
+                None => Ok(code),
+                Some(what) => {
+                    bail!("{}: {} is {what}; {}", here(), folder.join(relative).display(), image::REMEDY)
+                }
+            }
+        };
         let line = line.split('#').next().unwrap_or("").trim();
         match parse_line(line).with_context(here)? {
             None => {}
-            Some(Line::Primary(image)) if primary.is_none() => primary = Some(read(&image)?),
+            Some(Line::Primary(image)) if primary.is_none() => primary = Some(read_code(&image)?),
             Some(Line::Initrd(image)) if initrd.is_none() => initrd = Some(read(&image)?),
             Some(Line::Primary(_) | Line::Initrd(_)) => {
                 bail!("{}: `{line}` is the second of its kind; leave one", here())
             }
             Some(Line::Secondary { bytes, vcpus, path }) => {
                 let image = name_of(&path, images.len() + 1);
-                images.push(File::new(&image, read(&path)?));
+                images.push(File::new(&image, read_code(&path)?));
                 secondaries.push(Secondary { bytes, vcpus, image });
             }
         }
@@ -401,6 +411,32 @@ mod tests {
         assert!(memory_hint("128M", &many, MIB).unwrap().ends_with("try --memory 512M"));
         assert!(memory_hint("32M", &files("", 17 << 20), 18 * MIB).unwrap().ends_with("try --memory 64M"));
         assert_eq!(memory_hint("a lot", &small, 200 * MIB), None);
+    }
+
+    #[test]
+    fn images_that_are_no_code_are_refused() {
+        let folder = std::env::temp_dir().join(format!("baton-vms-file-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
+        let list = |text: &str| {
+            write("my-vms", text.as_bytes());
+            files_of_vms_file(&folder.join("my-vms"))
+        };
+        write("good", &[0x20, 0x00, 0x80, 0x52]);
+        write("elf", b"\x7fELF\x02\x01\x01\0");
+        write("text", b"vmlinuz good\n");
+        let files = list("vmlinuz good\ninitrd text\n4096 1 good\n");
+        for (text, complaint) in [
+            ("vmlinuz elf", "my-vms:1: "),
+            ("vmlinuz elf", "elf is ELF; "),
+            ("vmlinuz text", "text is text; "),
+            ("vmlinuz good\n4096 1 elf", "my-vms:2: "),
+        ] {
+            let error = format!("{:#}", list(text).unwrap_err());
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(files.unwrap().len(), 4);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     memory: String,
     /// Kind of CPU, in QEMU's way of writing it.
-    #[arg(long, value_name = "NAME", default_value = "cortex-a57")]
+    #[arg(long, value_name = "NAME", default_value = "cortex-a57", value_parser = cpu)]
     cpu: String,
     /// Boot the VMs that this file lists, instead of the main job.
     #[arg(long, value_name = "FILE")]
@@ -62,6 +62,18 @@ pub fn help() -> String {
 
 /// The exit code for a machine that was reset without a verdict.
 const RESET: u8 = 3;
+
+/// A kind of CPU, which may be followed by properties.
+fn cpu(text: &str) -> Result<String, String> {
+    /// Those of the `virt` machine that have no AArch64.
+    const NARROW: [&str; 2] = ["cortex-a7", "cortex-a15"];
+    match text.split(',').next() {
+        Some(name) if NARROW.contains(&name) => {
+            Err(format!("{name} is a 32-bit CPU; Baton needs one with AArch64 and EL2, like cortex-a57 or max"))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
 
 /// Boots what was asked for; the exit code says how it ended.
 pub fn run(options: &Options) -> Result<ExitCode> {

@@ -88,8 +88,8 @@ pub enum Expectation {
     Pass { case: String },
     /// The guest reports that this case failed, and lives to say so: a negative control.
     Fail { case: String },
-    /// The hypervisor ends the machine with a failing exit code, and the primary never starts.
-    Refusal,
+    /// The hypervisor ends the machine, with a failing exit code if QEMU gives it one, and the primary never starts.
+    Refusal { failing_exit: bool },
 }
 
 /// Judges how a machine ended.
@@ -119,12 +119,12 @@ pub fn judge(expectation: &Expectation, outcome: &Outcome) -> Result<(), String>
             None if passes(case) > 0 => Err("the guest found nothing wrong, so this check cannot fail".to_owned()),
             None => Err(format!("the guest reported nothing; QEMU: {status}")),
         },
-        Expectation::Refusal if !verdicts.is_empty() => Err("the primary was booted".to_owned()),
-        Expectation::Refusal if code == Some(0) => {
-            Err("the machine was not to boot, but ended with exit code 0".to_owned())
-        }
-        Expectation::Refusal if code.is_none() => Err(format!("QEMU died: {status}")),
-        Expectation::Refusal => Ok(()),
+        Expectation::Refusal { .. } if !verdicts.is_empty() => Err("the primary was booted".to_owned()),
+        Expectation::Refusal { failing_exit } => match code {
+            Some(code) if code == i32::from(*failing_exit) => Ok(()),
+            Some(code) => Err(format!("the machine was not to boot, but QEMU's exit code is {code}")),
+            None => Err(format!("QEMU died: {status}")),
+        },
     }
 }
 
@@ -187,12 +187,18 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_a_failing_exit_without_a_primary() {
-        assert_eq!(judge(&Expectation::Refusal, &Outcome::ended(Some(1), "baton: cannot\n")), Ok(()));
-        for outcome in
-            [Outcome::ended(Some(0), ""), Outcome::ended(Some(1), "[suite] PASS a\n"), Outcome::ended(None, "")]
-        {
-            judge(&Expectation::Refusal, &outcome).unwrap_err();
+    fn a_refusal_is_an_end_without_a_primary() {
+        let refusal = |failing_exit| Expectation::Refusal { failing_exit };
+        assert_eq!(judge(&refusal(true), &Outcome::ended(Some(1), "baton: cannot\n")), Ok(()));
+        assert_eq!(judge(&refusal(false), &Outcome::ended(Some(0), "baton: cannot\n")), Ok(()));
+        for (failing_exit, outcome) in [
+            (true, Outcome::ended(Some(0), "")),
+            (false, Outcome::ended(Some(1), "")),
+            (true, Outcome::ended(Some(1), "[suite] PASS a\n")),
+            (false, Outcome::ended(Some(0), "baton: cannot\nbaton: PANIC on pCPU 0\n")),
+            (true, Outcome::ended(None, "")),
+        ] {
+            judge(&refusal(failing_exit), &outcome).unwrap_err();
         }
     }
 }

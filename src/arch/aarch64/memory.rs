@@ -256,7 +256,7 @@ impl StageTwo {
     pub fn of_primary(platform: &Platform, holes: impl Iterator<Item = Range<u64>>) -> Self {
         Self::build(VmId::PRIMARY, |tables, limit| {
             tables.map(0..limit, device_memory());
-            for ram in &platform.ram {
+            for ram in &platform.memory {
                 tables.map(ram.clone(), normal_memory());
             }
             // The secondaries are adjacent: one hole needs fewer tables than one for each.
