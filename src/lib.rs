@@ -20,7 +20,7 @@
 //! | 5 | [`owed`] | what the hypervisor owes a vCPU: virtual interrupts, and deferred completions of calls |
 //! | 6 | [`mailbox`], [`vm`], [`machine`] | messages; a VM; all pCPUs, VMs and vCPUs |
 //! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving hypercalls; power calls |
-//! | 8 | [`exit`], [`kick`], [`power`], [`report`], [`console`], [`lines`], [`uart`], [`counters`], [`ids`] | one small subject each |
+//! | 8 | [`exit`], [`kick`], [`power`], [`report`], [`console`], [`lines`], [`uart`], [`counters`], [`ids`], [`id_registers`] | one small subject each |
 //! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
 //! | 10 | [`arch`] | the only seam to hardware: the real one, a fake for host tests, a model for model checks |
 //! | 11 | [`sync`] | the only module that names atomics, cells and locks: those of the language, or of a model checker |
@@ -67,11 +67,11 @@
 //! served in the exception vector, which saves only what the call needs; x0 to x17 are overwritten by its answer in any
 //! case. The likely case is one compare-and-swap of one word; everything else is a separate, outlined function. A world
 //! switch moves registers in pairs, and only those that can have changed; one test covers the rare ones
-//! (`arch/aarch64/cpu.rs`).
+//! (`arch/aarch64/cpu.rs`). The image is compiled for size, and the functions of these paths for speed.
 
 #![cfg_attr(target_os = "none", no_std)]
-#![deny(unsafe_code)]
 #![cfg_attr(target_os = "none", feature(optimize_attribute))]
+#![deny(unsafe_code)]
 
 pub mod arch;
 pub mod boot;
@@ -82,6 +82,7 @@ pub mod exec;
 pub mod exit;
 pub mod handoff;
 pub mod hypercall;
+pub mod id_registers;
 pub mod ids;
 pub mod kick;
 pub mod lines;
