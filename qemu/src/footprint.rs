@@ -300,8 +300,8 @@ mod tests {
         type Edit = fn(&mut Footprint);
         let edits: [(Edit, &str); 5] = [
             (|footprint| footprint.image.data = LARGEST_DATA + 1, "data in the file has 16385 bytes"),
-            (|footprint| footprint.image.rodata += 1, "code and constants have 65537 bytes"),
-            (|footprint| footprint.image.text += 1, "code and constants have 65537 bytes"),
+            (|footprint| footprint.image.rodata += 1, "code and constants have 73729 bytes"),
+            (|footprint| footprint.image.text += 1, "code and constants have 73729 bytes"),
             (|footprint| footprint.vcpu.without_fp += 1, "a vCPU without FP registers has 1537 bytes"),
             (|footprint| footprint.stack_use[0] = (16 << 10) + 1, "the deepest stack has used 16385 bytes"),
         ];
