@@ -61,6 +61,7 @@ pub enum Call {
         counter: u64,
     },
     VcpuYield,
+    VmUnconfigure,
     ConsoleWrite {
         address: u64,
         size: u64,
@@ -110,6 +111,7 @@ impl Call {
             0xff82 => Self::VcpuCounter { vm: x1 as u32, vcpu: x2 as u32, counter: x3 },
             0xff83 => Self::VcpuYield,
             0xff84 => Self::ConsoleWrite { address: x1, size: x2 },
+            0xff85 => Self::VmUnconfigure,
             _ => Self::Unknown,
         }
     }

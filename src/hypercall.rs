@@ -11,7 +11,7 @@ use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ResultFormat, RunR
 use crate::console;
 use crate::handoff::{Patience, Wake};
 use crate::ids::{Pa, VcpuId};
-use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
+use crate::mailbox::{Filling, MAX_MESSAGE, Message, NO_MESSAGE};
 use crate::owed::{Completion, INTERRUPTS, Injected};
 use crate::psci;
 use crate::run::Dispatcher;
@@ -112,6 +112,7 @@ pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
         Call::VmGetCount => Reply::now(caller.dispatcher.machine().vms.len() as u64),
         Call::VcpuGetCount { vm } => vcpu_get_count(caller, vm),
         Call::VmConfigure { send, recv } => vm_configure(caller, send, recv),
+        Call::VmUnconfigure => vm_unconfigure(caller),
         Call::MailboxSend { vm, size } => mailbox_send(caller, vm, size),
         Call::MailboxReceive { block } => mailbox_receive(caller, block),
         Call::MailboxClear => mailbox_clear(caller),
@@ -160,7 +161,12 @@ fn vcpu_get_count(caller: Caller, vm: u32) -> Reply {
 
 #[inline(always)]
 fn vm_configure(caller: Caller, send: u64, recv: u64) -> Reply {
-    Reply::now(caller.vm().configure(send, recv).map_or(FAILED, |()| 0))
+    Reply::now(caller.vm().configure(send, recv, arch::caches_are_off()).map_or(FAILED, |()| 0))
+}
+
+#[inline(never)]
+fn vm_unconfigure(caller: Caller) -> Reply {
+    Reply::now(caller.vm().unconfigure().map_or(FAILED, |()| 0))
 }
 
 #[inline(always)]
@@ -175,10 +181,16 @@ fn mailbox_send(caller: Caller, to: u32, size: u64) -> Reply {
     if to.is_stopped() {
         return Reply::now(FAILED);
     }
-    let (Some(send), Some(recv)) = (from.send_page(), to.recv_page()) else { return Reply::now(FAILED) };
+    let Some(send) = from.send_page() else { return Reply::now(FAILED) };
     let Ok(filling) = to.mailbox.begin() else { return Reply::now(FAILED) };
+    // After the begin: from here on the receiver cannot take its page back.
+    let Some(recv) = to.recv_page() else { return not_sent(filling) };
     if size != 0 {
-        arch::copy_message(send, recv, size as usize);
+        if from.is_uncached() || to.is_uncached() {
+            copy_uncached(send, recv, size as usize);
+        } else {
+            arch::copy_message(send, recv, size as usize);
+        }
     }
     let message = Message { from: id, size: size as u32 };
     if to.id.is_primary() {
@@ -190,6 +202,24 @@ fn mailbox_send(caller: Caller, to: u32, size: u64) -> Reply {
         Some(vcpu) if to.handoff(vcpu).wake_parked(Completion::Receive) => sent(caller.vcpu, to, Some(vcpu)),
         Some(vcpu) => wake_receiver(caller.vcpu, to, vcpu),
     }
+}
+
+/// Gives up a message that was begun.
+#[cold]
+#[inline(never)]
+fn not_sent(filling: Filling<'_>) -> Reply {
+    drop(filling);
+    Reply::now(FAILED)
+}
+
+/// Copies a message between VMs one of which accesses its page without caches: what it has written must not be hidden
+/// by a line in a cache, and what it reads must be in memory.
+#[cold]
+#[inline(never)]
+fn copy_uncached(from: Pa, to: Pa, size: usize) {
+    arch::clean_and_invalidate(from, size);
+    arch::copy_message(from, to, size);
+    arch::clean_and_invalidate(to, size);
 }
 
 /// The end of a send to a waiter that is not parked: it is granted, being saved, or loaded and about to block. If

@@ -48,9 +48,17 @@ pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
             console::flush_all();
             arch::system_reset()
         }
+        _ if FIRMWARES.contains(&function) => arch::call_firmware(function, x1 as u32),
         _ => NOT_SUPPORTED,
     })
 }
+
+/// Calls of the Arm architecture that the firmware answers: SMCCC_VERSION, ARCH_FEATURES, and its workarounds against
+/// speculation, ARCH_WORKAROUND_1 to 3.
+///
+/// Source: SMC Calling Convention, DEN 0028, section 7.
+const FIRMWARES: [u32; 5] = [SMCCC_VERSION, 0x8000_0001, 0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+const SMCCC_VERSION: u32 = 0x8000_0000;
 
 /// The number of a function; VERSION and MIGRATE_INFO_TYPE have no 64-bit form, and bit 30 is ignored.
 const fn plain(function: u32) -> u32 {
@@ -75,6 +83,7 @@ fn features(function: u32) -> u64 {
         | numbers::PSCI_CPU_SUSPEND_64
         | numbers::PSCI_SYSTEM_OFF
         | numbers::PSCI_SYSTEM_RESET => 0,
+        SMCCC_VERSION => arch::call_firmware(numbers::PSCI_FEATURES, SMCCC_VERSION),
         _ => NOT_SUPPORTED,
     }
 }

@@ -4,7 +4,7 @@ use crate::call::Stop;
 use crate::handoff::{Handoff, Life};
 use crate::ids::{MAX_VCPUS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
-use crate::sync::{AtomicU8, AtomicU64, Fixed, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Fixed, Ordering};
 
 pub use baton_boot::limits::{MAX_REGIONS, Regions};
 
@@ -13,10 +13,11 @@ pub struct Vm {
     pub id: VmId,
     /// The RAM that the VM sees, identity-mapped; devices are not in it.
     pub memory: Regions,
-    /// The addresses of the mailbox pages, fixed by the first `vm_configure`. Until then 0, which is never a page of a
-    /// VM.
+    /// The addresses of the mailbox pages. Until `vm_configure` 0, which is never a page of a VM.
     send_page: AtomicU64,
     recv_page: AtomicU64,
+    /// It accesses its pages without caches, so copies of messages need cache maintenance.
+    uncached: AtomicBool,
     pub mailbox: Mailbox,
     /// The handoff words of its vCPUs, for senders.
     handoffs: [Fixed<Handoff>; MAX_VCPUS],
@@ -37,6 +38,7 @@ impl Vm {
             memory,
             send_page: AtomicU64::new(0),
             recv_page: AtomicU64::new(0),
+            uncached: AtomicBool::new(false),
             mailbox: Mailbox::new(),
             handoffs: [const { Fixed::new(&NOBODYS_HANDOFF) }; MAX_VCPUS],
             special: AtomicU8::new(special),
@@ -84,12 +86,18 @@ impl Vm {
         }
     }
 
-    /// Fixes the mailbox pages.
+    /// Whether it accesses its pages without caches.
+    #[inline(always)]
+    pub fn is_uncached(&self) -> bool {
+        self.uncached.load(Ordering::Relaxed)
+    }
+
+    /// Sets the mailbox pages, and whether the VM accesses them without caches.
     ///
     /// # Errors
     ///
-    /// If they are not two different pages of this VM's RAM, or pages were configured before.
-    pub fn configure(&self, send: u64, recv: u64) -> Result<(), Refused> {
+    /// If they are not two different pages of this VM's RAM, or it has pages already.
+    pub fn configure(&self, send: u64, recv: u64, uncached: bool) -> Result<(), Refused> {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
@@ -97,8 +105,23 @@ impl Vm {
         if self.send_page.compare_exchange(0, send, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Err(Refused);
         }
+        self.uncached.store(uncached, Ordering::Relaxed);
         self.recv_page.store(recv, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Gives the mailbox pages back to the VM: nothing is written to them from here on. vCPUs that wait for a message
+    /// go on waiting.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or the mailbox has a message, which may be read or is being written.
+    pub fn unconfigure(&self) -> Result<(), Refused> {
+        // Nobody else begins a message until this is dropped, and whoever does so then sees that there is no page.
+        let _empty = self.mailbox.begin().map_err(|_| Refused)?;
+        self.recv_page.store(0, Ordering::Relaxed);
+        // The last: until then nobody configures other pages.
+        if self.send_page.swap(0, Ordering::Relaxed) == 0 { Err(Refused) } else { Ok(()) }
     }
 
     /// Whether a run of one of its vCPUs needs the checks of a rare case: the VM was stopped, or its vCPUs share TLB

@@ -98,8 +98,8 @@ fn page_0_is_no_mailbox() {
     let mut memory = Regions::new();
     memory.push(0..4 * 4096).expect("one region");
     let vm = Vm::new(VmId(1), 1, memory);
-    assert!(vm.configure(0, 4096).is_err() && vm.configure(4096, 0).is_err());
-    assert_eq!(vm.configure(4096, 8192), Ok(()));
+    assert!(vm.configure(0, 4096, false).is_err() && vm.configure(4096, 0, false).is_err());
+    assert_eq!(vm.configure(4096, 8192, false), Ok(()));
 }
 
 #[test]
@@ -114,6 +114,69 @@ fn what_cannot_be_sent() {
     for vm in 1..3 {
         assert_eq!(call(m, vm, 0, Call::MailboxReceive { block: false }), NO_MESSAGE);
     }
+}
+
+/// A VM gets its pages back, and may configure others; not while a message is in them.
+#[test]
+fn pages_that_are_given_back() {
+    let m = bench();
+    let unconfigure = |vm| call(m, vm, 0, Call::VmUnconfigure);
+    let configure = |vm, send, recv| call(m, vm, 0, Call::VmConfigure { send: page(vm, send), recv: page(vm, recv) });
+    for (to, from) in [(1, 0), (0, 1)] {
+        let (to, from) = (to as u16, from as u16);
+        let sends = Call::MailboxSend { vm: to.into(), size: 3 };
+        assert_eq!(unconfigure(to), 0);
+        assert_eq!(unconfigure(to), FAILED, "it has none");
+        assert_eq!(call(m, from, 0, sends), FAILED, "the receiver has none");
+        assert_eq!(serve(m.caller(to, 0), Call::MailboxSend { vm: from.into(), size: 3 }), Reply::now(FAILED));
+        assert_eq!(configure(to, 3, 2), 0, "again");
+        assert_eq!(configure(to, 1, 2), FAILED, "it has some");
+        let _told = serve(m.caller(from, 0), sends);
+        assert_eq!(unconfigure(to), FAILED, "a message is in them");
+        if to == 1 {
+            assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), 3 << 32);
+            assert_eq!(unconfigure(to), FAILED, "it is being read");
+        }
+        assert_eq!(call(m, to, 0, Call::MailboxClear), 0);
+        assert_eq!(unconfigure(to), 0);
+        assert_eq!(configure(to, 1, 2), 0);
+    }
+}
+
+/// One that waits goes on waiting, and is woken by what comes to the new pages.
+#[test]
+fn pages_are_given_back_while_a_vcpu_waits() {
+    let m = bench();
+    assert_eq!(serve(m.caller(1, 0), Call::MailboxReceive { block: true }), BLOCKED);
+    assert_eq!(call(m, 1, 1, Call::VmUnconfigure), 0);
+    assert_eq!(call(m, 1, 1, Call::VmConfigure { send: page(1, 1), recv: page(1, 3) }), 0);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 3 }), 0, "vCPU 0");
+}
+
+/// Whoever goes around the caches gets what was sent, and what it sends is what it has written.
+#[test]
+fn messages_of_a_vm_without_caches() {
+    let m = Bench::turned_off(1, &[1, 1]);
+    let configure = |vm, off| {
+        fake::set_caches_off(off);
+        assert_eq!(call(m, vm, 0, Call::VmConfigure { send: page(vm, 1), recv: page(vm, 2) }), 0);
+        fake::set_caches_off(false);
+    };
+    configure(0, false);
+    configure(1, true);
+    configure(2, false);
+    trace();
+    let cleans = |bytes, page| format!("p0 cleans {bytes} bytes at {page:#x}");
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 2, size: 9 }), NO_VCPU);
+    assert_eq!(trace(), [""; 0], "both have caches");
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 9 }), NO_VCPU);
+    assert_eq!(trace(), [cleans(9, page(0, 1)), cleans(9, page(1, 2))]);
+    let _told = serve(m.caller(1, 0), Call::MailboxSend { vm: 0, size: 4096 });
+    assert_eq!(trace(), [cleans(4096, page(1, 1)), cleans(4096, page(0, 2))]);
+    assert_eq!(call(m, 1, 0, Call::MailboxReceive { block: false }), 9 << 32);
+    assert_eq!(call(m, 1, 0, Call::MailboxClear), 0);
+    assert_eq!(call(m, 0, 0, Call::MailboxSend { vm: 1, size: 0 }), NO_VCPU);
+    assert_eq!(trace(), [""; 0], "there is nothing to clean");
 }
 
 #[test]
@@ -350,7 +413,7 @@ fn counters() {
 fn which_calls_exist() {
     let m = bench();
     for vm in 0..3 {
-        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff84, 1), (0xff85, 0), (0, 0)] {
+        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff85, 1), (0xff86, 0), (0, 0)] {
             assert_eq!(call(m, vm, 0, Call::CallExists { function }), exists);
         }
         assert_eq!(call(m, vm, 0, Call::Unknown), FAILED);

@@ -39,6 +39,7 @@ fn call(m: &Bench, args: [u64; 4]) -> u64 {
 #[test]
 fn what_there_is() {
     let m = Bench::new(1, &[]);
+    fake::set_firmware_works(false); // it has no calls of its own
     assert_eq!(call(m, [VERSION, 0, 0, 0]), 1 << 16 | 1);
     assert_eq!(call(m, [MIGRATE_INFO_TYPE, 0, 0, 0]), 2);
     let disguised = [VERSION | 1 << 30, MIGRATE_INFO_TYPE | 1 << 30];
@@ -57,6 +58,21 @@ fn what_there_is() {
             }
         }
     }
+}
+
+/// The calls of the architecture, its workarounds against speculation among them, are the firmware's.
+#[test]
+fn what_the_firmware_answers() {
+    let m = Bench::new(1, &[]);
+    for function in [0x8000_0000, 0x8000_0001, 0x8000_8000, 0x8000_7fff, 0x8000_3fff] {
+        assert_eq!(call(m, [function, 0x17, 5, 5]), 0x18);
+        assert_eq!(trace(), [format!("p0 calls {function:#x} of the firmware")]);
+    }
+    assert_eq!(call(m, [FEATURES, 0x8000_0000, 0, 0]), 0x8000_0001, "the firmware says whether it has SMCCC_VERSION");
+    for function in [0x8000_0002, 0x8000_7ffe, 0xc000_0000, 0xc000_8000, 0x8400_0012] {
+        assert_eq!(call(m, [function, 0, 0, 0]), NOT_SUPPORTED, "{function:#x}");
+    }
+    trace();
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn fault(cause: Cause) -> Step {
 /// Gives both VMs mailboxes.
 fn configure(m: &Bench, vms: &[u16]) {
     for &vm in vms {
-        m.vm(vm).configure(page(vm, 1), page(vm, 2)).expect("these are two of its pages");
+        m.vm(vm).configure(page(vm, 1), page(vm, 2), false).expect("these are two of its pages");
     }
 }
 

@@ -297,6 +297,7 @@ pub fn args(call: Call) -> [u64; 4] {
         Call::CallExists { function } => [0xff81, function, 0, 0],
         Call::VcpuCounter { vm, vcpu, counter } => [0xff82, vm.into(), vcpu.into(), counter],
         Call::VcpuYield => [0xff83, 0, 0, 0],
+        Call::VmUnconfigure => [0xff85, 0, 0, 0],
         Call::ConsoleWrite { address, size } => [0xff84, address, size, 0],
         Call::Unknown => [0; 4],
     }

@@ -156,7 +156,7 @@ impl World {
             let mut memory = Regions::new();
             memory.push(send..recv + 4096).expect("one region");
             let vm = Vm::new(id, vcpus.len(), memory);
-            vm.configure(send, recv).expect("both are its own");
+            vm.configure(send, recv, false).expect("both are its own");
             machine.add(vm, vcpus);
         }
         let machine: &'static Machine = keep(&mut everything, machine);

@@ -713,6 +713,28 @@ fn interrupt_ends_a_wait() {
     });
 }
 
+/// A VM that has got its page back is its only user, whoever was about to send.
+#[test]
+fn page_given_back_against_send() {
+    check("page_given_back_against_send", Some(3), || {
+        let world = World::new(2, &[1]);
+        let [_, page] = world.pages(1);
+        let vm = world.vm(1);
+        join([
+            world.primary(P0, |seen| match seen.step {
+                0 => SEND,
+                _ => Step::End,
+            }),
+            world.on(P1, move |_| {
+                if vm.unconfigure().is_ok() {
+                    page.write(7);
+                    assert_eq!(page.read(), 7);
+                }
+            }),
+        ]);
+    });
+}
+
 /// **No Wake Is Lost**: a pCPU is turned on that is still turning itself off, or going to sleep.
 #[test]
 fn cpu_off_on_race() {

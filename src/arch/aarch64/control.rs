@@ -95,6 +95,10 @@ pub mod hcr {
         HCR_EL2::TWE::SET,
     ) | PRIMARY;
 
+    /// A secondary's memory is write-back, whatever its stage 1 says. Not the primary's: its devices may not be
+    /// coherent.
+    pub const FWB: u64 = HCR_EL2::FWB::SET.value;
+
     /// The virtual interrupt line.
     pub const VI: u64 = HCR_EL2::VI::SET.value;
 }

@@ -19,7 +19,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
-    CNTV_CTL_EL0, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, ReadWriteable, Readable, SCTLR_EL2, Writeable,
+    CNTV_CTL_EL0, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, ReadWriteable, Readable, SCTLR_EL1, SCTLR_EL2, Writeable,
 };
 
 use super::control::{self, cptr};
@@ -462,6 +462,13 @@ fn mask_expired_timer(regs: &mut Regs) {
 #[cfg_attr(target_os = "none", optimize(speed))]
 fn with_line(hcr: u64) -> u64 {
     hcr | control::hcr::VI
+}
+
+/// Whether the calling guest accesses its memory without caches: its MMU or its data cache is off, and stage 2 does not
+/// force it to be cached.
+pub fn caches_are_off() -> bool {
+    const MMU_AND_CACHE: u64 = SCTLR_EL1::M::SET.value | SCTLR_EL1::C::SET.value;
+    HCR_EL2.get() & control::hcr::FWB == 0 && SCTLR_EL1.get() & MMU_AND_CACHE != MMU_AND_CACHE
 }
 
 /// Raises or lowers the virtual interrupt line of the calling guest.

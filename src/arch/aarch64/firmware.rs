@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use smccc::{Smc, psci};
+use smccc::{Call, Smc, psci};
 
 use super::gic::PcpuArch;
 use super::instructions::{doze, sleep};
@@ -41,6 +41,12 @@ pub fn turn_off() -> TurnedOff {
     let _refused = psci::cpu_off::<Smc>();
     doze();
     TurnedOff::Here
+}
+
+/// Makes a call with one argument, for the primary. Returns its result, sign-extended.
+pub fn call_firmware(function: u32, argument: u32) -> u64 {
+    let [result, ..] = Smc::call32(function, [argument, 0, 0, 0, 0, 0, 0]);
+    i64::from(result as i32) as u64
 }
 
 /// Powers the machine off.

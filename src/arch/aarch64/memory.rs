@@ -17,7 +17,7 @@ use aarch64_paging::paging::{
 };
 
 use crate::boot::platform::Platform;
-use crate::ids::{CpuId, MAX_CPUS, PAGE_SIZE, VmId};
+use crate::ids::{CpuId, MAX_CPUS, PAGE_SIZE, Pa, VmId};
 use crate::sync::{AtomicU8, AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
@@ -189,6 +189,21 @@ pub fn clean_to_memory(start: u64, size: u64) {
     unsafe { core::arch::asm!("dsb sy", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Cleans and invalidates the cache lines of `size` bytes of a VM's RAM, to the point of coherency.
+pub fn clean_and_invalidate(start: Pa, size: usize) {
+    // SAFETY: maintenance of mapped memory, which EL2 does not use otherwise; barriers.
+    unsafe {
+        core::arch::asm!("dsb sy", options(nostack, preserves_flags));
+        baton_clean(start.0, start.0 + size as u64);
+        core::arch::asm!("dsb sy", options(nostack, preserves_flags));
+    }
+}
+
+/// Whether the hardware has FEAT_S2FWB (ID_AA64MMFR2_EL1.FWB).
+pub fn has_forced_write_back() -> bool {
+    super::id::has(7, 2, 40)
+}
+
 /// The IPA space: 40 bits from level 0 where the hardware has more than 42 bits of physical addresses, else 39 bits
 /// from level 1 (there level 0 is not allowed, and 40 bits would need two concatenated tables).
 struct Format {
@@ -275,7 +290,8 @@ impl StageTwo {
 
     /// Its own memory only: its UART is emulated, and traps.
     pub fn of_secondary(vm: VmId, memory: Range<u64>) -> Self {
-        Self::build(vm, |tables, _| tables.map(memory, normal_memory()))
+        let attributes = if has_forced_write_back() { forced_write_back() } else { normal_memory() };
+        Self::build(vm, |tables, _| tables.map(memory, attributes))
     }
 }
 
@@ -286,6 +302,16 @@ fn normal_memory() -> Stage2Attributes {
         | Stage2Attributes::SH_INNER
         | Stage2Attributes::MEMATTR_NORMAL_INNER_WB
         | Stage2Attributes::MEMATTR_NORMAL_OUTER_WB
+}
+
+/// Write-back memory whatever stage 1 says, with HCR_EL2.FWB: MemAttr 0b0110.
+fn forced_write_back() -> Stage2Attributes {
+    Stage2Attributes::VALID
+        | Stage2Attributes::ACCESS_FLAG
+        | Stage2Attributes::S2AP_ACCESS_RW
+        | Stage2Attributes::SH_INNER
+        | Stage2Attributes::MEMATTR_NORMAL_INNER_WT
+        | Stage2Attributes::MEMATTR_NORMAL_OUTER_NC
 }
 
 fn device_memory() -> Stage2Attributes {

@@ -22,13 +22,13 @@ mod uart;
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-pub use cpu::{Cpu, set_virtual_interrupt};
-pub use firmware::{bring_in, system_off, system_reset, turn_off};
+pub use cpu::{Cpu, caches_are_off, set_virtual_interrupt};
+pub use firmware::{bring_in, call_firmware, system_off, system_reset, turn_off};
 pub use gic::{PcpuArch, kick, take_kick};
 pub use instructions::{
     before_publish, copy_from_guest, copy_message, doze, interrupt_pending, masked, send_event, sleep, this_cpu,
 };
-pub use memory::{StageTwo, clean_to_memory};
+pub use memory::{StageTwo, clean_and_invalidate, clean_to_memory};
 pub use regs::Regs;
 
 global_asm!(

@@ -25,7 +25,7 @@ use core::mem::offset_of;
 use aarch64_cpu::registers::{ESR_EL2, Readable, SCTLR_EL1};
 
 use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
-use super::memory::StageTwo;
+use super::memory::{self, StageTwo};
 
 /// Declares the switched EL1 registers, with their save and load. In pairs, for `ldp` and `stp`.
 macro_rules! switched {
@@ -253,7 +253,7 @@ impl Regs {
     /// Makes these the registers of vCPU `index` of a secondary.
     pub fn bind_secondary(&mut self, stage_two: &StageTwo, index: usize) {
         self.bind(stage_two, index as u64, false);
-        self.constants.hcr = hcr::SECONDARY;
+        self.constants.hcr = hcr::SECONDARY | if memory::has_forced_write_back() { hcr::FWB } else { 0 };
         self.constants.mdcr = mdcr::SECONDARY | control::hpmn();
         self.constants.cnthctl = cnthctl::SECONDARY;
         self.constants.ich_hcr = ich_hcr::SECONDARY;

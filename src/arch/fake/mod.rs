@@ -26,7 +26,7 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-pub use memory::{copy_from_guest, copy_message, read_memory, write_memory};
+pub use memory::{clean_and_invalidate, copy_from_guest, copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
 use crate::arch::guest::Guest;
@@ -68,6 +68,7 @@ struct World {
     trace: RefCell<Vec<String>>,
     hooks: RefCell<Vec<Hook>>,
     firmware_works: Cell<bool>,
+    caches_off: Cell<bool>,
 }
 
 std::thread_local! {
@@ -78,6 +79,7 @@ std::thread_local! {
             trace: RefCell::new(Vec::new()),
             hooks: RefCell::new(Vec::new()),
             firmware_works: Cell::new(true),
+            caches_off: Cell::new(false),
         }
     };
 }
@@ -92,6 +94,7 @@ pub fn reset(pcpus: impl Iterator<Item = &'static PcpuArch>) {
         world.trace.take();
         world.hooks.take();
         world.firmware_works.set(true);
+        world.caches_off.set(false);
     });
     memory::reset();
 }
@@ -129,6 +132,16 @@ pub fn forget_events() {
     for pcpu in pcpus() {
         pcpu.event.store(false, Ordering::Relaxed);
     }
+}
+
+/// Sets whether guests access their memory without caches.
+pub fn set_caches_off(off: bool) {
+    WORLD.with(|world| world.caches_off.set(off));
+}
+
+/// Whether the calling guest does.
+pub fn caches_are_off() -> bool {
+    WORLD.with(|world| world.caches_off.get())
 }
 
 /// Sets whether [`bring_in`] and [`turn_off`] succeed.
@@ -502,6 +515,12 @@ pub fn turn_off() -> TurnedOff {
         arch.sleep.store(OFF, Ordering::Relaxed);
     }
     TurnedOff::Away
+}
+
+/// A call that the firmware answers: with its argument plus 1, or -1 if the firmware does not work.
+pub fn call_firmware(function: u32, argument: u32) -> u64 {
+    announce_here(&format!("calls {function:#x} of the firmware"));
+    if WORLD.with(|world| world.firmware_works.get()) { u64::from(argument) + 1 } else { u64::MAX }
 }
 
 /// Ends the machine: the test's thread unwinds.

@@ -84,6 +84,14 @@ impl Default for Page {
     }
 }
 
+/// Every guest of a model has caches.
+pub fn caches_are_off() -> bool {
+    false
+}
+
+/// There are no caches here.
+pub fn clean_and_invalidate(_: Pa, _: usize) {}
+
 /// Copies a message from one mailbox page to another.
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     assert!(size <= PAGE_SIZE as usize, "a message is at most a page");
@@ -395,6 +403,11 @@ pub fn turn_off() -> TurnedOff {
         arch.bed.sleep_until(|| !arch.off.fetch_or(false, Ordering::Acquire));
     }
     TurnedOff::Here
+}
+
+/// The firmware of a model has no other calls.
+pub fn call_firmware(_: u32, _: u32) -> u64 {
+    u64::MAX
 }
 
 /// # Panics
