@@ -196,11 +196,6 @@ impl Rare {
     }
 }
 
-/// Whether the hardware has PAN (ID_AA64MMFR1_EL1).
-pub fn has_pan() -> bool {
-    read_id_register(7, 1) & field(20) != 0
-}
-
 /// A 4-bit field of an ID register.
 const fn field(lsb: u32) -> u64 {
     0b1111 << lsb
