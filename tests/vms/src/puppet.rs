@@ -10,7 +10,7 @@ use crate::exception::{self, Fault};
 use crate::fp;
 use crate::mailbox::{MAX_WORDS, Message};
 use crate::state::{General, Leave};
-use crate::{cpu, entry, sysreg, timer};
+use crate::{cpu, entry, faults, sysreg, timer};
 
 /// System registers that the puppet can read and write by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +157,8 @@ pub enum Command {
     Pages,
     /// Takes interrupts that are pending now. value: how many were taken by this.
     TakeInterrupts,
+    /// At EL0, an instruction that the hypervisor hides, with FAR_EL1 as given. value: ESR_EL1 at the vector; a: FAR_EL1.
+    HiddenAtEl0(u64),
 }
 
 const WORDS: usize = 5;
@@ -198,6 +200,7 @@ impl Command {
             Command::VirtualTimer => (29, [0; 4]),
             Command::ExpireVirtualTimer => (26, [0; 4]),
             Command::Mdscr(value) => (27, [value, 0, 0, 0]),
+            Command::HiddenAtEl0(far) => (30, [far, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -236,6 +239,7 @@ impl Command {
             29 => Command::VirtualTimer,
             26 => Command::ExpireVirtualTimer,
             27 => Command::Mdscr(a),
+            30 => Command::HiddenAtEl0(a),
             _ => return None,
         })
     }
@@ -303,6 +307,10 @@ impl Command {
             Command::Mdscr(value) => {
                 sysreg::write!("mdscr_el1", value);
                 answer.value = sysreg::read!("mdscr_el1");
+            }
+            Command::HiddenAtEl0(far) => {
+                let record = faults::hidden_instruction(false, far);
+                (answer.value, answer.a) = (record.esr, record.far);
             }
             Command::LoseVectors(address) => {
                 sysreg::write!("vbar_el1", address);
