@@ -115,7 +115,8 @@ proptest! {
             prop_assert_eq!(after, pstate & !(SS | 0b11 << 10), "AArch64 has BTYPE there");
         } else {
             let before = it(pstate);
-            let expected = if before % 8 == 0 { 0 } else { before & 0xe0 | before * 2 & 0x1f };
+            let ended = before & 0b111 == 0;
+            let expected = if ended { 0 } else { before & 0xe0 | before << 1 & 0x1f };
             prop_assert_eq!(after, with_it(pstate, expected) & !SS);
         }
     }

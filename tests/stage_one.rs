@@ -100,6 +100,22 @@ fn a_block_ends_the_walk() {
     }
 }
 
+/// Each descriptor above may be the last that is the VM's.
+#[test]
+fn a_walk_ends_where_it_may_not_read() {
+    let tables = tables(0, 48, true, 0x1234_5678_9000, &[1, 2, 3, 4, 5], false);
+    for refused in &tables.descriptors {
+        let reached = Cell::new(false);
+        let read = |address| {
+            assert!(!reached.get(), "it goes on to {address:#x}, after it may not read {refused:#x}");
+            reached.set(address == *refused);
+            tables.memory.get(&address).copied().filter(|_| address != *refused)
+        };
+        assert_eq!(tables.registers.level_of_walk(tables.address, 0xdead_f000, read), None);
+        assert!(reached.get(), "it does not come to {refused:#x}");
+    }
+}
+
 #[test]
 fn five_levels_begin_at_minus_one() {
     const DS: u64 = 1 << 59;
