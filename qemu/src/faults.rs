@@ -4,6 +4,9 @@
 //! without EL2, where it touches what is behind the RAM. It prints a line for each fault, and all lines must be equal but
 //! for one thing: QEMU clears PSTATE.NZCV and PSTATE.DIT when it takes an exception. `AArch64.TakeException` does not, and so
 //! neither does the hypervisor; there the test wants the architecture's value.
+//!
+//! Of a table walk QEMU's ESR_EL2 has the level of stage 1, where the architecture has that of stage 2. So a hypervisor that
+//! takes the level from there would pass; that the walk in software finds it is for the host's `stage_one`.
 
 use std::path::PathBuf;
 
