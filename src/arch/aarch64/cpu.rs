@@ -301,16 +301,21 @@ impl Cpu {
                 None
             }
             how::SYSTEM_REGISTER if features::serve(regs, how) => None,
-            _ => {
-                let fault = self.fault(regs);
-                if fault.cause == Cause::Undefined && regs.is_at_el0() {
-                    // An undefined instruction at EL0 is for the guest's kernel.
-                    regs.raise(fault, &|_| false);
-                    return None;
-                }
-                Some(Exit::Fault)
-            }
+            _ => self.look_at_fault(regs),
         }
+    }
+
+    /// Decodes a fault; outlined, so that a lazy FP switch does not pay for it.
+    #[cold]
+    #[inline(never)]
+    fn look_at_fault(&self, regs: &mut Regs) -> Option<Exit> {
+        let fault = self.fault(regs);
+        if fault.cause == Cause::Undefined && regs.is_at_el0() {
+            // An undefined instruction at EL0 is for the guest's kernel.
+            regs.raise(fault, &|_| false);
+            return None;
+        }
+        Some(Exit::Fault)
     }
 
     /// The details of the vCPU's last exit, which was a fault. To be called before the next entry on this pCPU.
