@@ -61,6 +61,10 @@ pub enum Call {
         counter: u64,
     },
     VcpuYield,
+    ConsoleWrite {
+        address: u64,
+        size: u64,
+    },
     /// No function has this number, or it does not take these arguments.
     Unknown,
 }
@@ -105,6 +109,7 @@ impl Call {
             0xff81 => Self::CallExists { function: x1 },
             0xff82 => Self::VcpuCounter { vm: x1 as u32, vcpu: x2 as u32, counter: x3 },
             0xff83 => Self::VcpuYield,
+            0xff84 => Self::ConsoleWrite { address: x1, size: x2 },
             _ => Self::Unknown,
         }
     }
@@ -113,19 +118,14 @@ impl Call {
         Self::VcpuRun { vm: vm as u32, vcpu: vcpu as u32, format: ResultFormat::Extended, patience }
     }
 
-    /// The number of functions of the reference ABI, and of Baton's own functions.
-    pub const FUNCTIONS: usize = 10;
-    pub const OWN_FUNCTIONS: usize = 4;
-
-    /// The index of the reference ABI's function that x0 names; [`Self::FUNCTIONS`] or more if x0 is not one of them in
-    /// plain form.
-    #[inline]
+    /// The index of the reference ABI's function that x0 names; 16 or more if x0 is not near them in plain form.
+    #[inline(always)]
     pub const fn index(x0: u64) -> u32 {
         x0 as u32 ^ 0xff00
     }
 
     /// The same for Baton's own functions.
-    #[inline]
+    #[inline(always)]
     pub const fn index_of_own(x0: u64) -> u32 {
         x0 as u32 ^ 0xff80
     }

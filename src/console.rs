@@ -1,18 +1,19 @@
-//! The hypervisor's console: whole lines that begin with `baton: ` and end with `\r\n`; not used on hot paths.
+//! The console: lines of the hypervisor, which begin with `baton: `, and lines of VMs, which begin with their names
+//! ([`crate::lines`]). All end with `\r\n`. Not used on hot paths.
 //!
-//! A lock keeps each line of the hypervisor in one piece. VMs write to the same UART directly, so a line may follow an
-//! unfinished line of a VM.
+//! A lock keeps each line in one piece. The primary writes to the UART directly, so a line may follow an unfinished line
+//! of the primary. Only a line of the hypervisor waits for the UART with the lock held; a VM can cause one of them for
+//! each of its vCPUs.
 
 #![allow(unsafe_code)] // to break the console's lock in a panic
 
 use core::fmt::{self, Write};
+use core::ops::Range;
 
+use crate::ids::{MAX_VMS, VmId};
+pub use crate::lines::Sink;
+use crate::lines::{Lines, wait_and_put};
 use crate::sync::{Lock, spin_loop};
-
-/// The output of a console.
-pub trait Sink: Send {
-    fn put(&mut self, byte: u8);
-}
 
 static CONSOLE: Console = Console::new();
 
@@ -27,37 +28,49 @@ impl Write for Line<'_> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for byte in s.bytes() {
             if byte == b'\n' {
-                self.0.put(b'\r');
+                wait_and_put(self.0, b'\r');
             }
-            self.0.put(byte);
+            wait_and_put(self.0, byte);
         }
         Ok(())
     }
 }
 
+/// What the console's lock protects.
+struct Output {
+    sink: Option<&'static mut dyn Sink>,
+    lines: Lines,
+}
+
+impl Output {
+    fn line(&mut self, text: fmt::Arguments<'_>) {
+        if let Some(sink) = &mut self.sink {
+            self.lines.finish(*sink);
+            let _ = writeln!(Line(*sink), "baton: {text}");
+        }
+    }
+}
+
 /// A console; the hypervisor has one.
-pub struct Console(Lock<Option<&'static mut dyn Sink>>);
+pub struct Console(Lock<Output>);
 
 impl Console {
     /// How often a pCPU that panics tries to take the lock.
     const PATIENCE: u32 = if cfg!(feature = "checked") { 2 } else { 1_000_000 };
 
     pub const fn new() -> Self {
-        Self(Lock::new(None))
+        Self(Lock::new(Output { sink: None, lines: Lines::new() }))
     }
 
     /// Sets the output.
     pub fn set_sink(&self, sink: &'static mut dyn Sink) {
-        *self.0.lock() = Some(sink);
+        self.0.lock().sink = Some(sink);
     }
 
     /// Writes one line.
     #[cold]
     pub fn line(&self, text: fmt::Arguments<'_>) {
-        if let Some(sink) = self.0.lock().as_mut() {
-            let mut line = Line(&mut **sink);
-            let _ = writeln!(line, "baton: {text}");
-        }
+        self.0.lock().line(text);
     }
 
     /// Writes one line even if another pCPU, or this one, never releases the lock.
@@ -66,10 +79,7 @@ impl Console {
     pub fn last_words(&self, text: fmt::Arguments<'_>) {
         for _ in 0..Self::PATIENCE {
             if let Some(mut console) = self.0.try_lock() {
-                if let Some(sink) = console.as_mut() {
-                    let _ = writeln!(Line(&mut **sink), "baton: {text}");
-                }
-                return;
+                return console.line(text);
             }
             spin_loop();
         }
@@ -77,6 +87,24 @@ impl Console {
         // writes.
         unsafe { self.0.force_unlock() };
         self.line(text);
+    }
+
+    /// Writes bytes of a VM. Returns how many were taken: fewer than all if a line of the VM is not sent completely.
+    #[cold]
+    pub fn write(&self, vm: VmId, bytes: &[u8]) -> usize {
+        let Output { sink, lines } = &mut *self.0.lock();
+        let Some(sink) = sink else { return bytes.len() };
+        bytes.iter().take_while(|&&byte| lines.put(*sink, vm, byte)).count()
+    }
+
+    /// Sends the unfinished lines of these VMs.
+    #[cold]
+    #[inline(never)]
+    pub fn flush(&self, vms: Range<u16>) {
+        let Output { sink, lines } = &mut *self.0.lock();
+        if let Some(sink) = sink {
+            vms.for_each(|vm| lines.flush(*sink, VmId(vm)));
+        }
     }
 }
 
@@ -97,6 +125,22 @@ pub fn line(text: fmt::Arguments<'_>) {
 #[cold]
 pub fn last_words(text: fmt::Arguments<'_>) {
     CONSOLE.last_words(text);
+}
+
+/// Writes bytes of a VM to its line. Returns how many were taken: fewer than all if a line of the VM is not sent
+/// completely, and then the VM tries again.
+pub fn write(vm: VmId, bytes: &[u8]) -> usize {
+    CONSOLE.write(vm, bytes)
+}
+
+/// Sends the unfinished line of a VM that was stopped.
+pub fn flush(vm: VmId) {
+    CONSOLE.flush(vm.0..vm.0 + 1);
+}
+
+/// Sends the unfinished lines of all VMs, before the machine is powered off.
+pub fn flush_all() {
+    CONSOLE.flush(0..MAX_VMS as u16);
 }
 
 /// Writes one formatted line to the console.

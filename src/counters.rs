@@ -16,7 +16,7 @@ impl Counter {
     }
 
     /// Adds one. Only for a counter that only the owner of the vCPU's registers changes, and on the owner's pCPU.
-    #[inline]
+    #[inline(always)]
     pub fn count(&self) {
         // Relaxed: the owner acquired the count with the registers.
         self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);

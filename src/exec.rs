@@ -54,22 +54,22 @@ impl Local {
         Self { cpu, pcpu, pcpus, arch: arch::Cpu::new(&pcpu.arch), listens: Cell::new(false) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn cpu(&self) -> CpuId {
         self.cpu
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn pcpu(&self) -> &'static Pcpu {
         self.pcpu
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn pcpus(&self) -> &'static [Pcpu] {
         self.pcpus
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn arch(&self) -> &arch::Cpu {
         &self.arch
     }
@@ -77,7 +77,7 @@ impl Local {
     /// Resolves when no other task is woken.
     ///
     /// Cancel safety: dropping it at any point leaves no trace but a wake of the main task.
-    #[inline]
+    #[inline(always)]
     pub fn idle(&self) -> impl Future<Output = ()> {
         let mut polled = false;
         poll_fn(move |cx| {
@@ -135,6 +135,7 @@ impl Local {
     ///
     /// Out of line, because debuggers and the benchmarks find the wait by its symbol.
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn sleep(&self) {
         if self.listens.get() {
             // A wait for a save is short: doze in WFE, which an event ends. A masked physical interrupt does not end

@@ -85,7 +85,7 @@ impl Life {
     }
 
     /// The completion that it is blocked on, or was woken from.
-    #[inline]
+    #[inline(always)]
     pub const fn completion(self) -> Option<Completion> {
         match self.0 >> Self::SHIFT & 0b11 {
             0 => None,
@@ -96,7 +96,7 @@ impl Life {
     }
 
     /// The completion that it is blocked on.
-    #[inline]
+    #[inline(always)]
     pub const fn blocked_on(self) -> Option<Completion> {
         if self.0 & Self::WOKEN == 0 { self.completion() } else { None }
     }
@@ -176,6 +176,7 @@ impl Word {
     }
 
     /// The word after the owner has let go, and the pCPU to wake.
+    #[inline(always)]
     fn let_go(self) -> (Self, Next) {
         match self.next() {
             None => (Self::parked(self.life()), Next::Nobody),
@@ -183,6 +184,7 @@ impl Word {
         }
     }
 
+    #[inline(always)]
     fn expect(self, phase: Phase, owner: CpuId) {
         assert!(
             self.is(phase, owner) || is_failing(),
@@ -293,17 +295,21 @@ impl Handoff {
     /// it again after the grant.
     #[inline(always)]
     pub fn acquire(&self, me: CpuId, patience: Patience) -> Acquire {
-        const LIKELY: [Life; 2] = [Life::READY, Life::woken(Completion::Receive)];
-        for life in LIKELY {
-            // Acquire: pairs with the release of `publish`: the registers that their last owner saved are there.
-            if self.swap(Word::parked(life), Word::owned(Phase::Loaded, Life::READY, me), Ordering::Acquire) {
-                return Acquire::Owned(life);
-            }
+        const WOKEN: Life = Life::woken(Completion::Receive);
+        let loaded = Word::owned(Phase::Loaded, Life::READY, me);
+        // Acquire: pairs with the release of `publish`: the registers that their last owner saved are there. The two
+        // likely cases, then all.
+        if self.swap(Word::parked(Life::READY), loaded, Ordering::Acquire) {
+            return Acquire::Owned(Life::READY);
+        }
+        if self.swap(Word::parked(WOKEN), loaded, Ordering::Acquire) {
+            return Acquire::Owned(WOKEN);
         }
         self.acquire_or_queue(me, patience)
     }
 
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn acquire_or_queue(&self, me: CpuId, patience: Patience) -> Acquire {
         // Acquire: as in `acquire`.
         self.edit(Ordering::Acquire, |word| {
@@ -352,6 +358,7 @@ impl Handoff {
 
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn publish_to_next(&self, me: CpuId) -> (Next, Life) {
         // Release: as in `publish`.
         self.edit(Ordering::Release, |word| {
@@ -376,7 +383,7 @@ impl Handoff {
 
     /// Edge 5: a message or interrupt was recorded for this vCPU. Wakes it if it is blocked on a completion for which
     /// `ends` holds.
-    #[inline]
+    #[inline(always)]
     pub fn wake(&self, ends: impl Fn(Completion) -> bool) -> Wake {
         // Release: pairs with the acquire of `acquire` and `deschedule`: the pCPU that acquires the vCPU next, or
         // deschedules it, sees what was recorded. The word is written even if it does not change, to be ordered with
@@ -402,7 +409,7 @@ impl Handoff {
         self.0.compare_exchange_weak(from.0, to.0, order, Ordering::Relaxed).is_ok()
     }
 
-    #[inline]
+    #[inline(always)]
     fn edit<R>(&self, order: Ordering, transition: impl Fn(Word) -> Edit<R>) -> R {
         // Relaxed: the swap has the ordering, and succeeds only if this is still the word.
         let mut word = self.0.load(Ordering::Relaxed);

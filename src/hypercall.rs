@@ -8,8 +8,9 @@
 
 use crate::arch;
 use crate::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ResultFormat, RunResult};
+use crate::console;
 use crate::handoff::{Patience, Wake};
-use crate::ids::VcpuId;
+use crate::ids::{Pa, VcpuId};
 use crate::mailbox::{MAX_MESSAGE, Message, NO_MESSAGE};
 use crate::owed::{Completion, INTERRUPTS, Injected};
 use crate::psci;
@@ -25,12 +26,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    #[inline]
+    #[inline(always)]
     pub fn vm(&self) -> &'static Vm {
         self.vcpu.vm()
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_primary(&self) -> bool {
         self.vcpu.is_primarys()
     }
@@ -38,6 +39,7 @@ impl Caller {
 
 /// Called by the vector: the running guest has executed `hvc #0`. Returns the reply, in two registers.
 #[unsafe(no_mangle)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 extern "C-unwind" fn baton_hypercall(
     x0: u64,
     x1: u64,
@@ -49,7 +51,7 @@ extern "C-unwind" fn baton_hypercall(
     match Call::index(x0) {
         // The hot path.
         0 => vcpu_run(Caller { dispatcher, vcpu }, x1 as u32, x2 as u32),
-        index => match FUNCTIONS.get(index as usize) {
+        index => match selected(&FUNCTIONS, index) {
             Some(function) => function(x0, x1, x2, x3, vcpu, dispatcher),
             None => rare(x0, x1, x2, x3, vcpu, dispatcher),
         },
@@ -61,17 +63,25 @@ extern "C-unwind" fn baton_hypercall(
 #[inline(never)]
 fn rare(x0: u64, x1: u64, x2: u64, x3: u64, vcpu: &'static Vcpu, dispatcher: &'static Dispatcher) -> Reply {
     let plain = Call::plain(x0);
-    let own = || OWN_FUNCTIONS.get(Call::index_of_own(plain) as usize);
-    match FUNCTIONS.get(Call::index(plain) as usize).or_else(own) {
+    let own = || selected(&OWN_FUNCTIONS, Call::index_of_own(plain));
+    match selected(&FUNCTIONS, Call::index(plain)).or_else(own) {
         Some(function) => function(plain, x1, x2, x3, vcpu, dispatcher),
         None => unknown(Caller { dispatcher, vcpu }, [x0, x1, x2, x3]),
     }
+}
+
+/// The function with this index. The guest chooses it: also what the processor speculates on is one of the table.
+#[inline(always)]
+fn selected<const N: usize>(functions: &'static [Function; N], index: u32) -> Option<Function> {
+    const { assert!(N.is_power_of_two(), "the index is masked") };
+    if index as usize >= N { None } else { Some(functions[arch::masked::<N>(index as usize)]) }
 }
 
 /// [`dispatch`] compiled for one function number: it contains nothing of the other functions, and its arguments stay in
 /// the registers in which they arrived.
 type Function = fn(u64, u64, u64, u64, &'static Vcpu, &'static Dispatcher) -> Reply;
 
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn function<const X0: u64>(
     _: u64,
     x1: u64,
@@ -87,9 +97,11 @@ macro_rules! functions {
     ($($x0:literal)*) => { [$(function::<$x0>),*] };
 }
 
-static FUNCTIONS: [Function; Call::FUNCTIONS] =
-    functions!(0xff00 0xff01 0xff02 0xff03 0xff04 0xff05 0xff06 0xff07 0xff08 0xff09);
-static OWN_FUNCTIONS: [Function; Call::OWN_FUNCTIONS] = functions!(0xff80 0xff81 0xff82 0xff83);
+// The last of each are unknown, so that their number is a power of two.
+static FUNCTIONS: [Function; 16] = functions!(
+    0xff00 0xff01 0xff02 0xff03 0xff04 0xff05 0xff06 0xff07 0xff08 0xff09 0xff0a 0xff0b 0xff0c 0xff0d 0xff0e 0xff0f
+);
+static OWN_FUNCTIONS: [Function; 8] = functions!(0xff80 0xff81 0xff82 0xff83 0xff84 0xff85 0xff86 0xff87);
 
 /// Serves the call with these x0 to x3.
 #[inline(always)]
@@ -109,6 +121,7 @@ pub fn dispatch(caller: Caller, args: [u64; 4]) -> Reply {
         Call::CallExists { function } => Reply::now(Call::exists(function).into()),
         Call::VcpuCounter { vm, vcpu, counter } => vcpu_counter(caller, vm, vcpu, counter),
         Call::VcpuYield => vcpu_yield(caller),
+        Call::ConsoleWrite { address, size } => console_write(caller, address, size),
         Call::Unknown => unknown(caller, args),
     }
 }
@@ -126,6 +139,7 @@ fn vcpu_run(caller: Caller, vm: u32, vcpu: u32) -> Reply {
 
 /// `vcpu_run_ext`.
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn vcpu_run_ext(caller: Caller, vm: u32, vcpu: u32, patience: Patience) -> Reply {
     if !caller.is_primary() {
         return Reply::now(FAILED);
@@ -182,6 +196,7 @@ fn mailbox_send(caller: Caller, to: u32, size: u64) -> Reply {
 /// loaded, its own pCPU finds the message.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn wake_receiver(sender: &Vcpu, to: &Vm, receiver: VcpuId) -> Reply {
     let _ = to.handoff(receiver).wake(|on| on == Completion::Receive);
     sent(sender, to, Some(receiver))
@@ -210,6 +225,7 @@ fn mailbox_receive(caller: Caller, block: bool) -> Reply {
 }
 
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn mailbox_receive_or_queue(caller: Caller, block: bool) -> Reply {
     let mailbox = &caller.vm().mailbox;
     if !block || caller.vcpu.interrupts.deliverable() {
@@ -278,6 +294,7 @@ fn inject_interrupt(caller: Caller, vm: u32, vcpu: u32, id: u32) -> Reply {
 
 /// Sets the caller's virtual interrupt line after its deliverable interrupts have changed. The primary has none: its
 /// interrupts are physical.
+#[inline(always)]
 fn settle_line(caller: Caller) {
     if !caller.is_primary() {
         arch::set_virtual_interrupt(caller.vcpu.interrupts.deliverable());
@@ -292,14 +309,35 @@ fn vcpu_counter(caller: Caller, vm: u32, vcpu: u32, counter: u64) -> Reply {
 }
 
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn vcpu_yield(caller: Caller) -> Reply {
     if caller.is_primary() { Reply::now(FAILED) } else { Reply::tell(RunResult::YIELD) }
+}
+
+/// The most bytes of one `console_write`.
+const MAX_WRITE: usize = 64;
+
+/// `console_write`. The bytes are copied first: the VM may change them meanwhile.
+#[inline(never)]
+fn console_write(caller: Caller, address: u64, size: u64) -> Reply {
+    let (vm, mut bytes) = (caller.vm(), [0; MAX_WRITE]);
+    match bytes.get_mut(..size as usize) {
+        Some(bytes) if vm.owns(address, size) => {
+            arch::copy_from_guest(Pa(address), bytes);
+            Reply::now(console::write(vm.id, bytes) as u64)
+        }
+        _ => Reply::now(FAILED),
+    }
 }
 
 /// An unknown function; from the primary it may be a PSCI call.
 #[cold]
 #[inline(never)]
 fn unknown(caller: Caller, args: [u64; 4]) -> Reply {
+    #[cfg(all(feature = "read-registers", target_os = "none"))]
+    if args[0] == arch::aarch64::registers::FUNCTION {
+        return Reply::now(arch::aarch64::registers::serve(args[1], args[2]).unwrap_or(FAILED));
+    }
     if !caller.is_primary() {
         return Reply::now(FAILED);
     }

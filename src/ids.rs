@@ -2,14 +2,7 @@
 
 use core::fmt;
 
-/// The most physical CPUs that the hypervisor supports; further ones stay off.
-pub const MAX_CPUS: usize = 16;
-/// The most VMs, the primary included.
-pub const MAX_VMS: usize = 16;
-/// The most vCPUs of a secondary VM. The primary has one for each pCPU.
-pub const MAX_VCPUS: usize = 8;
-/// Bytes in a page, at EL2 and in stage 2.
-pub const PAGE_SIZE: u64 = 4096;
+pub use baton_boot::limits::{MAX_CPUS, MAX_VCPUS, MAX_VMS, PAGE_SIZE};
 
 /// A physical CPU, counted from 0 in the order of the device tree; the boot CPU may be any of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,6 +12,7 @@ impl CpuId {
     /// # Panics
     ///
     /// If `index` is not below [`MAX_CPUS`].
+    #[inline(always)]
     pub const fn new(index: usize) -> Self {
         assert!(index < MAX_CPUS, "a pCPU number is below MAX_CPUS");
         Self(index as u8)

@@ -30,7 +30,7 @@ impl Kick {
     /// gate for a few instructions.
     ///
     /// `still_there` is `Handoff::is_loaded_on`, which is ordered after what came before it.
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, still_there: impl FnOnce() -> bool, raise: impl FnOnce()) {
         let _one_at_a_time = self.gate.lock();
         // Relaxed, here and in `take`: the gate orders the kick itself.
@@ -44,7 +44,7 @@ impl Kick {
 
     /// Returns whether this pCPU was kicked. If so, the kick is cleared, and any interrupt that is still pending is the
     /// primary's. After the publish of a vCPU, no kick for that vCPU arrives.
-    #[inline]
+    #[inline(always)]
     pub fn take(&self, clear: impl FnOnce()) -> bool {
         self.kicked.load(Ordering::Relaxed) && self.clean_up(clear)
     }
@@ -60,7 +60,7 @@ impl Kick {
     }
 
     /// Runs `body`, which changes interrupt state of this pCPU that kickers change too, with the gate held.
-    #[inline]
+    #[inline(always)]
     pub fn at_the_gate<R>(&self, body: impl FnOnce() -> R) -> R {
         let _one_at_a_time = self.gate.lock();
         body()

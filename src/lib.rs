@@ -20,7 +20,7 @@
 //! | 5 | [`owed`] | what the hypervisor owes a vCPU: virtual interrupts, and deferred completions of calls |
 //! | 6 | [`mailbox`], [`vm`], [`machine`] | messages; a VM; all pCPUs, VMs and vCPUs |
 //! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving hypercalls; power calls |
-//! | 8 | [`exit`], [`exception`], [`stage_one`], [`kick`], [`power`], [`report`], [`console`], [`counters`], [`ids`] | one small subject each |
+//! | 8 | [`exit`], [`exception`], [`stage_one`], [`kick`], [`power`], [`report`], [`console`], [`lines`], [`uart`], [`counters`], [`ids`] | one small subject each |
 //! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
 //! | 10 | [`arch`] | the only seam to hardware: the real one, a fake for host tests, a model for model checks |
 //! | 11 | [`sync`] | the only module that names atomics, cells and locks: those of the language, or of a model checker |
@@ -55,10 +55,11 @@
 //! 1. the [`sync::RawLock`] of a channel or signal
 //! 2. a pCPU's gate for kicks
 //!
-//! Two locks are never held with another: the pool of page tables, at boot, and the console, for one line.
+//! Two locks are never held with another: the pool of page tables, at boot, and the console, for one line of the
+//! hypervisor or one write of a VM.
 //!
-//! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), and none while a vCPU is loaded
-//! or saved.
+//! No lock is held across an `.await` (clippy's `await_holding_lock` is an error here), and none across the load or
+//! the save of a vCPU.
 //!
 //! # Cost
 //!
@@ -70,6 +71,7 @@
 
 #![cfg_attr(target_os = "none", no_std)]
 #![deny(unsafe_code)]
+#![cfg_attr(target_os = "none", feature(optimize_attribute))]
 
 pub mod arch;
 pub mod boot;
@@ -83,6 +85,7 @@ pub mod handoff;
 pub mod hypercall;
 pub mod ids;
 pub mod kick;
+pub mod lines;
 pub mod machine;
 pub mod mailbox;
 pub mod owed;
@@ -93,5 +96,6 @@ pub mod report;
 pub mod run;
 pub mod stage_one;
 pub mod sync;
+pub mod uart;
 pub mod vcpu;
 pub mod vm;

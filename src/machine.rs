@@ -59,19 +59,19 @@ impl Machine {
     }
 
     /// The number of vCPUs of a VM, by the id that a guest gave.
-    #[inline]
+    #[inline(always)]
     pub fn vcpu_count(&self, vm: u32) -> Option<usize> {
         Some(self.vcpus.get(vm as usize)?.len())
     }
 
     /// A vCPU of a secondary, by the ids that the primary gave.
-    #[inline]
+    #[inline(always)]
     pub fn runnable(&self, vm: u32, vcpu: u32) -> Option<&'static Vcpu> {
         *self.runnable.get(vm as usize)?.get(vcpu as usize)?
     }
 
     /// A vCPU of any VM, by the ids that a guest gave.
-    #[inline]
+    #[inline(always)]
     pub fn vcpu(&self, vm: u32, vcpu: u32) -> Option<&'static Vcpu> {
         self.vcpus.get(vm as usize)?.get(vcpu as usize)
     }

@@ -96,6 +96,7 @@ impl Word {
     }
 
     /// The message, if there is one that `vcpu` may take.
+    #[inline(always)]
     fn message_for(self, vcpu: u32) -> Option<Message> {
         (self.is(bits::RECEIVED) && (self.promised() == 0 || self.promised() == vcpu)).then(|| self.message())
     }
@@ -109,16 +110,18 @@ impl Waiters {
     const EACH: u32 = 4;
     const NOBODY: Self = Self(0);
 
+    #[inline(always)]
     fn first(self) -> u32 {
         self.0 & 0xf
     }
 
+    #[inline(always)]
     fn without_first(self) -> Self {
         Self(self.0 >> Self::EACH)
     }
 
     /// The first bit of `vcpu`'s field, if it is queued: the lowest field that is zero in the difference.
-    #[inline]
+    #[inline(always)]
     fn find(self, vcpu: u32) -> Option<u32> {
         if self == Self::NOBODY {
             return None;
@@ -129,7 +132,7 @@ impl Waiters {
         (zeros != 0).then(|| zeros.trailing_zeros() & !(Self::EACH - 1))
     }
 
-    #[inline]
+    #[inline(always)]
     fn with(self, vcpu: u32) -> Self {
         if self.find(vcpu).is_some() {
             return self;
@@ -138,6 +141,7 @@ impl Waiters {
         Self(self.0 | vcpu << end)
     }
 
+    #[inline(always)]
     fn without(self, vcpu: u32) -> Self {
         match self.find(vcpu) {
             None => self,
@@ -163,7 +167,7 @@ impl Mailbox {
     /// # Errors
     ///
     /// [`Full`] unless the mailbox is empty.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&self) -> Result<Filling<'_>, Full> {
         // Acquire: pairs with the release of `clear`: the last message has been read.
         let begun = self
@@ -173,6 +177,7 @@ impl Mailbox {
     }
 
     /// Edge 3: takes the message on behalf of `vcpu`, unless it is promised to another vCPU. `vcpu` leaves the queue.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn take(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         // Acquire: pairs with the release of `deliver`.
@@ -184,7 +189,7 @@ impl Mailbox {
 
     /// Edge 3, of a message that is promised to `vcpu` while no other vCPU waits. Returns `None` otherwise: then call
     /// `take`.
-    #[inline]
+    #[inline(always)]
     pub fn take_alone(&self, vcpu: VcpuId) -> Option<Message> {
         // Relaxed: the swap has the ordering, and succeeds only if this is still the word.
         let word = Word(self.0.load(Ordering::Relaxed));
@@ -197,7 +202,7 @@ impl Mailbox {
     }
 
     /// Edge 5, of an empty mailbox without waiters. Returns false otherwise: then call `take_or_wait`.
-    #[inline]
+    #[inline(always)]
     pub fn wait_alone(&self, vcpu: VcpuId) -> bool {
         let waits = Word::only(bits::EMPTY, Waiters(number(vcpu)));
         // Relaxed: no access to the page depends on it.
@@ -205,6 +210,7 @@ impl Mailbox {
     }
 
     /// Edge 3 or 5: takes the message on behalf of `vcpu`, or queues `vcpu` if there is none for it.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn take_or_wait(&self, vcpu: VcpuId) -> Option<Message> {
         let me = number(vcpu);
         // Acquire: as in `take`.
@@ -217,7 +223,7 @@ impl Mailbox {
 
     /// Whether there is a message that `vcpu` may take. Stale as soon as it is returned; a later sender wakes the
     /// waiter.
-    #[inline]
+    #[inline(always)]
     pub fn has_message_for(&self, vcpu: VcpuId) -> bool {
         // Relaxed: `take` has the ordering.
         Word(self.0.load(Ordering::Relaxed)).message_for(number(vcpu)).is_some()
@@ -241,7 +247,7 @@ impl Mailbox {
     }
 
     /// Edge 4: makes the mailbox ready for the next message. Returns false unless it is in Read.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn clear(&self) -> bool {
         // Release: pairs with the acquire of `begin`: the message has been read. The likely case: no waiter.
@@ -258,7 +264,7 @@ impl Mailbox {
     }
 
     /// Applies a transition. Returns the previous word: `Ok` if it was changed, `Err` if the transition left it alone.
-    #[inline]
+    #[inline(always)]
     fn edit(&self, order: Ordering, transition: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         // Relaxed: as in `take_alone`.
         let mut word = Word(self.0.load(Ordering::Relaxed));
@@ -294,13 +300,13 @@ impl Filling<'_> {
     }
 
     /// Edge 2, to the primary, which is entered with the message and so has read it.
-    #[inline]
+    #[inline(always)]
     pub fn deliver_read(self) {
         self.end(|word| Word::only(bits::READ, word.waiters()));
     }
 
     /// Release: pairs with the acquire of `take`, or with that of `begin`: the next message is written after this.
-    #[inline]
+    #[inline(always)]
     fn end(self, transition: impl Fn(Word) -> Word) -> Word {
         let (mailbox, mut word) = (self.mailbox, self.filling);
         core::mem::forget(self);

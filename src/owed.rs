@@ -59,7 +59,7 @@ impl VirtualInterrupts {
     }
 
     /// Whether the vCPU's virtual interrupt line is high.
-    #[inline]
+    #[inline(always)]
     pub fn deliverable(&self) -> bool {
         // Relaxed: before a check that must not miss one comes an edge of the handoff word, or the fence in `enable`.
         self.pending.load(Ordering::Relaxed) & self.enabled.load(Ordering::Relaxed) != 0
@@ -122,7 +122,7 @@ pub enum Completion {
 
 impl Completion {
     /// Whether an interrupt ends the wait.
-    #[inline]
+    #[inline(always)]
     pub fn ends_with_interrupt(self) -> bool {
         matches!(self, Self::Receive | Self::Interrupt)
     }
@@ -149,6 +149,7 @@ impl Completion {
 
 /// The poll of a receive if other vCPUs of the VM wait too, or if an interrupt has ended it.
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn receive(id: VcpuId, interrupts: &VirtualInterrupts, mailbox: &Mailbox) -> Poll<u64> {
     let interrupted = interrupts.deliverable();
     if interrupted {

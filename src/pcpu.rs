@@ -51,7 +51,7 @@ impl Pcpu {
         table
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn id(&self) -> CpuId {
         self.arch.id
     }
@@ -63,6 +63,7 @@ impl Pcpu {
     }
 
     /// Wakes a task. May be called on any pCPU, and under embassy-sync's locks; takes no lock of a vCPU or VM.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn wake(&self, task: Task) {
         // Release: pairs with the acquire of `take_woken`.
         self.woken.fetch_or(1 << task as u32, Ordering::Release);
@@ -73,7 +74,7 @@ impl Pcpu {
     }
 
     /// Whether no task is woken.
-    #[inline]
+    #[inline(always)]
     pub fn is_idle(&self) -> bool {
         // Relaxed: a set bit is taken, with acquire, before its task is polled.
         self.woken.load(Ordering::Relaxed) == 0

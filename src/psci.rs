@@ -6,6 +6,7 @@ use smccc::psci as numbers;
 
 use crate::arch;
 use crate::call::{FAILED, Reply};
+use crate::console;
 use crate::machine::Machine;
 use crate::owed::Completion;
 use crate::pcpu::Pcpu;
@@ -39,8 +40,14 @@ pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
             arch::sleep();
             0
         }
-        numbers::PSCI_SYSTEM_OFF => arch::system_off(),
-        numbers::PSCI_SYSTEM_RESET => arch::system_reset(),
+        numbers::PSCI_SYSTEM_OFF => {
+            console::flush_all();
+            arch::system_off()
+        }
+        numbers::PSCI_SYSTEM_RESET => {
+            console::flush_all();
+            arch::system_reset()
+        }
         _ => NOT_SUPPORTED,
     })
 }

@@ -50,6 +50,9 @@ impl Reports {
     pub async fn print_all(&self) -> Infallible {
         loop {
             let report = self.0.receive().await;
+            if let Report::Stopped { vm, .. } = report {
+                crate::console::flush(vm); // what it said last comes before
+            }
             crate::console::say!("{report}");
         }
     }

@@ -51,6 +51,7 @@ use crate::pcpu::Task;
 use crate::psci;
 use crate::report::Report;
 use crate::sync::Ordering;
+use crate::uart;
 use crate::vcpu::{Grant, LoadedVcpu, ParkedRegs, Unavailable, Vcpu};
 
 /// Serves the guests of one pCPU. It has the executor, the machine, and the slot for the primary's run request.
@@ -73,12 +74,12 @@ impl Dispatcher {
         Self { local, machine, primary, waker, request: Slot::new() }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn local(&'static self) -> &'static Local {
         &self.local
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn machine(&self) -> &'static Machine {
         self.machine
     }
@@ -103,6 +104,7 @@ impl Dispatcher {
 
     /// Runs the primary's vCPU of this pCPU until it turns itself off. A hypercall that is answered at once, a run
     /// without a wait included, does not exit here.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     async fn run_primary(&'static self, primary: &mut LoadedVcpu) {
         loop {
             self.local.idle().await;
@@ -198,6 +200,7 @@ impl RunRequest {
     /// The first poll, and the poll that finds the vCPU granted. The vector calls it directly, so it returns a
     /// [`Reply`] and takes no context: the waker is always that of the main task.
     #[inline(never)] // so that a call that is answered at once needs no stack
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn acquire_and_run(&mut self) -> Reply {
         let dispatcher = self.dispatcher;
         // 2
@@ -220,6 +223,7 @@ impl RunRequest {
     /// Every other poll.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn poll_again(&mut self) -> Reply {
         let result = match &mut self.stage {
             Stage::New => return self.acquire_and_run(),
@@ -239,6 +243,7 @@ impl RunRequest {
     /// Step 2, when the vCPU could not be acquired: it is blocked, busy, or this pCPU is queued for it.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn wait(&mut self, unavailable: Unavailable) -> Reply {
         let result = match unavailable {
             Unavailable::Blocked(on) => self.blocked(on),
@@ -309,7 +314,11 @@ impl RunRequest {
         };
         // 5
         let woken = guest.park();
+        let broken = dispatcher.local.arch().take_system_error();
         primary.come_back();
+        if broken {
+            return self.reported(dispatcher.stop(vcpu, Fault::SYSTEM_ERROR));
+        }
         Poll::Ready(if woken { self.woken_before_publish() } else { result })
     }
 
@@ -337,6 +346,7 @@ impl RunRequest {
     /// The result for a vCPU of a stopped VM. The console reports it once for each vCPU.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn stopped(&mut self, reason: Stop) -> Poll<RunResult> {
         let (vcpu, result) = (self.target, RunResult::stopped(reason));
         if vcpu.stop_was_reported.swap(true, Ordering::Relaxed) {
@@ -385,6 +395,7 @@ impl Dispatcher {
     /// Step 4: serves any other exit. Returns `None` if the guest is to be entered again.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn serve_rare(&self, vcpu: &Vcpu, regs: &mut Regs, exit: Exit) -> Option<RunResult> {
         let fault = match exit {
             // The interrupt was injected before the vCPU was acquired, or before it was enabled: only the check of the
@@ -403,6 +414,9 @@ impl Dispatcher {
             }
             _ => self.local.arch().fault(regs),
         };
+        if uart::serve(vcpu.vm().id, regs, &fault) {
+            return None;
+        }
         Some(self.stop(vcpu, fault))
     }
 

@@ -39,7 +39,7 @@ impl<T: Sync> Fixed<T> {
         self.0.store(core::ptr::from_ref(value).cast_mut(), Ordering::Release);
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn get(&self) -> &'static T {
         // SAFETY: `new` and `set` store only pointers that were a `&'static T`. Relaxed: reads through the pointer are
         // ordered by the address dependency.

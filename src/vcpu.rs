@@ -73,19 +73,19 @@ impl Vcpu {
     }
 
     /// Its id within its VM.
-    #[inline]
+    #[inline(always)]
     pub fn id(&self) -> VcpuId {
         VcpuId(self.id.load(Ordering::Relaxed))
     }
 
     /// The VM that it belongs to.
-    #[inline]
+    #[inline(always)]
     pub fn vm(&self) -> &'static Vm {
         self.vm.get()
     }
 
     /// Whether it is a vCPU of the primary.
-    #[inline]
+    #[inline(always)]
     pub fn is_primarys(&self) -> bool {
         self.primary.load(Ordering::Relaxed)
     }
@@ -140,7 +140,7 @@ impl Vcpu {
     }
 
     /// Kicks the vCPU, which a wake found loaded on `cpu`, out of the guest, unless it has left already.
-    #[inline]
+    #[inline(always)]
     pub fn kick(&self, local: &Local, cpu: CpuId) {
         arch::kick(&local.pcpus()[cpu.index()].arch, || self.handoff.is_loaded_on(cpu));
     }
@@ -246,19 +246,19 @@ pub struct ParkedRegs {
 }
 
 impl ParkedRegs {
-    #[inline]
+    #[inline(always)]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn owned(&mut self) -> &mut Owned {
         // SAFETY: Single Owner: the word says Loaded by this pCPU for as long as the token lives.
         unsafe { self.vcpu.owned.get_mut() }
     }
 
     /// The state of the vCPU: ready, woken, or blocked after [`Self::settle`] was pending.
-    #[inline]
+    #[inline(always)]
     pub fn life(&self) -> Life {
         self.life
     }
@@ -283,6 +283,7 @@ impl ParkedRegs {
     /// Publishes a vCPU that was not loaded, so nothing is saved. Returns as [`LoadedVcpu::park`].
     #[cold]
     #[must_use = "as `LoadedVcpu::park`"]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn release(self) -> bool {
         let Self { vcpu, local, life } = *ManuallyDrop::new(self);
         let_go(vcpu, local, life, |_| ())
@@ -290,6 +291,7 @@ impl ParkedRegs {
 
     /// Loads the registers into this pCPU's hardware.
     #[inline(never)] // the primary's, once
+    #[cfg_attr(target_os = "none", optimize(speed))]
     pub fn load(self) -> LoadedVcpu {
         let mut loaded = self.loading();
         loaded.local.arch().load(&loaded.owned().regs);
@@ -378,17 +380,17 @@ pub struct LoadedVcpu {
 }
 
 impl LoadedVcpu {
-    #[inline]
+    #[inline(always)]
     pub fn local(&self) -> &'static Local {
         self.local
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn vcpu(&self) -> &'static Vcpu {
         self.vcpu
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn owned(&mut self) -> &mut Owned {
         // SAFETY: Single Owner: the word says Loaded on this pCPU for as long as the token lives.
         unsafe { self.vcpu.owned.get_mut() }
@@ -411,7 +413,7 @@ impl LoadedVcpu {
     ///
     /// `vcpu` was entered on the pCPU of `local` by [`Self::enter`], which continues only when the call has been
     /// served.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn calling(vcpu: &'static Vcpu, local: &'static Local) -> ManuallyDrop<LoadedVcpu> {
         ManuallyDrop::new(LoadedVcpu { vcpu, local, life: Life::READY })
     }
@@ -426,7 +428,7 @@ impl LoadedVcpu {
     }
 
     /// World switch back to the primary, after the secondary of [`Self::make_way_for`] was parked.
-    #[inline]
+    #[inline(always)]
     pub fn come_back(&mut self) {
         let local = self.local;
         local.arch().take_back(&self.owned().regs);
@@ -499,7 +501,7 @@ fn wake_itself(vcpu: &Vcpu, life: Life) {
 }
 
 /// Takes the action that an edge of the handoff word returned. After the swap, with no lock held.
-#[inline]
+#[inline(always)]
 fn wake_next(local: &Local, next: Next) {
     if let Next::Wake(cpu) = next {
         local.pcpus()[cpu.index()].wake(Task::Main);

@@ -1,20 +1,12 @@
 //! A VM: its memory, its mailbox, and whether it was stopped.
 
-use core::ops::Range;
-
-use heapless::Vec;
-
 use crate::call::Stop;
 use crate::handoff::{Handoff, Life};
 use crate::ids::{MAX_VCPUS, PAGE_SIZE, Pa, VcpuId, VmId};
 use crate::mailbox::Mailbox;
 use crate::sync::{AtomicU8, AtomicU64, Fixed, Ordering};
 
-/// The most regions of a VM's memory: the primary's has a hole for the hypervisor and may span banks of RAM.
-pub const MAX_REGIONS: usize = 8;
-
-/// Regions of physical memory, each `start..end`.
-pub type Regions = Vec<Range<u64>, MAX_REGIONS>;
+pub use baton_boot::limits::{MAX_REGIONS, Regions};
 
 /// A VM. Everything but the atomics is fixed at boot.
 pub struct Vm {
@@ -64,18 +56,18 @@ impl Vm {
         }
     }
 
+    /// Whether `size` bytes from this address on are in one region of this VM's RAM.
+    pub fn owns(&self, address: u64, size: u64) -> bool {
+        self.memory.iter().any(|r| r.start <= address && address.checked_add(size).is_some_and(|end| end <= r.end))
+    }
+
     /// Whether `page` is the address of a page of this VM's RAM.
     pub fn owns_page(&self, page: u64) -> bool {
-        page != 0
-            && page.is_multiple_of(PAGE_SIZE)
-            && self
-                .memory
-                .iter()
-                .any(|r| r.start <= page && page.checked_add(PAGE_SIZE).is_some_and(|end| end <= r.end))
+        page != 0 && page.is_multiple_of(PAGE_SIZE) && self.owns(page, PAGE_SIZE)
     }
 
     /// The page from which it sends, if configured.
-    #[inline]
+    #[inline(always)]
     pub fn send_page(&self) -> Option<Pa> {
         match self.send_page.load(Ordering::Relaxed) {
             0 => None,
@@ -84,7 +76,7 @@ impl Vm {
     }
 
     /// The page in which it receives, if configured.
-    #[inline]
+    #[inline(always)]
     pub fn recv_page(&self) -> Option<Pa> {
         match self.recv_page.load(Ordering::Relaxed) {
             0 => None,
@@ -111,14 +103,14 @@ impl Vm {
 
     /// Whether a run of one of its vCPUs needs the checks of a rare case: the VM was stopped, or its vCPUs share TLB
     /// entries.
-    #[inline]
+    #[inline(always)]
     pub fn is_special(&self) -> bool {
         // Relaxed, here and below: `stop` is followed by a wake of each vCPU, and a run checks after its acquire.
         self.special.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the VM was stopped.
-    #[inline]
+    #[inline(always)]
     pub fn is_stopped(&self) -> bool {
         self.special.load(Ordering::Relaxed) & !SHARES_TLB != 0
     }

@@ -17,14 +17,14 @@ use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::DeviceTree;
 use dtoolkit::{Node, Property};
 use proptest::prelude::*;
-use tree::{at, machine, set};
+use tree::{add, at, machine, set};
 
 const INITRD: Range<u64> = 0x1_2345_6000..0x1_2345_6014;
 
 /// Writes into the room that there is to be, with something else in it before. As much of it as the tree says it is.
 fn written(original: &[u8], reserved: &[Range<u64>]) -> Result<Vec<u8>, Error> {
     let mut target = vec![0xa5; room_for(&(0..original.len() as u64)) as usize];
-    write(original, &mut target, INITRD, reserved)?;
+    write(original, &mut target, INITRD, reserved, reserved)?;
     let size = u32::from_be_bytes(target[4..8].try_into().expect("four bytes"));
     target.truncate(size as usize);
     assert_eq!(target.len(), size as usize, "it says that it is larger than its room");
@@ -41,12 +41,45 @@ fn assert_same(before: &[u8], after: &[u8]) {
     let strip = |bytes: &[u8]| {
         let mut tree = DeviceTree::from_fdt(&Fdt::new(bytes).expect("it is a device tree"));
         tree.memory_reservations.clear();
+        if let Some(area) = tree.find_node_mut("/reserved-memory") {
+            let ours =
+                area.children().find(|node| node.name().starts_with("baton@")).map(|node| node.name().to_owned());
+            ours.map(|name| area.remove_child(&name));
+            if area.children().next().is_none() {
+                tree.root.remove_child("reserved-memory");
+            }
+        }
         for name in ["linux,initrd-start", "linux,initrd-end"] {
             at(&mut tree, "/chosen").remove_property(name);
         }
         tree
     };
     assert_eq!(strip(before), strip(after));
+}
+
+/// The ranges of our node in `/reserved-memory`, read with its cells, which are `wide` or of one word.
+fn unmapped(bytes: &[u8], wide: bool) -> Vec<(u64, u64)> {
+    let tree = Fdt::new(bytes).expect("it is a device tree");
+    let mut areas = tree.root().children().filter(|node| node.name() == "reserved-memory");
+    let area = areas.next().expect("it has the node");
+    assert_eq!(areas.count(), 0, "there is one such node");
+    for name in ["#address-cells", "#size-cells"] {
+        let cells = area.property(name).expect("it says so itself").value().to_vec();
+        assert_eq!(cells, (1 + u32::from(wide)).to_be_bytes());
+    }
+    assert_eq!(area.property("ranges").map(|property| property.value().len()), Some(0));
+    let mut ours = area.children().filter(|node| node.name().starts_with("baton@"));
+    let node = ours.next().expect("it has our node");
+    assert_eq!(ours.count(), 0);
+    assert!(node.property("no-map").is_some_and(|property| property.value().is_empty()));
+    let reg = node.property("reg").expect("it has ranges");
+    let size = if wide { 8 } else { 4 };
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+    let ranges: Vec<_> =
+        reg.value().chunks_exact(2 * size).map(|pair| (number(&pair[..size]), number(&pair[size..]))).collect();
+    assert_eq!(ranges.len() * 2 * size, reg.value().len());
+    assert_eq!(node.name(), format!("baton@{:x}", ranges[0].0));
+    ranges
 }
 
 fn assert_initrd(bytes: &[u8]) {
@@ -90,10 +123,95 @@ fn foreign_memory_is_reserved() {
             expected.extend(reserved.iter().map(|range| (range.start, range.end - range.start)));
             // A reservation at address 0 that is not empty does not end the list.
             assert_eq!(reservations(&bytes), expected);
+            if count != 0 {
+                assert_eq!(unmapped(&bytes, true), expected[already_there..]);
+            }
             assert_initrd(&bytes);
             assert_same(&original, &bytes);
         }
     }
+}
+
+/// Wherever the node is, and whatever its cells are.
+#[test]
+fn foreign_memory_joins_what_is_reserved_already() {
+    let ranges = [0x4020_0000..0x4030_0000u64, 0x4700_0000..0x4800_0000];
+    let expected = [(0x4020_0000, 0x10_0000), (0x4700_0000, 0x100_0000)];
+    for wide in [false, true] {
+        for behind_chosen in [false, true] {
+            for children in 0..3 {
+                let mut tree = machine();
+                let chosen = tree.root.remove_child("chosen").expect("it has one");
+                if !behind_chosen {
+                    tree.root.add_child(chosen.clone());
+                }
+                let area = add(&mut tree.root, "reserved-memory");
+                set(area, "#address-cells", 1 + u32::from(wide));
+                set(area, "#size-cells", 1 + u32::from(wide));
+                set(area, "ranges", Vec::<u8>::new());
+                for n in 0..children {
+                    let child = add(area, &format!("other@{n}"));
+                    set(child, "reg", vec![0u8; 16]);
+                    set(child, "no-map", Vec::<u8>::new());
+                }
+                if behind_chosen {
+                    tree.root.add_child(chosen);
+                }
+                let original = tree.to_dtb();
+                let bytes = written(&original, &ranges).expect("there is room");
+                assert_eq!(unmapped(&bytes, wide), expected);
+                assert_initrd(&bytes);
+                if children != 0 {
+                    assert_same(&original, &bytes);
+                }
+                assert_eq!(reservations(&bytes), expected);
+            }
+        }
+    }
+}
+
+/// Linux gets it in the node alone.
+#[test]
+fn the_block_and_the_node_are_two_lists() {
+    let mut tree = machine();
+    tree.memory_reservations = vec![MemoryReservation::new(0x4000_0000, 0x1000)];
+    let original = tree.to_dtb();
+    let mut target = vec![0; room_for(&(0..original.len() as u64)) as usize];
+    write(&original, &mut target, INITRD, &[], &[4096..8192]).expect("there is room");
+    target.truncate(u32::from_be_bytes(target[4..8].try_into().expect("four bytes")) as usize);
+    assert_eq!(reservations(&target), [(0x4000_0000, 0x1000)]);
+    assert_eq!(unmapped(&target, true), [(4096, 4096)]);
+}
+
+/// An address that the node cannot express is an error, not another address.
+#[test]
+fn foreign_memory_beyond_the_cells() {
+    let mut tree = machine();
+    let area = add(&mut tree.root, "reserved-memory");
+    set(area, "#address-cells", 1u32);
+    set(area, "#size-cells", 1u32);
+    let original = tree.to_dtb();
+    for range in [1 << 32..(1 << 32) + 1, 0..1 << 32] {
+        assert_eq!(written(&original, core::slice::from_ref(&range)), Err(Error::NarrowCells));
+    }
+    assert!(written(&original, core::slice::from_ref(&(u64::from(u32::MAX)..1 << 32))).is_ok());
+    for cells in [0, 3, 5, u32::MAX] {
+        set(at(&mut tree, "/reserved-memory"), "#address-cells", cells);
+        match written(&tree.to_dtb(), core::slice::from_ref(&(4096..8192))) {
+            Ok(_) => assert!(matches!(cells, 3 | 5)),
+            Err(Error::NarrowCells) => assert_eq!(cells, 0),
+            Err(error) => assert_eq!((cells, error), (u32::MAX, Error::NoRoomForDeviceTree)),
+        }
+    }
+}
+
+/// Other nodes with its name are not it.
+#[test]
+fn only_the_roots_child_is_the_node() {
+    let mut tree = machine();
+    add(at(&mut tree, "/cpus"), "reserved-memory");
+    let bytes = written(&tree.to_dtb(), core::slice::from_ref(&(4096..8192))).expect("there is room");
+    assert_eq!(unmapped(&bytes, true), [(4096, 4096)]);
 }
 
 #[test]
@@ -203,10 +321,13 @@ fn blocks_that_are_not_as_they_should_be() {
 fn too_little_room() {
     let original = machine().to_dtb();
     let mut target = vec![0; original.len() - 1];
-    assert_eq!(write(&original, &mut target, INITRD, &[]).expect_err("not even a copy"), Error::NoRoomForDeviceTree);
+    assert_eq!(
+        write(&original, &mut target, INITRD, &[], &[]).expect_err("not even a copy"),
+        Error::NoRoomForDeviceTree
+    );
     for room in original.len()..original.len() + 16 {
         let mut target = vec![0; room];
-        assert!(write(&original, &mut target, INITRD, &[0..1, 2..3]).is_err());
+        assert!(write(&original, &mut target, INITRD, &[0..1, 2..3], &[]).is_err());
     }
 }
 

@@ -24,6 +24,7 @@ use baton::ids::{MAX_VMS, PAGE_SIZE};
 use cases::cases;
 use cpio::{Format, archive};
 use dtoolkit::fdt::Fdt;
+use dtoolkit::memreserve::MemoryReservation;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tree::{INITRD, add, machine, set};
@@ -62,6 +63,7 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
         words(4),
         words(8),
         proptest::collection::vec(any::<u8>(), 0..12),
+        Just(b"disabled\0".to_vec()),
         Just(b"arm,gic-v3\0".to_vec()),
         Just(b"x\0arm,gic-v3".to_vec()),
     ]
@@ -73,6 +75,8 @@ enum Edit {
     /// Sets a property that boot reads, in some node.
     Set(usize, usize, Vec<u8>),
     Remove(usize),
+    /// Adds an entry to the memory reservation block.
+    Reserve(u64, u64),
     /// Adds a node with a name that boot looks for.
     Add(usize, usize, Vec<u8>),
     /// As bytes: a word is another one.
@@ -83,8 +87,17 @@ enum Edit {
     Cut(Index),
 }
 
-const PATHS: [&str; 6] = ["/", "/memory@40000000", "/cpus", "/cpus/cpu@0", "/intc@8000000", "/chosen"];
-const PROPERTIES: [&str; 8] = [
+const PATHS: [&str; 8] = [
+    "/",
+    "/memory@40000000",
+    "/cpus",
+    "/cpus/cpu@0",
+    "/intc@8000000",
+    "/chosen",
+    "/reserved-memory",
+    "/reserved-memory/a@45000000",
+];
+const PROPERTIES: [&str; 10] = [
     "reg",
     "#address-cells",
     "#size-cells",
@@ -93,14 +106,18 @@ const PROPERTIES: [&str; 8] = [
     "linux,initrd-start",
     "linux,initrd-end",
     "device_type",
+    "status",
+    "no-map",
 ];
-const NODES: [&str; 7] = ["memory@0", "memory", "cpus", "cpu@7", "intc@9", "chosen", "chosen@1"];
+const NODES: [&str; 9] =
+    ["memory@0", "memory", "cpus", "cpu@7", "intc@9", "chosen", "chosen@1", "reserved-memory", "baton@0"];
 
 fn edits() -> impl Strategy<Value = Vec<Edit>> {
     let word = prop_oneof![0..10u32, edge().prop_map(|n| n as u32)];
     let edit = prop_oneof![
         4 => (0..PATHS.len(), 0..PROPERTIES.len(), value()).prop_map(|(node, name, value)| Edit::Set(node, name, value)),
         1 => (0..PATHS.len()).prop_map(Edit::Remove),
+        1 => (edge(), edge()).prop_map(|(start, size)| Edit::Reserve(start, size)),
         2 => (0..PATHS.len(), 0..NODES.len(), value()).prop_map(|(node, name, value)| Edit::Add(node, name, value)),
         2 => (any::<Index>(), word.clone()).prop_map(|(at, word)| Edit::Word(at, word)),
         1 => (0..10usize, word).prop_map(|(field, word)| Edit::Field(field, word)),
@@ -112,6 +129,7 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
 /// The device tree of a machine, after these edits.
 fn edited(edits: &[Edit]) -> Vec<u8> {
     let mut tree = machine();
+    set(add(add(&mut tree.root, "reserved-memory"), "a@45000000"), "reg", [0u32, 0x4500_0000, 0, 0x1234]);
     for edit in edits {
         match edit {
             Edit::Set(path, name, value) => {
@@ -120,12 +138,16 @@ fn edited(edits: &[Edit]) -> Vec<u8> {
                 }
             }
             Edit::Remove(path) => drop(tree.root.remove_child(PATHS[*path].trim_start_matches('/'))),
+            // The empty one ends the block.
+            Edit::Reserve(start, size) if (*start, *size) != (0, 0) => {
+                tree.memory_reservations.push(MemoryReservation::new(*start, *size));
+            }
             Edit::Add(path, name, value) => {
                 if let Some(node) = tree.find_node_mut(PATHS[*path]) {
                     set(add(node, NODES[*name]), "reg", value.clone());
                 }
             }
-            Edit::Word(..) | Edit::Field(..) | Edit::Cut(_) => {}
+            Edit::Reserve(..) | Edit::Word(..) | Edit::Field(..) | Edit::Cut(_) => {}
         }
     }
     let mut bytes = tree.to_dtb();
@@ -186,6 +208,8 @@ fn assert_planned(platform: &Platform, archive: Archive<'_>, tree: &[u8]) {
     }
     for (n, place) in places.iter().enumerate() {
         assert!(platform.ram.iter().any(|bank| bank.start <= place.start && place.end <= bank.end), "{place:x?}");
+        let free = |r: &Range<u64>| place.end <= r.start || r.end <= place.start;
+        assert!(platform.reserved.iter().all(free), "{place:x?} is reserved");
         let boot = [&platform.image, &platform.ram_disk, &platform.device_tree];
         for other in places[n + 1..].iter().chain(boot) {
             assert!(place.end <= other.start || other.end <= place.start, "{place:x?} and {other:x?}");
@@ -195,12 +219,17 @@ fn assert_planned(platform: &Platform, archive: Archive<'_>, tree: &[u8]) {
     let used = (platform.device_tree.end - platform.device_tree.start) as usize;
     let foreign = plan.foreign(platform);
     let mut target = vec![0xa5; room_for(&platform.device_tree) as usize];
-    let _ = write(&tree[..used], &mut target, 5..6, &foreign).map(|()| {
+    let _ = write(&tree[..used], &mut target, 5..6, &foreign, &foreign).map(|()| {
         let written = Tree::parse(&target).expect("what was written can be read");
         let before = Tree::parse(tree).expect("it was read before").reservations.len();
         assert_eq!(written.reservations.len(), before + foreign.len());
         let written = Platform::parse(&target, DEVICE_TREE, IMAGE);
         assert!(!matches!(written, Err(baton::boot::Error::DeviceTreeMalformed)));
+        // What is foreign to the primary is no RAM to whoever reads its device tree.
+        if let Ok(written) = written {
+            let touches = |r: &Range<u64>| foreign.iter().any(|f| f.start < r.end && r.start < f.end);
+            assert!(!written.ram.iter().any(touches), "{:x?} and {foreign:x?}", written.ram);
+        }
     });
 }
 
@@ -263,7 +292,9 @@ proptest! {
             Ok(archive) => {
                 let within = bytes.as_ptr_range();
                 for name in ["vmlinuz", "vms.txt", "initrd.img", "a", "b", "TRAILER!!!", ""] {
-                    if let Some(file) = archive.file(name).filter(|file| !file.is_empty()) {
+                    if let Ok(file) = archive.file(name)
+                        && !file.is_empty()
+                    {
                         let file = file.as_ptr_range();
                         prop_assert!(within.start <= file.start && file.end <= within.end);
                     }

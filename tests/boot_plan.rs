@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use baton::boot::Error;
 use baton::boot::archive::Archive;
-use baton::boot::plan::{Plan, plan, without};
-use baton::boot::platform::Platform;
+use baton::boot::limits::Reserved;
+use baton::boot::plan::{Plan, plan};
+use baton::boot::platform::{Platform, without};
 use baton::ids::{MAX_VMS, PAGE_SIZE};
-use baton::vm::Regions;
-use cpio::{Format, archive};
+use baton::vm::{MAX_REGIONS, Regions};
+use cpio::{Format, Header, archive};
 use proptest::prelude::*;
 
 const KIB: u64 = 1 << 10;
@@ -23,7 +24,9 @@ const RAM: u64 = 0x4000_0000;
 fn machine(banks: &[Range<u64>], ram_disk: u64) -> Platform {
     let start = banks[0].start;
     Platform {
+        memory: Regions::from_slice(banks).expect("they fit"),
         ram: Regions::from_slice(banks).expect("they fit"),
+        reserved: Reserved::new(),
         devices: heapless::Vec::new(),
         cpus: heapless::Vec::from_slice(&[0]).expect("it fits"),
         distributor: 0,
@@ -60,6 +63,10 @@ fn planned<'a>(platform: &Platform, bytes: &'a [u8]) -> Result<(Plan<'a>, Vec<St
     for place in &places {
         assert!(platform.ram.iter().any(|bank| bank.start <= place.start && place.end <= bank.end), "{place:x?}");
     }
+    // What boots may be reserved by its loader.
+    for place in &places[3..] {
+        assert!(platform.reserved.iter().all(|r| place.end <= r.start || r.end <= place.start), "{place:x?}");
+    }
     for (n, a) in places.iter().enumerate() {
         for b in &places[n + 1..] {
             assert!(a.end <= b.start || b.end <= a.start, "{a:x?} and {b:x?}");
@@ -69,10 +76,15 @@ fn planned<'a>(platform: &Platform, bytes: &'a [u8]) -> Result<(Plan<'a>, Vec<St
     let foreign = plan.foreign(platform);
     assert_eq!(foreign.len(), 1 + plan.secondaries.len());
     let own = without(&platform.ram, &foreign);
-    assert!(own.len() <= 6 * platform.ram.len(), "{own:x?}");
+    if platform.reserved.is_empty() {
+        assert!(own.len() <= 6 * platform.ram.len(), "{own:x?}");
+    }
     assert!(own.iter().all(|a| foreign.iter().all(|b| a.end <= b.start || b.end <= a.start)), "{own:x?}");
     let size = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-    assert_eq!(size(&own) + size(&foreign), size(&platform.ram));
+    // As long as the regions fit: secondaries around many reserved ranges leave more of them.
+    if own.len() < MAX_REGIONS {
+        assert_eq!(size(&own) + size(&foreign), size(&platform.ram));
+    }
     assert!(plan.device_tree.start.is_multiple_of(8));
     assert!(plan.device_tree.end - plan.device_tree.start > platform.device_tree.end - platform.device_tree.start);
     Ok((plan, complaints))
@@ -256,6 +268,89 @@ fn several_banks() {
 }
 
 #[test]
+fn what_is_reserved_is_left_alone() {
+    let bytes = archive(
+        Format::Newc,
+        &[
+            ("vmlinuz", &[0; 5000]),
+            (
+                "vms.txt",
+                b"1048576 1 a
+1048576 1 a
+8388608 1 a",
+            ),
+            ("a", b"1"),
+        ],
+    );
+    let mut platform = usual();
+    let end = RAM + 128 * MIB;
+    // The places of the primary, of its device tree and of the first secondary, and less than a page each.
+    for range in [
+        RAM + 1600 * KIB..RAM + 1600 * KIB + 1,
+        end - 16 * KIB..end,
+        end - 512 * KIB..end - 512 * KIB + 7,
+        platform.ram_disk.clone(),
+        platform.device_tree.clone(),
+        // Not in memory.
+        0..MIB,
+        u64::MAX - 1..u64::MAX,
+    ] {
+        platform.reserved.push(range).expect("they fit");
+    }
+    let (plan, complaints) = planned(&platform, &bytes).expect("there is room");
+    assert_eq!((plan.secondaries.len(), complaints.len()), (3, 0), "{complaints:#?}");
+    // Around what is reserved, not only behind it.
+    assert!(plan.device_tree.end == end - 16 * KIB);
+    assert_eq!(plan.secondaries[0].memory.end, end - 512 * KIB);
+    // All of it is.
+    platform.reserved.clear();
+    platform.reserved.push(0..u64::MAX).expect("it fits");
+    assert!(matches!(planned(&platform, &bytes), Err(Error::NoRoomForPrimary { .. })));
+}
+
+#[test]
+fn a_primary_that_is_no_code() {
+    for image in [&b"\x7fELF\x02\x01\x01\0"[..], b"\x1f\x8b\x08\0", b"MZ\0\0zimg", b"vmlinuz -> vmlinuz-6.1"] {
+        let bytes = archive(Format::Newc, &[("vmlinuz", image), ("vms.txt", b"4096 1 a"), ("a", image)]);
+        let error = planned(&usual(), &bytes).expect_err("it cannot run");
+        assert!(matches!(error, Error::PrimaryIsNoCode { .. }), "{error}");
+        assert!(error.to_string().contains("objcopy"), "{error}");
+        // Whatever a secondary does at its first instruction is its own business.
+        let bytes = archive(Format::Newc, &[("vmlinuz", b"x"), ("vms.txt", b"4096 1 a"), ("a", image)]);
+        assert_eq!(planned(&usual(), &bytes).expect("there is room").0.secondaries.len(), 1);
+    }
+}
+
+#[test]
+fn links_and_folders_are_not_loaded() {
+    let link = Header { mode: 0o120777, ..Header::FILE };
+    for name in ["vmlinuz", "vms.txt", "initrd.img"] {
+        let mut bytes = Vec::new();
+        link.entry(&mut bytes, name, b"elsewhere");
+        if name != "vmlinuz" {
+            Header::FILE.entry(&mut bytes, "vmlinuz", b"x");
+        }
+        Header::FILE.entry(&mut bytes, "TRAILER!!!", b"");
+        let error = planned(&usual(), &bytes).expect_err("it cannot be read");
+        assert_eq!(error, Error::NoRegularFile { name, what: "a symbolic link" });
+    }
+    let mut bytes = Vec::new();
+    link.entry(&mut bytes, "a", b"b");
+    Header { mode: 0o040755, ..Header::FILE }.entry(&mut bytes, "c", b"");
+    Header { links: 2, inode: 5, ..Header::FILE }.entry(&mut bytes, "d", b"");
+    for (name, data) in [("b", &b"1"[..]), ("vmlinuz", b"x"), ("vms.txt", b"4096 1 a\n4096 1 b\n4096 1 c\n4096 1 d")] {
+        Header::FILE.entry(&mut bytes, name, data);
+    }
+    Header { links: 2, inode: 5, ..Header::FILE }.entry(&mut bytes, "e", b"shared");
+    Header::FILE.entry(&mut bytes, "TRAILER!!!", b"");
+    let (plan, complaints) = planned(&usual(), &bytes).expect("there is room");
+    let images: Vec<_> = plan.secondaries.iter().map(|vm| vm.image).collect();
+    assert_eq!(images, [&b"1"[..], b"shared"]);
+    assert!(complaints[0].contains("line 1") && complaints[0].contains("a in the RAM disk is a symbolic link"));
+    assert!(complaints[1].contains("line 3") && complaints[1].contains("c in the RAM disk is a directory"));
+}
+
+#[test]
 fn sixteen_mebibytes() {
     let bytes = archive(
         Format::OldBinary,
@@ -279,6 +374,7 @@ proptest! {
         disk in 8..14u64,
         tree in (0..=16 * 256 - 8_u64, 1..30u64), // in the smallest RAM, to its last byte
         header: Option<(u32, u32)>,
+        reserved in proptest::collection::vec((0..256 * MIB, 0..4 * MIB), 0..8),
         vms in proptest::collection::vec((1..20 * MIB, 1..9usize), 0..20),
     ) {
         let start = RAM + start * MIB;
@@ -289,6 +385,7 @@ proptest! {
         prop_assume!(tree.end <= platform.ram_disk.start || tree.start >= platform.ram_disk.end);
         prop_assume!(tree.end <= platform.image.start || tree.start >= platform.image.end);
         platform.device_tree = tree;
+        platform.reserved = reserved.iter().map(|&(at, size)| start + at..start + at + size + 1).collect();
         let primary = match header {
             None => vec![1; 70_000],
             Some((offset, size)) => linux(u64::from(offset % 0x20_0000) & !0xfff, (size % 0x80_0000).into()),

@@ -9,9 +9,11 @@ mod tree;
 use std::ops::Range;
 
 use baton::boot::Error;
+use baton::boot::limits::MAX_RESERVED;
 use baton::boot::platform::Platform;
 use baton::ids::MAX_CPUS;
 use cases::cases;
+use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::DeviceTree;
 use proptest::prelude::*;
 use tree::{INITRD, add, at, machine, set};
@@ -125,6 +127,132 @@ fn regions_of_redistributors() {
     let platform = parse(&tree).expect("it is a machine");
     // The CPU interface that follows is no redistributor.
     assert_eq!(platform.redistributors.as_slice(), [0x080a_0000..0x080e_0000, 1 << 32..(1 << 32) + 0x4_0000]);
+}
+
+/// The values of the specification, section 2.3.4, the old spelling of one, and two that it does not know.
+const STATUSES: [(&str, bool); 8] = [
+    ("okay", true),
+    ("ok", true),
+    ("disabled", false),
+    ("reserved", false),
+    ("fail", false),
+    ("fail-ecc", false),
+    ("", false),
+    ("Okay", false),
+];
+
+#[test]
+fn memory_is_used_if_its_status_says_so() {
+    for (status, is_used) in STATUSES {
+        let mut tree = machine();
+        let memory = add(&mut tree.root, "memory@60000000");
+        set(memory, "reg", [0u32, 0x6000_0000, 0, 0x1000]);
+        set(memory, "status", status);
+        let banks = [0x4000_0000..0x4800_0000, 0x6000_0000..0x6000_1000];
+        let platform = parse(&tree).expect("it is a machine");
+        assert_eq!(platform.ram.as_slice(), &banks[..1 + usize::from(is_used)], "{status:?}");
+        assert_eq!(platform.memory, platform.ram);
+        set(at(&mut tree, "/memory@40000000"), "status", status);
+        tree.root.remove_child("memory@60000000");
+        assert_eq!(parse(&tree).map(|platform| platform.ram.len()).ok(), is_used.then_some(1), "{status:?}");
+    }
+}
+
+#[test]
+fn a_cpu_that_is_off_can_be_started_and_one_that_failed_cannot() {
+    for (status, is_okay) in STATUSES {
+        let mut tree = machine();
+        set(at(&mut tree, "/cpus/cpu@0"), "status", status);
+        let cpus = if is_okay || status == "disabled" { &[0, 1][..] } else { &[1] };
+        assert_eq!(parse(&tree).expect("it is a machine").cpus.as_slice(), cpus, "{status:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_controller_is_used_if_its_status_says_so() {
+    for (status, is_used) in STATUSES {
+        let mut tree = machine();
+        set(at(&mut tree, "/intc@8000000"), "status", status);
+        assert_eq!(parse(&tree).err(), (!is_used).then_some(Error::NoInterruptController), "{status:?}");
+        let second = add(&mut tree.root, "intc@a000000");
+        set(second, "compatible", "arm,gic-v3");
+        set(second, "reg", [0u32, 0x0a00_0000, 0, 0x1_0000, 0, 0x0a0a_0000, 0, 0xf6_0000]);
+        let distributor = if is_used { 0x0800_0000 } else { 0x0a00_0000 };
+        assert_eq!(parse(&tree).expect("it has one").distributor, distributor, "{status:?}");
+    }
+}
+
+#[test]
+fn what_is_reserved() {
+    let mut tree = machine();
+    tree.memory_reservations =
+        vec![MemoryReservation::new(0x4100_0000, 0x1234), MemoryReservation::new(0x7000_0000, u64::MAX)];
+    let area = add(&mut tree.root, "reserved-memory");
+    set(area, "#address-cells", 1u32);
+    set(area, "#size-cells", 1u32);
+    set(area, "ranges", Vec::<u8>::new());
+    set(add(area, "two@41800000"), "reg", [0x4180_0000u32, 0x1001, 0x4190_0000, 0x10]);
+    let firmware = add(area, "firmware@42000800");
+    set(firmware, "reg", [0x4200_0800u32, 0x1000]);
+    set(firmware, "no-map", Vec::<u8>::new());
+    // Wherever the primary puts it.
+    set(add(area, "pool"), "size", 0x10_0000u32);
+    let disabled = add(area, "disabled@43000000");
+    set(disabled, "reg", [0x4300_0000u32, 0x1000]);
+    set(disabled, "status", "disabled");
+    let platform = parse(&tree).expect("it is a machine");
+    assert_eq!(
+        platform.reserved.as_slice(),
+        [0x4100_0000..0x4100_1234, 0x7000_0000..u64::MAX, 0x4180_0000..0x4180_1001, 0x4190_0000..0x4190_0010]
+    );
+    // In whole pages.
+    assert_eq!(platform.ram.as_slice(), [0x4000_0000..0x4200_0000, 0x4200_2000..0x4800_0000]);
+    assert_eq!(platform.memory.as_slice(), [0x4000_0000..0x4800_0000]);
+}
+
+/// Without cells of its own, the node has those of the root.
+#[test]
+fn cells_of_what_is_reserved() {
+    let mut tree = machine();
+    let area = add(&mut tree.root, "reserved-memory");
+    set(add(area, "a@1"), "reg", [0u32, 0x4180_0000, 0, 0x1000]);
+    assert_eq!(parse(&tree).expect("it is a machine").reserved.as_slice(), [0x4180_0000..0x4180_1000]);
+}
+
+#[test]
+fn more_that_is_reserved_than_there_may_be() {
+    for no_map in [false, true] {
+        for count in [MAX_RESERVED, MAX_RESERVED + 1] {
+            let mut tree = machine();
+            let area = add(&mut tree.root, "reserved-memory");
+            for n in 0..count as u32 {
+                let node = add(area, &format!("a@{n:x}"));
+                set(node, "reg", [0u32, 0x6000_0000 + n * 0x2000, 0, 0x1000]);
+                if no_map {
+                    set(node, "no-map", Vec::<u8>::new());
+                }
+            }
+            assert_eq!(parse(&tree).err(), (count > MAX_RESERVED).then_some(Error::TooManyReserved), "{count}");
+        }
+    }
+}
+
+/// A loader may reserve what it loaded, but not so that nobody may map it.
+#[test]
+fn what_boots_may_be_reserved_but_must_be_mapped() {
+    let tree_size = 0x1000;
+    for (what, range) in
+        [("hypervisor", IMAGE), ("RAM disk", INITRD), ("device tree", 0x4700_0000..0x4700_0000 + tree_size)]
+    {
+        let mut tree = machine();
+        tree.memory_reservations = vec![MemoryReservation::new(range.start, range.end - range.start)];
+        assert!(parse(&tree).is_ok(), "{what}");
+        let node = add(add(&mut tree.root, "reserved-memory"), "a");
+        set(node, "reg", [0u32, range.end as u32 - 0x1000, 0, 0x1000]);
+        set(node, "no-map", Vec::<u8>::new());
+        let Err(Error::OutsideMemory { what: found, .. }) = parse(&tree) else { panic!("{what} cannot be mapped") };
+        assert_eq!(found, what);
+    }
 }
 
 #[test]

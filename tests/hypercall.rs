@@ -7,6 +7,7 @@ use std::mem::ManuallyDrop;
 use baton::arch::fake::Step;
 use baton::arch::{self, fake};
 use baton::call::{Call, FAILED, NO_INTERRUPT, NO_VCPU, Reply, ReplyKind, ResultFormat, RunResult, Stop};
+use baton::console;
 use baton::exit::Exit;
 use baton::handoff::{Life, Patience};
 use baton::hypercall::{Caller, dispatch};
@@ -15,7 +16,7 @@ use baton::mailbox::{Message, NO_MESSAGE};
 use baton::owed::Completion;
 use baton::vcpu::LoadedVcpu;
 use baton::vm::{Regions, Vm};
-use common::{Bench, On, P0, P1, PAGES_OF_A_VM, args, calls, page, run, trace};
+use common::{Bench, On, P0, P1, PAGES_OF_A_VM, args, calls, page, run, said, trace};
 
 /// Two pCPUs; VM 1 with two vCPUs, VM 2 with one. Everybody has a mailbox.
 fn bench() -> &'static Bench {
@@ -349,7 +350,7 @@ fn counters() {
 fn which_calls_exist() {
     let m = bench();
     for vm in 0..3 {
-        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff83, 1), (0xff84, 0), (0, 0)] {
+        for (function, exists) in [(0xff00, 1), (0xff09, 1), (0xff0a, 0), (0xff84, 1), (0xff85, 0), (0, 0)] {
             assert_eq!(call(m, vm, 0, Call::CallExists { function }), exists);
         }
         assert_eq!(call(m, vm, 0, Call::Unknown), FAILED);
@@ -374,6 +375,47 @@ fn only_a_secondary_yields() {
     assert_eq!(serve(m.caller(1, 0), Call::VcpuYield), Reply::tell(RunResult::YIELD));
     assert_eq!(serve(m.caller(1, 1), Call::VcpuYield), Reply::tell(RunResult::YIELD));
     assert_eq!(call(m, 0, 0, Call::VcpuYield), FAILED, "there is nobody above the primary to yield to");
+}
+
+/// The console is the process's, and so are the lines of its VMs: each VM here writes in one test only.
+#[test]
+fn what_may_be_written_to_the_console() {
+    let m = bench();
+    let write = |vm, address, size| call(m, vm, 0, Call::ConsoleWrite { address, size });
+    let (start, end) = (page(1, 0), page(1, PAGES_OF_A_VM));
+    for (address, size) in [
+        (start, 65),
+        (start, u64::MAX),
+        (start - 1, 2),
+        (start - 1, 1),
+        (end - 1, 2),
+        (end, 1),
+        (end + 1, 0),
+        (0, 0),
+        (0, 8),
+        (u64::MAX, 1),
+        (u64::MAX - 63, 64),
+        (page(2, 0), 8),
+        (page(0, 0), 8),
+        (0x0900_0000, 8),
+    ] {
+        assert_eq!(write(1, address, size), FAILED, "{size} bytes at {address:#x}");
+    }
+    assert_eq!(said(), [""; 0], "nothing of that is printed");
+    // A range may cross pages.
+    fake::write_memory(Pa(page(1, 4)), &[b'-'; 4096]);
+    fake::write_memory(Pa(page(1, 5)), b"hello\nthere");
+    assert_eq!(write(1, page(1, 5) - 3, 9), 9);
+    assert_eq!(said(), ["[VM 1] ---hello"]);
+    assert_eq!(write(1, page(1, 5) + 6, 5), 5);
+    for (address, size) in [(start, 0), (end, 0), (end - 64, 64)] {
+        assert_eq!(write(1, address, size), size);
+    }
+    console::flush(VmId(1));
+    assert_eq!(said(), [format!("[VM 1] there{}", "?".repeat(64))]);
+    fake::write_memory(Pa(page(0, 0)), b"one\ntwo\n\n");
+    assert_eq!(write(0, page(0, 0), 9), 9, "the primary may write, too");
+    assert_eq!(said(), ["[VM 0] one", "[VM 0] two", "[VM 0] "]);
 }
 
 /// Whoever sends a message takes the wake edge of the vCPU that it is promised to, if that waits for one.

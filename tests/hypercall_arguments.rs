@@ -39,7 +39,7 @@ fn edge() -> impl Strategy<Value = u64> {
 fn function() -> impl Strategy<Value = u64> {
     let plain = prop_oneof![
         8 => 0xff00..=0xff0au64,
-        2 => 0xff80..=0xff84u64,
+        2 => 0xff80..=0xff85u64,
         2 => prop_oneof![0x8400_0000..0x8400_0020u64, 0xc400_0000..0xc400_0020u64],
         1 => edge(),
     ];
@@ -118,12 +118,17 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply)
             let exists = id1 != 0 && count(id1).is_some_and(|n| id2 < n);
             answers(&[if exists { 7 | 1 << 8 } else { 9 }])
         }
-        0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff83))]),
+        0xff81 => answers(&[u64::from(matches!(Call::plain(x1), 0xff00..=0xff09 | 0xff80..=0xff84))]),
         0xff82 if primary => {
             let possible = count(id1).is_some_and(|n| id2 < n) && x3 < 5;
             if possible { result.is_some_and(|n| n <= u32::MAX.into()) } else { answers(&[FAILED]) }
         }
         0xff83 if !primary => told(RunResult::YIELD),
+        0xff84 => {
+            let ram = page(vm, 0)..=page(vm, PAGES_OF_A_VM);
+            let possible = x2 <= 64 && ram.contains(&x1) && ram.contains(&(x1 + x2));
+            answers(&[if possible { x2 } else { FAILED }])
+        }
         0xff02 | 0xff80 | 0xff82 | 0xff83 => answers(&[FAILED]),
         _ if !primary => answers(&[FAILED]),
         _ if x0 as u32 == 0x8400_0002 => reply == Reply::later(Completion::PowerOn),

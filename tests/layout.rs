@@ -36,7 +36,7 @@ fn the_crates_of_the_lab_have_no_circle() {
 
 #[test]
 fn the_hypervisor_has_no_circle() {
-    assert_no_circle(&["src/lib.rs"]);
+    assert_no_circle(&["src/lib.rs", "src/boot/lib.rs"]);
 }
 
 #[test]
@@ -64,7 +64,8 @@ fn files_that_share_a_circle_are_named_too() {
 
 /// Fails with a sentence for each circle of the crates with these roots.
 fn assert_no_circle(roots: &[&str]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let folder = Path::new(&folder);
     let read = |path: &str| fs::read_to_string(folder.join(path)).ok();
     let of = |root: &&str| {
         let imports = Crate::read(root, &read).imports();

@@ -7,9 +7,10 @@ use std::rc::Rc;
 
 use baton::arch::fake::{self, Step};
 use baton::call::ReplyKind;
+use baton::console;
 use baton::exit::Exit;
 use baton::handoff::Life;
-use baton::ids::CpuId;
+use baton::ids::{CpuId, VmId};
 use baton::owed::Completion;
 use baton::psci::serve;
 use common::*;
@@ -237,8 +238,10 @@ fn suspend_is_a_sleep() {
 fn the_end_of_the_machine() {
     for (function, event) in [(SYSTEM_OFF, "p0 system off"), (SYSTEM_RESET, "p0 system reset")] {
         let m = Bench::new(1, &[]);
+        assert_eq!(console::write(VmId(1), b"unfinished"), 10);
         assert!(refuses(|| call(m, [function, 0, 0, 0])));
         assert_eq!(trace(), [event]);
+        assert_eq!(said(), ["[VM 1] unfinished"], "what a VM has not ended is not lost");
     }
 }
 

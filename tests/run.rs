@@ -936,6 +936,21 @@ fn the_reasons_of_a_stop() {
     }
 }
 
+/// An error that is seen only when the vCPU has left is still its VM's, and the primary takes nothing of it.
+#[test]
+fn a_system_error_that_comes_late() {
+    let m = Bench::new(1, &[1, 1]);
+    m.guest(P0, 1, 0, |_| {
+        m.local(P0).arch().leave_system_error();
+        Exit::Wfi
+    });
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+    assert_eq!(said(), ["baton: VM 1 was stopped: its vCPU 0 caused a system error, which came when it had left."]);
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+    m.guest(P0, 2, 0, |_| Exit::Wfi);
+    assert_eq!(m.call(P0, run_ext(2, 0, 0)), answer::WAIT_FOR_INTERRUPT);
+}
+
 /// Whatever its vCPUs were about to do, and whichever way they are asked for: stopped is what the primary is told.
 #[test]
 fn stopped_taken_for_blocked() {
@@ -995,6 +1010,66 @@ fn a_report_is_printed_before_the_primary_goes_on() {
         m.start(P0, run_ext(1, vcpu, 0));
         m.finish(P0);
         assert_eq!(steps.get(), 1);
+    }
+}
+
+const UART: u64 = 0x0900_0000;
+
+/// A guest that accesses its UART, by a word of register 5.
+fn accesses(cause: Cause) -> Step {
+    let syndrome = 0x24 << 26 | 1 << 24 | 2 << 22 | 5 << 16 | 0b111;
+    Step::Fault(Fault { cause, pc: 0x4010_0040, syndrome, address: 0 })
+}
+
+/// An access to the UART is emulated, and its VM goes on behind it without anybody else being asked. The console is the
+/// process's: VM 3 writes in this test only.
+#[test]
+fn a_secondary_has_a_uart_of_its_own() {
+    let m = Bench::new(1, &[1, 1, 1]);
+    for byte in *b"hi\n" {
+        m.guest(P0, 3, 0, move |regs| {
+            regs.x[5] = byte.into();
+            accesses(Cause::Write { ipa: UART })
+        });
+    }
+    m.guest(P0, 3, 0, |regs| {
+        assert_eq!(regs.pc, page(3, 0) + 12);
+        accesses(Cause::Read { ipa: UART + 0x18 })
+    });
+    m.guest(P0, 3, 0, |regs| {
+        assert_eq!((regs.x[5], regs.pc), (0x90, page(3, 0) + 16));
+        assert_eq!(said(), ["[VM 3] hi"]);
+        Exit::Wfi
+    });
+    assert_eq!(m.call(P0, run(3, 0)), answer::WAIT_FOR_INTERRUPT);
+    assert_eq!(trace().iter().filter(|event| event.contains("save")).count(), 2);
+}
+
+/// Before the report that a VM was stopped comes what it had not ended. VM 4 writes and stops in this test only.
+#[test]
+fn a_vm_that_is_stopped_has_its_last_line() {
+    let m = Bench::new(1, &[1, 1, 1, 1]);
+    for byte in *b"alas" {
+        m.guest(P0, 4, 0, move |regs| {
+            regs.x[5] = byte.into();
+            accesses(Cause::Write { ipa: UART })
+        });
+    }
+    m.guest(P0, 4, 0, |_| accesses(Cause::Write { ipa: UART + 4096 }));
+    assert_eq!(m.call(P0, run_ext(4, 0, 0)), answer::STOPPED | 2 << 8);
+    let lines = said();
+    assert_eq!((lines.len(), lines[0].as_str()), (2, "[VM 4] alas"), "{lines:?}");
+    assert!(lines[1].contains("tried to write address 0x9001000, which is not its memory"), "{lines:?}");
+}
+
+/// No other access to the UART's page is emulated: it stops the VM as any access to what is not its own.
+#[test]
+fn other_accesses_to_the_uart_stop_the_vm() {
+    for cause in [Cause::Read { ipa: UART }, Cause::Write { ipa: UART }, Cause::Execute { ipa: UART }] {
+        let m = Bench::new(1, &[1]);
+        m.guest(P0, 1, 0, move |_| fault(cause)); // its syndrome describes no transfer
+        assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8, "{cause:?}");
+        assert_eq!(said().len(), 1);
     }
 }
 

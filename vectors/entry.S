@@ -51,6 +51,7 @@ baton_entry:
     bl      baton_map_early
     add     x0, x19, #2 << 20           // a device tree may end in the next block
     bl      baton_map_early
+    dmb     sy                          // the stores are in memory before their lines are discarded
     mov     x0, x21
     add     x1, x21, #4096
     bl      baton_discard

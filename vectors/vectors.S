@@ -57,6 +57,24 @@
     b       baton_el2_fault
 .endm
 
+// A system error that a secondary left pending, and that EL2 takes in `baton_take_system_error` alone: the instruction
+// there is skipped with x0 = 1. Anywhere else it is EL2's own.
+.macro system_error_from_el2
+.balign 0x80
+    msr     tpidrro_el0, x1             // the primary's or nobody's, and saved
+    mrs     x1, elr_el2
+    adr     x0, baton_system_error_window
+    sub     x0, x1, x0
+    cmp     x0, #8
+    b.hi    1f
+    adr     x1, baton_system_error_taken
+    msr     elr_el2, x1
+    mov     x0, #1
+    eret
+1:  mrs     x1, tpidrro_el0
+    b       baton_el2_system_error
+.endm
+
 .balign 0x800
 .global baton_vectors
 baton_vectors:
@@ -67,7 +85,7 @@ baton_vectors:
     from_el2 4
     from_el2 5
     from_el2 6
-    from_el2 7
+    system_error_from_el2
     synchronous
     asynchronous {HOW_INTERRUPT}
     asynchronous {HOW_INTERRUPT}
@@ -76,6 +94,23 @@ baton_vectors:
     from_el2 13
     from_el2 14
     from_el2 15
+
+// x0 is lost.
+baton_el2_system_error:
+    msr     tpidr_el0, xzr
+    mov     x0, #7
+    b       baton_el2_fault
+
+// Takes the system error that is pending, if it still is. Returns 1 if it was taken, else 0. Clobbers x1.
+.global baton_take_system_error
+baton_take_system_error:
+    mov     x0, xzr
+baton_system_error_window:
+    msr     daifclr, #4
+    isb
+baton_system_error_taken:
+    msr     daifset, #4
+    ret
 
 // x0 = the vector, TPIDR_EL0 = the original x0. There is one emergency stack: pCPUs that fault together may corrupt
 // each other's dump, but the first one powers the machine off.

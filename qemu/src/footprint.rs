@@ -35,7 +35,7 @@ const PAINT: u8 = 0xb5;
 const WORK: &str = "messages=200 handoffs=1200 slices=40";
 
 /// What the image may have of code and constants.
-const LARGEST_IMAGE: u64 = 64 << 10;
+const LARGEST_IMAGE: u64 = 72 << 10;
 /// What is not zero at boot has to be in the file; more than this is something that was meant to be zero.
 const LARGEST_DATA: u64 = 16 << 10;
 /// What a vCPU may take without its FP registers.
@@ -172,8 +172,8 @@ fn sections(elf: &[u8]) -> Result<Image> {
     let file = object::File::parse(elf).context("the hypervisor's ELF file is damaged")?;
     let mut image = Image::default();
     for section in file.sections() {
-        let SectionFlags::Elf { sh_flags } = section.flags() else { continue };
-        if sh_flags & u64::from(elf::SHF_ALLOC) == 0 {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else { continue };
+        if (sh_flags & elf::SHF_ALLOC).0 == 0 {
             continue;
         }
         *match section.name()? {

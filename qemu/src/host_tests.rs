@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
+use crate::images::Workspace;
 use crate::setup;
 
 /// How many tests passed, and which failed.
@@ -47,18 +48,71 @@ impl Group {
             Group::Model { .. } => "model",
         }
     }
+
+    /// What is run of it for `filter`: whole programs that it names, and then the tests that it names in the others.
+    fn parts(self, filter: Option<&str>, programs: &[String]) -> Vec<Part> {
+        let all = Part::default();
+        let Some(filter) = filter else { return vec![all] };
+        let tests = Part { filter: Some(filter.to_owned()), ..Part::default() };
+        let named: Vec<String> = programs.iter().filter(|program| program.contains(filter)).cloned().collect();
+        match self {
+            Group::Model { .. } if MODELS.contains(filter) => vec![all],
+            Group::Plain if !named.is_empty() => {
+                vec![Part { programs: named.clone(), ..all }, Part { done: named, ..tests }]
+            }
+            _ => vec![tests],
+        }
+    }
+}
+
+/// The program of the models.
+const MODELS: &str = "models";
+
+/// Part of a group.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct Part {
+    /// Only these programs; all if there are none.
+    programs: Vec<String>,
+    /// Only tests with this in their names.
+    filter: Option<String>,
+    /// Programs that another part has run: what is said of them is not counted again.
+    done: Vec<String>,
+}
+
+impl Part {
+    /// Whether this program, by what [`program_name`] makes of it, has run already.
+    fn is_done(&self, program: &str) -> bool {
+        let name = program.split_once(", ").map_or(program, |(name, _)| name);
+        self.done.iter().any(|done| done == name)
+    }
+}
+
+/// The parts of all groups.
+fn parts(workspace: &Workspace, filter: Option<&str>, long: bool) -> Vec<(Group, Part)> {
+    let programs = workspace.test_programs();
+    let groups = Group::all(long).iter();
+    groups.flat_map(|group| group.parts(filter, &programs).into_iter().map(|part| (*group, part))).collect()
 }
 
 /// Cases that `long` runs try each property on.
 const LONG_CASES: &str = "5000";
 
-/// Runs the host tests whose name contains `filter`; what a failing one says goes to our output. A test program that dies
-/// without a summary counts as one failure, and so does a build that fails.
-pub fn run(root: &Path, filter: Option<&str>, long: bool) -> Result<Tally> {
+/// Runs the host tests whose name, or whose program's name, contains `filter`; what a failing one says goes to our output. A
+/// test program that dies without a summary counts as one failure, and so does a build that fails.
+pub fn run(workspace: &Workspace, filter: Option<&str>, long: bool) -> Result<Tally> {
     let mut all = Tally::default();
-    for &group in Group::all(long) {
+    for (group, part) in parts(workspace, filter, long) {
+        if part.done.is_empty() {
+            setup::building(format!("the {} tests", group.name()));
+        }
         let mut count = Counter::default();
-        let success = cargo_test(root, group, filter, long, &[], |line, program| {
+        // Of a program that is not counted again.
+        let mut failed_again = false;
+        let success = cargo_test(workspace, group, &part, long, &[], |line, program| {
+            if part.is_done(program) {
+                failed_again |= Summary::parse(line).is_some_and(|summary| summary.failed > 0);
+                return;
+            }
             count.see(line, program);
             match Summary::parse(line) {
                 Some(Summary { passed: 0, failed: 0 }) => {}
@@ -69,8 +123,9 @@ pub fn run(root: &Path, filter: Option<&str>, long: bool) -> Result<Tally> {
                 None => println!("{line}"),
             }
         })?;
+        let success = success || failed_again;
         let tally = count.end(success);
-        if !success {
+        if !tally.failed.is_empty() {
             println!("FAIL  {} tests: {}", group.name(), tally.failed.join(", "));
         }
         all.passed += tally.passed;
@@ -122,12 +177,16 @@ impl Counter {
     }
 }
 
-/// The names of the host tests that contain `filter`.
-pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
+/// The names of the host tests that contain `filter`, or whose program's name does.
+pub fn list(workspace: &Workspace, filter: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for &group in Group::all(false) {
-        let success = cargo_test(root, group, filter, false, &["--list"], |line, program| {
-            if let Some(name) = line.strip_suffix(": test") {
+    for (group, part) in parts(workspace, filter, false) {
+        if part.done.is_empty() {
+            setup::building(format!("the {} tests", group.name()));
+        }
+        let success = cargo_test(workspace, group, &part, false, &["--list"], |line, program| {
+            if part.is_done(program) {
+            } else if let Some(name) = line.strip_suffix(": test") {
                 names.push(format!("{program}: {name}"));
             } else if line.starts_with("error") {
                 println!("{line}");
@@ -140,23 +199,24 @@ pub fn list(root: &Path, filter: Option<&str>) -> Result<Vec<String>> {
 
 /// Runs `cargo test` and shows each line of it to `see`, with the test program that it belongs to.
 fn cargo_test(
-    root: &Path,
+    workspace: &Workspace,
     group: Group,
-    filter: Option<&str>,
+    part: &Part,
     long: bool,
     options: &[&str],
     mut see: impl FnMut(&str, &str),
 ) -> Result<bool> {
     let mut cargo = setup::host_cargo();
     cargo.args(group.arguments());
-    cargo.arg("--").args(filter).args(options);
+    cargo.args(part.programs.iter().flat_map(|program| ["--test", program]));
+    cargo.arg("--").args(&part.filter).args(options);
     if long {
         cargo.env("BATON_MODELS", "long").env("PROPTEST_CASES", LONG_CASES);
     }
     // One pipe for both keeps the programs' names (cargo's errors) in order with their results
     // (their output).
     let (reader, writer) = pipe().context("could not make a pipe")?;
-    cargo.current_dir(root).stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
+    cargo.current_dir(workspace.root()).stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
     let mut child = cargo.spawn().context("could not run `cargo test`")?;
     // The command holds the writing ends, and the reader waits for the last of them to close.
     drop(cargo);
@@ -256,6 +316,23 @@ mod tests {
         assert_eq!(program_name(line).as_deref(), Some("mailbox, tests/mailbox.rs"));
         assert_eq!(program_name("   Doc-tests baton").as_deref(), Some("baton, documentation"));
         assert_eq!(program_name("running 3 tests"), None);
+    }
+
+    #[test]
+    fn a_program_is_chosen_by_its_name_and_counted_once() {
+        let programs = ["mailbox", "protocol"].map(str::to_owned);
+        let plain = |filter| Group::Plain.parts(filter, &programs);
+        assert_eq!(plain(None), [Part::default()]);
+        let tests = Part { filter: Some("proto".to_owned()), ..Part::default() };
+        let [named, others] = &plain(Some("proto"))[..] else { panic!("two parts") };
+        assert_eq!(*named, Part { programs: vec!["protocol".to_owned()], ..Part::default() });
+        assert_eq!(*others, Part { done: vec!["protocol".to_owned()], ..tests });
+        assert!(others.is_done("protocol, tests/protocol/main.rs") && !others.is_done("mailbox, tests/mailbox.rs"));
+        assert!(!named.is_done("protocol, tests/protocol/main.rs"));
+        assert_eq!(plain(Some("wfi"))[..], [Part { filter: Some("wfi".to_owned()), ..Part::default() }]);
+        let models = |filter| Group::Model { checker: "loom" }.parts(Some(filter), &programs);
+        assert_eq!(models("model"), [Part::default()]);
+        assert_eq!(models("proto"), [Part { filter: Some("proto".to_owned()), ..Part::default() }]);
     }
 
     #[test]

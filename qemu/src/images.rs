@@ -18,6 +18,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, elf};
 
 use crate::ramdisk::{self, File, Format};
+use crate::root::root;
 use crate::setup::{self, Toolchain};
 
 const HYPERVISOR: &str = "baton";
@@ -54,8 +55,7 @@ impl Workspace {
     /// Reads the workspace's manifest and finds a toolchain for the target, fetching it if it is
     /// missing.
     pub fn open(clippy: bool) -> Result<Workspace> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        Ok(Self::with(metadata(&mut MetadataCommand::new(), &folder)?, Toolchain::find(clippy)?))
+        Ok(Self::with(metadata(&mut MetadataCommand::new(), &root()?)?, Toolchain::find(clippy)?))
     }
 
     /// A copy of this workspace in the folder `root`, whose builds go to `target`.
@@ -94,6 +94,10 @@ impl Workspace {
     pub fn hypervisor(&self, features: &[String]) -> Result<PathBuf> {
         let name = [&[HYPERVISOR.to_owned()], features].concat().join("-");
         once(&self.hypervisors, &name, || {
+            setup::building(match features {
+                [] => "the hypervisor".to_owned(),
+                features => format!("the hypervisor with {}", features.join(", ")),
+            });
             let mut cargo = self.toolchain.cargo("build");
             cargo.args(["--package", HYPERVISOR, "--bins", "--features", &features.join(",")]);
             let executables = self.build(cargo)?;
@@ -105,6 +109,7 @@ impl Workspace {
     /// The flat images of all VMs, by name.
     pub fn vms(&self) -> Result<HashMap<String, PathBuf>> {
         once(&self.vms, VMS, || {
+            setup::building("the VMs");
             let mut cargo = self.toolchain.cargo("build");
             cargo.args(["--package", VMS, "--bins"]);
             let executables = self.build(cargo)?.into_iter();
@@ -117,6 +122,7 @@ impl Workspace {
     /// The plugin that counts what a machine executes, for QEMU to load.
     pub fn counter(&self) -> Result<PathBuf> {
         once(&self.counter, COUNTER, || {
+            setup::building("QEMU's plugin that counts");
             let mut cargo = setup::host_cargo();
             cargo.args(["build", "--release", "--package", COUNTER]);
             let mut library = None;
@@ -175,6 +181,14 @@ impl Workspace {
             }
         }
         Ok(())
+    }
+
+    /// The names of the programs of host tests, but for the model checks.
+    pub fn test_programs(&self) -> Vec<String> {
+        let targets = self.metadata.packages.iter().flat_map(|package| &package.targets);
+        let tests =
+            targets.filter(|target| target.kind.contains(&TargetKind::Test) && target.required_features.is_empty());
+        tests.map(|target| target.name.clone()).collect()
     }
 
     /// Formatting and lints with warnings as errors, for this machine and for the target, with each

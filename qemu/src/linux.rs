@@ -3,8 +3,8 @@
 //!
 //! The packages come through `apt-get`, into a folder of ours and without touching what is installed; so the test is for
 //! Debian machines, and only part of the long run. What it shows: an image with the arm64 header is placed as it asks, its
-//! device tree is true for it, all its CPUs come up through PSCI, its interrupts and timers are its own, and it turns the
-//! machine off.
+//! device tree is true for it, all its CPUs come up through PSCI, its interrupts and timers are its own, it can read all
+//! that it takes for RAM, which is none of the hypervisor's or the secondary's, and it turns the machine off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,13 +24,26 @@ const CPUS: u32 = 4;
 const KERNEL: &str = "linux-image-arm64";
 const BUSYBOX: &str = "busybox-static";
 
-/// What the first process does.
-const INIT: &str = "#!/busybox sh
+/// What the first process does. `/proc/kcore` is an ELF file; a loaded segment with a physical address is RAM.
+const INIT: &str = r#"#!/busybox sh
 /busybox mkdir /proc
 /busybox mount -t proc proc /proc
-echo \"up: $(/busybox grep -c ^processor /proc/cpuinfo) CPUs, $(/busybox grep -c arch_timer /proc/interrupts) timer\"
+/busybox mknod /null c 1 3
+echo "up: $(/busybox grep -c ^processor /proc/cpuinfo) CPUs, $(/busybox grep -c arch_timer /proc/interrupts) timer"
+/busybox sed 's/^/iomem: /' /proc/iomem
+numbers() { /busybox od -A n -v -t $1 -j $2 -N $3 /proc/kcore; }
+read_segment() {
+    [ $1 = 0000000700000001 ] && [ $4 != ffffffffffffffff ] || return
+    /busybox dd if=/proc/kcore of=/null bs=4096 skip=$((0x$2 / 4096)) count=$((0x$5 / 4096)) 2>/dev/null
+    echo "kcore: status $? of 0x$5 bytes at 0x$4"
+}
+segment=0
+while [ $segment -lt $(numbers u2 56 2) ]; do
+    read_segment $(numbers x8 $((64 + 56 * segment)) 56)
+    segment=$((segment + 1))
+done
 /busybox poweroff -f
-";
+"#;
 
 /// The tests of this kind.
 pub fn tests() -> Vec<Test> {
@@ -75,17 +88,51 @@ fn run(test: &Test, environment: &Environment, cpu: &str) -> Result<Report> {
         extra: Vec::new(),
     };
     let outcome = machine.run(Some(test.timeout), false)?;
-    let problem = judge(&outcome).err().map(|error| format!("{error:#}"));
+    let start = images::load_address(&fs::read(image)?);
+    let start = start.with_context(|| format!("{} has no Image header", image.display()))?;
+    let problem = judge(&outcome, start).err().map(|error| format!("{error:#}"));
     Ok(Report { command_line: machine.command_line(), outcome, problem })
 }
 
-fn judge(outcome: &Outcome) -> Result<()> {
+/// `hypervisor` is where it starts.
+fn judge(outcome: &Outcome, hypervisor: u64) -> Result<()> {
     ensure!(outcome.status.is_some(), "it hung");
     let said = |part: &str| lines(&outcome.console).any(|line| line.contains(part));
     ensure!(said(&format!("up: {CPUS} CPUs, 1 timer")), "Linux did not come up with {CPUS} CPUs and its timer");
+    judge_memory(&outcome.console, hypervisor)?;
     ensure!(said("reboot: Power down"), "Linux did not turn the machine off");
     ensure!(!said("Unexpected interrupt"), "Linux got an interrupt that is not its own");
     ensure!(outcome.code() == Some(0), "QEMU's exit code is {:?}", outcome.code());
+    Ok(())
+}
+
+/// What Linux takes for RAM is not the hypervisor's and not the secondary's, and it can read all of it.
+fn judge_memory(console: &str, hypervisor: u64) -> Result<()> {
+    let number = |digits: &str| u64::from_str_radix(digits.trim_start_matches("0x"), 16).ok();
+    let secondary =
+        lines(console).find_map(|line| number(line.split_once("is hog: 1024 KiB at ")?.1.split(',').next()?));
+    let secondary = secondary.context("the hypervisor did not say where the secondary is")?;
+    let ranges: Vec<(u64, u64, &str)> = lines(console)
+        .filter_map(|line| {
+            let (range, what) = line.strip_prefix("iomem: ")?.split_once(" : ")?;
+            let (start, end) = range.split_once('-')?;
+            Some((number(start)?, number(end)?, what))
+        })
+        .collect();
+    for (what, address) in [("the hypervisor", hypervisor), ("the secondary", secondary)] {
+        let found = ranges.iter().find(|(start, end, _)| (start..=end).contains(&&address)).map(|range| range.2);
+        ensure!(found == Some("reserved"), "/proc/iomem takes {what} at {address:#x} for {found:?}");
+    }
+    let segments = lines(console).filter(|line| line.starts_with("kcore: ")).map(|line| {
+        let read = line.strip_prefix("kcore: status 0 of ").and_then(|rest| rest.split_once(" bytes at "));
+        let segment = read.and_then(|(size, start)| Some((number(start)?, number(size)?)));
+        segment.with_context(|| format!("Linux could not read its own RAM: {line}"))
+    });
+    let segments = segments.collect::<Result<Vec<_>>>()?;
+    for (start, end, _) in ranges.iter().filter(|range| range.2 == "System RAM") {
+        let is_read = segments.contains(&(*start, end - start + 1));
+        ensure!(is_read, "/proc/kcore does not have the RAM at {start:#x} to {end:#x} of /proc/iomem");
+    }
     Ok(())
 }
 

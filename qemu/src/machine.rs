@@ -59,8 +59,12 @@ impl Machine {
     pub fn command(&self) -> Command {
         let mut qemu = Command::new(setup::QEMU);
         qemu.args(["-M", Self::BOARD, "-cpu", &self.cpu, "-smp", &self.cpus.to_string(), "-m", &self.memory]);
-        // The ROM of the default network card is in a package that is not needed otherwise.
-        qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);
+        qemu.args(["-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);
+        let is_network = |word: &String| ["nic", "netdev", "net"].contains(&word.trim_start_matches('-'));
+        if !self.extra.iter().any(is_network) {
+            // The ROM of the default network card is in a package that is not needed otherwise.
+            qemu.args(["-nic", "none"]);
+        }
         match &self.boot {
             Boot::Kernel { image, ramdisk, append } => {
                 qemu.arg("-kernel").arg(image);

@@ -3,14 +3,14 @@
 //!
 //! The modules, from what is asked to what is done:
 //!
-//! 1. the commands: [`test_run`] (`cargo baton test`), the tests of the tests ([`mutate`]), the [`bench`] and the policy
+//! 1. the commands: [`run`], [`test_run`] (`cargo baton test`), the tests of the tests ([`mutate`]), the [`bench`] and the policy
 //!    [`lab`];
 //! 2. the kinds of tests: the [`table`] of cases, special [`inputs`], faults of the hypervisor ([`el2_faults`])
 //!    and of its VMs ([`faults`]), the [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
 //!    [`host_tests`];
 //! 3. what a [`test`] is;
-//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]), and
-//!    what this computer lacks ([`setup`]).
+//! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]),
+//!    what this computer lacks ([`setup`]), and where the workspace is ([`root`]).
 
 mod bench;
 mod console;
@@ -28,6 +28,8 @@ mod linux;
 mod machine;
 mod mutate;
 mod ramdisk;
+mod root;
+mod run;
 mod save_window;
 mod setup;
 mod symbols;
@@ -35,17 +37,12 @@ mod table;
 mod test;
 mod test_run;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::console::{lines, panic_line, refusal_line};
 use crate::images::Workspace;
-use crate::machine::{Boot, Machine};
-use crate::ramdisk::Format;
 
 /// Baton's host tool: sets this machine up, builds the hypervisor and its VMs, boots and tests them
 /// on QEMU.
@@ -59,8 +56,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Boot the main job, or your own VMs; exits with 0 only if all went well.
-    #[command(after_help = ramdisk::VMS_FILE_HELP)]
-    Run(Run),
+    #[command(after_help = run::help())]
+    Run(run::Options),
     /// Build hypervisor, VMs and RAM disks into target/baton/.
     Build,
     /// Run the host tests and the QEMU tests; exits with 0 only if all passed.
@@ -75,47 +72,18 @@ enum Command {
     Clippy,
 }
 
-#[derive(Args)]
-struct Run {
-    /// Number of physical CPUs.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=8))]
-    cpus: u32,
-    /// Size of the machine's memory, in QEMU's way of writing it.
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
-    memory: String,
-    /// Kind of CPU, in QEMU's way of writing it.
-    #[arg(long, value_name = "NAME", default_value = "cortex-a57")]
-    cpu: String,
-    /// Boot the VMs that this file lists, instead of the main job.
-    #[arg(long, value_name = "FILE")]
-    vms: Option<PathBuf>,
-    /// Words for the primary VM's command line.
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    append: String,
-    /// Start with all CPUs halted, and wait for a debugger on TCP port 1234 of this machine.
-    #[arg(long)]
-    gdb: bool,
-    /// End the machine after this many seconds, and fail.
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
-    /// Show the QEMU command line first, ready to be run by hand.
-    #[arg(long)]
-    verbose: bool,
-}
-
 fn main() -> ExitCode {
     let result = machine::end_with_us().and_then(|()| match Cli::parse().command {
-        Command::Run(options) => run(&options),
-        Command::Build => Workspace::open(false)?.build_all().map(|()| true),
-        Command::Test(options) => test_run::run(&Workspace::open(false)?, &options),
-        Command::Bench(options) => bench(&options),
-        Command::Mutate(options) => mutate(&options),
-        Command::Lab(options) => lab::run(&options),
-        Command::Clippy => Workspace::open(true)?.clippy().map(|()| true),
+        Command::Run(options) => run::run(&options),
+        Command::Build => Workspace::open(false)?.build_all().map(|()| ExitCode::SUCCESS),
+        Command::Test(options) => test_run::run(&Workspace::open(false)?, &options).map(code),
+        Command::Bench(options) => bench(&options).map(code),
+        Command::Mutate(options) => mutate(&options).map(code),
+        Command::Lab(options) => lab::run(&options).map(code),
+        Command::Clippy => Workspace::open(true)?.clippy().map(|()| ExitCode::SUCCESS),
     });
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(_) if machine::interrupted() => ExitCode::from(machine::INTERRUPTED as u8),
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -124,53 +92,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Boots the main job or the user's own VMs; true if it went well.
-fn run(options: &Run) -> Result<bool> {
-    let workspace = Workspace::open(false)?;
-    setup::qemu()?;
-    let image = workspace.hypervisor(&[])?;
-    let archive = match &options.vms {
-        Some(list) => {
-            let archive = workspace.product("ramdisks/own.cpio");
-            images::write(&archive, &ramdisk::pack(Format::OldBinary, &ramdisk::files_of_vms_file(list)?)?)?;
-            archive
-        }
-        None => workspace.ramdisk("main", Format::OldBinary)?,
-    };
-    let gdb = ["-S", "-gdb", "tcp:127.0.0.1:1234"];
-    let machine = Machine {
-        cpu: options.cpu.clone(),
-        cpus: options.cpus,
-        memory: options.memory.clone(),
-        boot: Boot::Kernel { image: image.clone(), ramdisk: Some(archive), append: options.append.clone() },
-        extra: gdb.iter().filter(|_| options.gdb).map(|word| word.to_string()).collect(),
-    };
-    if options.verbose {
-        eprintln!("{}", machine.command_line());
-    }
-    if options.gdb {
-        let symbols = image.with_extension("elf");
-        eprintln!(
-            "waiting for a debugger: gdb {} -ex 'target remote :1234'",
-            shell_words::quote(&symbols.to_string_lossy())
-        );
-    }
-    let outcome = machine.run(options.timeout.map(Duration::from_secs), true)?;
-    let problem = match (outcome.status, panic_line(&outcome.console).or(refusal_line(&outcome.console))) {
-        (None, _) => {
-            Some(format!("the machine did not end by itself within {} s", options.timeout.unwrap_or_default()))
-        }
-        (_, Some(line)) => Some(format!("the hypervisor ended the machine: {line}")),
-        (Some(status), None) if !status.success() => Some(format!("QEMU failed: {status}")),
-        _ if options.vms.is_none() && !lines(&outcome.console).any(|line| line == "[main] PASS") => {
-            Some("the main job ended without `[main] PASS`".to_owned())
-        }
-        _ => None,
-    };
-    if let Some(problem) = &problem {
-        eprintln!("error: {problem}");
-    }
-    Ok(problem.is_none())
+/// The exit code for whether all went well.
+fn code(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn bench(options: &bench::Options) -> Result<bool> {
@@ -183,4 +107,21 @@ fn mutate(options: &mutate::Options) -> Result<bool> {
     let workspace = Workspace::open(false)?;
     setup::qemu()?;
     mutate::run(&workspace, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_32_bit_cpu_is_refused() {
+        for text in ["cortex-a15", "cortex-a7", "cortex-a15,reset-cbar=0"] {
+            let arguments = ["cargo baton", "run", "--cpu", text];
+            let error = Cli::try_parse_from(arguments).err().expect("it is refused").to_string();
+            assert!(error.contains("is a 32-bit CPU"), "{error}");
+        }
+        for text in ["cortex-a57", "cortex-a72", "cortex-a76", "max,pauth-impdef=on"] {
+            assert!(Cli::try_parse_from(["cargo baton", "run", "--cpu", text]).is_ok(), "{text}");
+        }
+    }
 }

@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn the_table_is_right_and_has_its_patches() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER);
+        let folder = crate::root::root().unwrap().join(FOLDER);
         let mutants = parse(&fs::read_to_string(folder.join(TABLE)).unwrap()).unwrap();
         let named: BTreeSet<String> = mutants.iter().map(|mutant| format!("{}.patch", mutant.patch())).collect();
         let there: BTreeSet<String> = fs::read_dir(&folder)

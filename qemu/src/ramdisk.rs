@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use baton_boot::image;
 
 const MIB: u64 = 1 << 20;
 const TRAILER: &str = "TRAILER!!!";
@@ -198,7 +199,7 @@ pub const VMS_FILE_HELP: &str = "\
 The file given to --vms has one line for each image; `#` starts a comment:
     vmlinuz PATH         the primary VM (required)
     initrd PATH          the primary's own RAM disk (optional)
-    BYTES VCPUS PATH     a secondary VM: its memory, its number of vCPUs, its image
+    SIZE VCPUS PATH      a secondary VM: its memory (`1048576`, `1024K`, `1M`, `1G`), its number of vCPUs, its image
 Paths are relative to the file. The secondaries get the VM ids 1, 2, … in the order of their lines.
 Images are flat binaries, entered at offset 0; the primary may also be an arm64 Linux `Image`.";
 
@@ -217,17 +218,26 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
             let file = folder.join(relative);
             fs::read(&file).with_context(|| format!("{}: could not read the image {}", here(), file.display()))
         };
+        let read_code = |relative: &str| {
+            let code = read(relative)?;
+            match image::no_code(&code) {
+                None => Ok(code),
+                Some(what) => {
+                    bail!("{}: {} is {what}; {}", here(), folder.join(relative).display(), image::REMEDY)
+                }
+            }
+        };
         let line = line.split('#').next().unwrap_or("").trim();
         match parse_line(line).with_context(here)? {
             None => {}
-            Some(Line::Primary(image)) if primary.is_none() => primary = Some(read(&image)?),
+            Some(Line::Primary(image)) if primary.is_none() => primary = Some(read_code(&image)?),
             Some(Line::Initrd(image)) if initrd.is_none() => initrd = Some(read(&image)?),
             Some(Line::Primary(_) | Line::Initrd(_)) => {
                 bail!("{}: `{line}` is the second of its kind; leave one", here())
             }
             Some(Line::Secondary { bytes, vcpus, path }) => {
                 let image = name_of(&path, images.len() + 1);
-                images.push(File::new(&image, read(&path)?));
+                images.push(File::new(&image, read_code(&path)?));
                 secondaries.push(Secondary { bytes, vcpus, image });
             }
         }
@@ -242,6 +252,54 @@ pub fn files_of_vms_file(path: &Path) -> Result<Vec<File>> {
     ];
     files.extend(images);
     Ok(files)
+}
+
+/// A number of bytes, or of KiB, MiB or GiB with the suffix K, M or G.
+fn size(word: &str) -> Option<u64> {
+    let (digits, shift) = match word.as_bytes().last()?.to_ascii_uppercase() {
+        b'K' => (&word[..word.len() - 1], 10),
+        b'M' => (&word[..word.len() - 1], 20),
+        b'G' => (&word[..word.len() - 1], 30),
+        _ => (word, 0),
+    };
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().ok()?.checked_mul(1 << shift))?
+}
+
+/// Says which memory would do for a machine with these `files`, in a RAM disk of `archive` bytes, if `memory` does not:
+/// QEMU's word for it, in MiB unless it says otherwise.
+pub fn memory_hint(memory: &str, files: &[File], archive: u64) -> Option<String> {
+    let given =
+        if memory.bytes().all(|byte| byte.is_ascii_digit()) { size(&format!("{memory}M")) } else { size(memory) }?;
+    let enough = memory_for(files, archive);
+    (given < enough).then(|| {
+        let archive = archive.div_ceil(MIB);
+        format!(
+            "its RAM disk has {archive} MiB, and {memory} of memory are too little for it: try --memory {}M",
+            enough / MIB
+        )
+    })
+}
+
+/// The smallest power of two that is enough memory. QEMU puts the RAM disk in the middle, or at 128 MiB if that is less; the
+/// hypervisor and the primary have room below it, and the secondaries above.
+fn memory_for(files: &[File], archive: u64) -> u64 {
+    const SMALLEST: u64 = 16 * MIB;
+    const HYPERVISOR: u64 = 4 * MIB;
+    let text = |name: &str| files.iter().find(|file| file.name == name).map_or(&[][..], |file| &file.data);
+    let list = String::from_utf8_lossy(text("vms.txt")).into_owned();
+    let secondaries: u64 = list.lines().filter_map(|line| size(line.split(' ').next()?)).sum();
+    let primary = text("vmlinuz");
+    // The size that an arm64 `Image` asks for, zeroed data included.
+    let asked = primary.get(0x10..0x18).filter(|_| primary.get(0x38..0x3c) == Some(b"ARM\x64"));
+    let asked = asked.and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let below = HYPERVISOR + asked.max(primary.len() as u64);
+    let fits = |memory: u64| {
+        let middle = (memory / 2).min(128 * MIB);
+        let above = archive.saturating_add(secondaries);
+        // A primary that has no room below may have it above.
+        middle.saturating_add(above) <= memory && (below <= middle || above.saturating_add(below) <= memory - middle)
+    };
+    (0..40).map(|shift| SMALLEST << shift).find(|memory| fits(*memory)).unwrap_or(u64::MAX)
 }
 
 /// The name of the `index`th secondary's image in the archive: unique, without spaces, and telling
@@ -271,11 +329,11 @@ fn parse_line(line: &str) -> Result<Option<Line>> {
         "initrd" => return Ok(Some(Line::Initrd(rest.to_owned()))),
         _ => {}
     }
-    let bytes = first
-        .parse()
-        .with_context(|| format!("`{first}` is neither `vmlinuz`, nor `initrd`, nor a VM's memory in bytes"))?;
+    let bytes = size(first).with_context(|| {
+        format!("`{first}` is neither `vmlinuz`, nor `initrd`, nor a VM's memory, like `1048576`, `1024K` or `1M`")
+    })?;
     let (vcpus, path) =
-        rest.split_once(char::is_whitespace).with_context(|| format!("`{line}` is not `BYTES VCPUS PATH`"))?;
+        rest.split_once(char::is_whitespace).with_context(|| format!("`{line}` is not `SIZE VCPUS PATH`"))?;
     let vcpus = vcpus.parse().with_context(|| format!("`{vcpus}` is not a number of vCPUs"))?;
     Ok(Some(Line::Secondary { bytes, vcpus, path: path.trim().to_owned() }))
 }
@@ -320,12 +378,66 @@ mod tests {
         for (line, complaint) in [
             ("vmlinuz", "`vmlinuz` names no file"),
             ("-1 1 x", "`-1` is neither"),
-            ("4096 x", "`4096 x` is not `BYTES VCPUS PATH`"),
+            ("+1 1 x", "`+1` is neither"),
+            ("1T 1 x", "`1T` is neither"),
+            ("K 1 x", "`K` is neither"),
+            ("17179869184G 1 x", "`17179869184G` is neither"),
+            ("4096 x", "`4096 x` is not `SIZE VCPUS PATH`"),
             ("4096 many x", "`many` is not a number of vCPUs"),
         ] {
             let error = format!("{:#}", parse_line(line).unwrap_err());
             assert!(error.contains(complaint), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn sizes_have_the_suffixes_of_qemu() {
+        for (word, bytes) in [("4096", 4096), ("512K", 512 << 10), ("3M", 3 << 20), ("3m", 3 << 20), ("2G", 2 << 30)] {
+            let secondary = Line::Secondary { bytes, vcpus: 1, path: "x".into() };
+            assert_eq!(parse_line(&format!("{word} 1 x")).unwrap(), Some(secondary));
+        }
+    }
+
+    #[test]
+    fn a_ram_disk_that_does_not_fit_is_told_what_would_do() {
+        let files = |list: &str, primary: usize| [File::new("vmlinuz", vec![0; primary]), File::new("vms.txt", list)];
+        let small = files("1048576 1 a\n", 1000);
+        assert_eq!(memory_hint("16M", &small, MIB), None);
+        assert_eq!(memory_hint("16", &small, MIB), None);
+        let hint = memory_hint("16M", &small, 9 * MIB).unwrap();
+        assert_eq!(hint, "its RAM disk has 9 MiB, and 16M of memory are too little for it: try --memory 32M");
+        assert!(memory_hint("256M", &small, 200 * MIB).unwrap().ends_with("try --memory 512M"));
+        // Not the RAM disk itself, but what is to lie beside it.
+        let many = files(&"16777216 1 a\n".repeat(8), 1000);
+        assert!(memory_hint("128M", &many, MIB).unwrap().ends_with("try --memory 512M"));
+        assert!(memory_hint("32M", &files("", 17 << 20), 18 * MIB).unwrap().ends_with("try --memory 64M"));
+        assert_eq!(memory_hint("a lot", &small, 200 * MIB), None);
+    }
+
+    #[test]
+    fn images_that_are_no_code_are_refused() {
+        let folder = std::env::temp_dir().join(format!("baton-vms-file-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
+        let list = |text: &str| {
+            write("my-vms", text.as_bytes());
+            files_of_vms_file(&folder.join("my-vms"))
+        };
+        write("good", &[0x20, 0x00, 0x80, 0x52]);
+        write("elf", b"\x7fELF\x02\x01\x01\0");
+        write("text", b"vmlinuz good\n");
+        let files = list("vmlinuz good\ninitrd text\n4096 1 good\n");
+        for (text, complaint) in [
+            ("vmlinuz elf", "my-vms:1: "),
+            ("vmlinuz elf", "elf is ELF; "),
+            ("vmlinuz text", "text is text; "),
+            ("vmlinuz good\n4096 1 elf", "my-vms:2: "),
+        ] {
+            let error = format!("{:#}", list(text).unwrap_err());
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(files.unwrap().len(), 4);
     }
 
     #[test]

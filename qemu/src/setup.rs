@@ -7,6 +7,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -260,6 +261,11 @@ fn install(apt: Apt, packages: &[&str], reason: &str) -> Result<()> {
 
 fn say(what: &str) {
     eprintln!("set-up: {what}");
+}
+
+/// Says what is built now, which may take minutes the first time.
+pub fn building(what: impl Display) {
+    eprintln!("build: {what}");
 }
 
 /// Looks at this machine.

@@ -1,5 +1,6 @@
 //! The ordinary QEMU tests, from the table `tests/qemu.toml`: which case the guest `suite` runs, on which machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::console::lines;
 use crate::machine::{Boot, Machine};
 use crate::ramdisk::Format;
 use crate::test::{Environment, Expectation, Report, Test, judge};
@@ -39,9 +41,11 @@ struct Entry {
     /// Cargo features of the hypervisor.
     #[serde(default)]
     features: Vec<String>,
-    /// Tests what the reference does not have.
+    /// Tests what the reference does not have, or hangs or panics on.
     #[serde(default)]
     beyond_reference: bool,
+    /// What the reference does wrong in it.
+    reference_defect: Option<String>,
     /// Runs only with `--long`.
     #[serde(default)]
     long: bool,
@@ -51,6 +55,9 @@ struct Entry {
     /// What the console must contain besides the verdict.
     #[serde(default)]
     expect: Vec<String>,
+    /// Lines that the console must have, and how often.
+    #[serde(default)]
+    times: BTreeMap<String, usize>,
     /// A negative control: the guest must report a failure, and `expect` says which.
     #[serde(default)]
     expect_fail: bool,
@@ -84,6 +91,7 @@ impl Entry {
         Test {
             long: self.long,
             beyond_reference: self.beyond_reference || !self.features.is_empty(),
+            reference_defect: self.reference_defect.clone(),
             timeout: Duration::from_secs(self.timeout),
             features: self.features.clone(),
             ramdisk: self.ramdisk.clone(),
@@ -107,10 +115,15 @@ impl Entry {
         let case = self.case().to_owned();
         let expectation = if self.expect_fail { Expectation::Fail { case } } else { Expectation::Pass { case } };
         let missing = self.expect.iter().find(|text| !outcome.console.contains(text.as_str()));
-        let problem = match (judge(&expectation, &outcome), missing) {
-            (Err(problem), _) => Some(problem),
-            (Ok(()), Some(text)) => Some(format!("the console does not contain `{text}`")),
-            (Ok(()), None) => None,
+        let count = |line: &str| lines(&outcome.console).filter(|other| *other == line).count();
+        let miscounted = self.times.iter().find(|(line, times)| count(line) != **times);
+        let problem = match (judge(&expectation, &outcome), missing, miscounted) {
+            (Err(problem), ..) => Some(problem),
+            (Ok(()), Some(text), _) => Some(format!("the console does not contain `{text}`")),
+            (Ok(()), None, Some((line, times))) => {
+                Some(format!("the console has the line `{line}` {} times, not {times}", count(line)))
+            }
+            (Ok(()), None, None) => None,
         };
         Ok(Report { command_line: machine.command_line(), outcome, problem })
     }
@@ -149,6 +162,8 @@ fn parse(text: &str) -> Result<Vec<Entry>> {
         ensure!(in_range, "the test `{}` wants {} CPUs; a machine has 1 to 16", entry.name, entry.cpus);
         let vague = entry.expect_fail && entry.expect.is_empty();
         ensure!(!vague, "the test `{}` expects a failure, but not which: give `expect`", entry.name);
+        let twice = entry.beyond_reference && entry.reference_defect.is_some();
+        ensure!(!twice, "the test `{}` either goes beyond the reference or shows a defect of it", entry.name);
     }
     Ok(entries)
 }
@@ -172,6 +187,21 @@ mod tests {
         assert_eq!(entry.append(true), "test=b x=1 n=9");
     }
 
+    /// The reference hangs on a bad access and on FP, and panics on `cpu=max`; a run on it is not to wait for these.
+    #[test]
+    fn what_the_reference_hangs_or_panics_on_is_marked() {
+        let path = crate::root::root().unwrap().join("tests/qemu.toml");
+        let entries = parse(&fs::read_to_string(path).unwrap()).unwrap();
+        let hangs = |entry: &&Entry| {
+            let access = entry.case() == "isolation" || entry.append.contains("kind=abort");
+            access || entry.case().starts_with("fp_") || entry.cpu == "max"
+        };
+        assert!(entries.iter().filter(hangs).count() > 30);
+        let unmarked: Vec<&str> =
+            entries.iter().filter(hangs).filter(|it| !it.beyond_reference).map(|it| it.name.as_str()).collect();
+        assert!(unmarked.is_empty(), "{unmarked:?}");
+    }
+
     #[test]
     fn mistakes_are_found() {
         for (text, complaint) in [
@@ -179,6 +209,7 @@ mod tests {
             ("[[test]]\nname = 'a'\ncpus = 0", "wants 0 CPUs"),
             ("[[test]]\nname = 'a'\nexpect_fail = true", "but not which"),
             ("[[test]]\nname = 'a'\ncpu_count = 1", "unknown field"),
+            ("[[test]]\nname = 'a'\nbeyond_reference = true\nreference_defect = 'd'", "either goes beyond"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(complaint), "{error}");

@@ -17,8 +17,10 @@ pub struct Test {
     pub cpus: u32,
     /// Runs only with `--long`.
     pub long: bool,
-    /// Tests what the reference does not have.
+    /// Tests what the reference does not have, or hangs or panics on.
     pub beyond_reference: bool,
+    /// What the reference does wrong in it.
+    pub reference_defect: Option<String>,
     /// Wall clock after which its machine counts as hung.
     pub timeout: Duration,
     /// The cargo features of the hypervisor that it boots.
@@ -53,10 +55,21 @@ impl Test {
             cpus,
             long: false,
             beyond_reference: true,
+            reference_defect: None,
             timeout: Duration::from_secs(60),
             features: Vec::new(),
             ramdisk: "suite".to_owned(),
             run: Box::new(run),
+        }
+    }
+}
+
+impl Test {
+    /// Why it is skipped on another hypervisor with the ABI of the reference, if it is.
+    pub fn not_for_others(&self) -> Option<String> {
+        match &self.reference_defect {
+            Some(defect) => Some(format!("a defect of the reference: {defect}")),
+            None => self.beyond_reference.then(|| "goes beyond the reference".to_owned()),
         }
     }
 }
@@ -75,8 +88,8 @@ pub enum Expectation {
     Pass { case: String },
     /// The guest reports that this case failed, and lives to say so: a negative control.
     Fail { case: String },
-    /// The hypervisor ends the machine with a failing exit code, and the primary never starts.
-    Refusal,
+    /// The hypervisor ends the machine, with a failing exit code if QEMU gives it one, and the primary never starts.
+    Refusal { failing_exit: bool },
 }
 
 /// Judges how a machine ended.
@@ -106,12 +119,12 @@ pub fn judge(expectation: &Expectation, outcome: &Outcome) -> Result<(), String>
             None if passes(case) > 0 => Err("the guest found nothing wrong, so this check cannot fail".to_owned()),
             None => Err(format!("the guest reported nothing; QEMU: {status}")),
         },
-        Expectation::Refusal if !verdicts.is_empty() => Err("the primary was booted".to_owned()),
-        Expectation::Refusal if code == Some(0) => {
-            Err("the machine was not to boot, but ended with exit code 0".to_owned())
-        }
-        Expectation::Refusal if code.is_none() => Err(format!("QEMU died: {status}")),
-        Expectation::Refusal => Ok(()),
+        Expectation::Refusal { .. } if !verdicts.is_empty() => Err("the primary was booted".to_owned()),
+        Expectation::Refusal { failing_exit } => match code {
+            Some(code) if code == i32::from(*failing_exit) => Ok(()),
+            Some(code) => Err(format!("the machine was not to boot, but QEMU's exit code is {code}")),
+            None => Err(format!("QEMU died: {status}")),
+        },
     }
 }
 
@@ -125,6 +138,18 @@ mod tests {
 
     fn fail() -> Expectation {
         Expectation::Fail { case: "a".to_owned() }
+    }
+
+    #[test]
+    fn a_test_that_is_not_for_other_hypervisors_says_why() {
+        let test = |beyond_reference, defect: Option<&str>| Test {
+            beyond_reference,
+            reference_defect: defect.map(str::to_owned),
+            ..Test::new("a", 1, |_, _| panic!("not run"))
+        };
+        assert_eq!(test(false, None).not_for_others(), None);
+        assert_eq!(test(true, None).not_for_others().unwrap(), "goes beyond the reference");
+        assert_eq!(test(false, Some("it lies")).not_for_others().unwrap(), "a defect of the reference: it lies");
     }
 
     #[test]
@@ -162,12 +187,18 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_a_failing_exit_without_a_primary() {
-        assert_eq!(judge(&Expectation::Refusal, &Outcome::ended(Some(1), "baton: cannot\n")), Ok(()));
-        for outcome in
-            [Outcome::ended(Some(0), ""), Outcome::ended(Some(1), "[suite] PASS a\n"), Outcome::ended(None, "")]
-        {
-            judge(&Expectation::Refusal, &outcome).unwrap_err();
+    fn a_refusal_is_an_end_without_a_primary() {
+        let refusal = |failing_exit| Expectation::Refusal { failing_exit };
+        assert_eq!(judge(&refusal(true), &Outcome::ended(Some(1), "baton: cannot\n")), Ok(()));
+        assert_eq!(judge(&refusal(false), &Outcome::ended(Some(0), "baton: cannot\n")), Ok(()));
+        for (failing_exit, outcome) in [
+            (true, Outcome::ended(Some(0), "")),
+            (false, Outcome::ended(Some(1), "")),
+            (true, Outcome::ended(Some(1), "[suite] PASS a\n")),
+            (false, Outcome::ended(Some(0), "baton: cannot\nbaton: PANIC on pCPU 0\n")),
+            (true, Outcome::ended(None, "")),
+        ] {
+            judge(&refusal(failing_exit), &outcome).unwrap_err();
         }
     }
 }

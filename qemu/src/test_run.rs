@@ -24,7 +24,7 @@ use crate::{bench, el2_faults, faults, footprint, fuzz, inputs, linux, save_wind
 
 #[derive(Args, Default)]
 pub struct Options {
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this, and all tests of the host programs whose name does.
     name: Option<String>,
     /// Show the names of the tests, and run none.
     #[arg(long)]
@@ -32,7 +32,8 @@ pub struct Options {
     /// The long forms of the tests that have one, and the tests that are only long.
     #[arg(long)]
     long: bool,
-    /// Boot this image instead of Baton; what goes beyond the ABI of the reference is skipped.
+    /// Boot this image instead of Baton; what goes beyond the reference, or shows a
+    /// defect of it, is skipped.
     #[arg(long, value_name = "IMAGE")]
     hypervisor: Option<PathBuf>,
     /// Show the QEMU command line of each test.
@@ -69,12 +70,12 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let (selected, skipped): (Vec<Test>, Vec<Test>) = tests(workspace)?
         .into_iter()
         .filter(wanted)
-        .partition(|test| !(options.hypervisor.is_some() && test.beyond_reference));
+        .partition(|test| options.hypervisor.is_none() || test.not_for_others().is_none());
     for test in &skipped {
-        println!("skip  {:<61} goes beyond the reference", test.name);
+        println!("skip  {:<61} {}", test.name, test.not_for_others().unwrap_or_default());
     }
     let tally = match options.hypervisor {
-        None => host_tests::run(workspace.root(), filter, options.long)?,
+        None => host_tests::run(workspace, filter, options.long)?,
         Some(_) => Tally::default(),
     };
     if let Some(filter) = filter
@@ -82,7 +83,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         && skipped.is_empty()
         && tally == Tally::default()
     {
-        bail!("no test has `{filter}` in its name; `cargo baton test --list` shows them all");
+        bail!("no test and no host program has `{filter}` in its name; `cargo baton test --list` shows them all");
     }
     let progress = Mutex::new(Progress { ended: 0, tally });
     let runner = Runner { workspace, options, total: selected.len(), progress };
@@ -109,13 +110,11 @@ pub fn one(workspace: &Workspace, name: &str) -> Result<Report> {
 /// Prints the names of the tests that contain `filter`.
 fn list(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     for test in tests(workspace)?.iter().filter(|test| filter.is_none_or(|filter| test.name.contains(filter))) {
-        let notes: Vec<&str> = [(test.beyond_reference, "beyond the reference"), (test.long, "only with --long")]
-            .into_iter()
-            .filter_map(|(holds, note)| holds.then_some(note))
-            .collect();
+        let long = test.long.then(|| "only with --long".to_owned());
+        let notes: Vec<String> = test.not_for_others().into_iter().chain(long).collect();
         println!("qemu  {:<61} {}", test.name, notes.join(", "));
     }
-    for name in host_tests::list(workspace.root(), filter)? {
+    for name in host_tests::list(workspace, filter)? {
         println!("host  {name}");
     }
     Ok(())

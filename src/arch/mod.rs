@@ -11,7 +11,8 @@
 //! | [`set_virtual_interrupt`] | sets the virtual interrupt line of the calling guest |
 //! | [`STEPWISE`] | whether the executor enters a guest only once in each round |
 //! | [`doze`], [`sleep`], [`send_event`] | WFE, WFI, SEV |
-//! | [`copy_message`] | copies from one mailbox page to another |
+//! | [`masked`] | an index that speculation does not take beyond its table |
+//! | [`copy_message`], [`copy_from_guest`] | copies from one mailbox page to another, and from a VM's RAM |
 //! | [`bring_in`], [`turn_off`], [`system_off`], [`system_reset`] | firmware calls: CPU_ON, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET |
 //! | [`before_publish`] | where a debugger may hold a pCPU between save and publish |
 
@@ -21,23 +22,23 @@ pub mod guest;
 pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
-    Cpu, PcpuArch, Regs, STEPWISE, StageTwo, before_publish, bring_in, clean_to_memory, copy_message, doze,
-    interrupt_pending, kick, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu,
-    turn_off,
+    Cpu, PcpuArch, Regs, STEPWISE, StageTwo, before_publish, bring_in, clean_to_memory, copy_from_guest, copy_message,
+    doze, interrupt_pending, kick, masked, send_event, set_virtual_interrupt, sleep, system_off, system_reset,
+    take_kick, this_cpu, turn_off,
 };
 
 #[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub mod fake;
 #[cfg(all(not(target_os = "none"), not(feature = "checked")))]
 pub use fake::{
-    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, interrupt_pending, kick, send_event,
-    set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu, turn_off,
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_from_guest, copy_message, doze, interrupt_pending,
+    kick, masked, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu, turn_off,
 };
 
 #[cfg(feature = "checked")]
 pub mod model;
 #[cfg(feature = "checked")]
 pub use model::{
-    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_message, doze, interrupt_pending, kick, send_event,
-    set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu, turn_off,
+    Cpu, PcpuArch, Regs, STEPWISE, before_publish, bring_in, copy_from_guest, copy_message, doze, interrupt_pending,
+    kick, masked, send_event, set_virtual_interrupt, sleep, system_off, system_reset, take_kick, this_cpu, turn_off,
 };

@@ -1,6 +1,6 @@
 //! The flattened device tree: its blocks, and one walk over its nodes from front to back.
 //!
-//! Boot reads four kinds of nodes and changes two properties. One walk that yields each node with its properties, in
+//! Boot reads five kinds of nodes, changes two properties and adds a node. One walk that yields each node with its properties, in
 //! the order of the tree, suffices for both; a lookup by path would start over for each.
 //!
 //! Source: Devicetree Specification, 0.4, chapter 5.
@@ -124,6 +124,7 @@ impl<'a> Nodes<'a> {
     ///
     /// If the structure is malformed there.
     #[allow(clippy::should_implement_trait)] // it can fail
+    #[inline(never)]
     pub fn next(&mut self) -> Result<Option<Node<'a>>, Malformed> {
         loop {
             match take_word(&mut self.rest)? {
@@ -154,14 +155,82 @@ impl<'a> Nodes<'a> {
 
 impl<'a> Node<'a> {
     /// The name without its unit address.
+    #[inline(never)]
     pub fn plain_name(&self) -> &'a [u8] {
         self.name.split(|&byte| byte == b'@').next().unwrap_or(self.name)
+    }
+
+    /// Its status, "okay" if it has none. Section 2.3.4 has the values.
+    #[inline(never)]
+    pub fn status(&self) -> &'a [u8] {
+        let status = self.property(c"status").unwrap_or(b"okay");
+        status.split(|&byte| byte == 0).next().unwrap_or(status)
+    }
+
+    /// Whether its status lets it be used. "ok" is an old spelling.
+    #[inline(never)]
+    pub fn is_okay(&self) -> bool {
+        matches!(self.status(), b"okay" | b"ok")
     }
 
     /// The value of a property.
     #[inline(never)]
     pub fn property(&self, name: &CStr) -> Option<&'a [u8]> {
         self.properties.clone().find(|property| property.is(name)).map(|property| property.value)
+    }
+}
+
+/// The number of words of addresses and sizes in a `reg`.
+#[derive(Clone, Copy)]
+pub struct Cells {
+    pub address: usize,
+    pub size: usize,
+}
+
+impl Cells {
+    /// Those of a node whose parent does not say.
+    pub const DEFAULT: Self = Self { address: 2, size: 1 };
+
+    /// Those of this node's children. What the node does not say stays as it is.
+    #[inline(never)]
+    pub fn below(self, node: &Node<'_>) -> Self {
+        // A value beyond 32 bits is ignored.
+        let number = |name| u32::try_from(node.property(name).and_then(number)?).ok().map(|number| number as usize);
+        Self {
+            address: number(c"#address-cells").unwrap_or(self.address),
+            size: number(c"#size-cells").unwrap_or(self.size),
+        }
+    }
+
+    /// The ranges of a node's `reg`.
+    #[inline(never)]
+    pub fn ranges<'a>(self, node: &Node<'a>) -> Ranges<'a> {
+        Ranges { rest: node.property(c"reg").unwrap_or(&[]), cells: self }
+    }
+}
+
+/// The start and the size of each range of a `reg` that is not empty.
+pub struct Ranges<'a> {
+    rest: &'a [u8],
+    cells: Cells,
+}
+
+impl Iterator for Ranges<'_> {
+    type Item = (u64, u64);
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<(u64, u64)> {
+        loop {
+            let (start, rest) = self.rest.split_at_checked(self.cells.address.checked_mul(WORD)?)?;
+            let (size, rest) = rest.split_at_checked(self.cells.size.checked_mul(WORD)?)?;
+            if rest.len() == self.rest.len() {
+                return None;
+            }
+            self.rest = rest;
+            if let (Some(start), Some(size @ 1..)) = (number(start), number(size)) {
+                return Some((start, size));
+            }
+        }
     }
 }
 
@@ -214,6 +283,7 @@ fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|word| u32::from_be_bytes(*word))
 }
 
+#[inline(never)]
 fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
     let number = word(rest).ok_or(Malformed)?;
     *rest = &rest[WORD..];
@@ -221,6 +291,7 @@ fn take_word(rest: &mut &[u8]) -> Result<u32, Malformed> {
 }
 
 /// Takes `size` bytes and their padding to whole words.
+#[inline(never)]
 fn take<'a>(rest: &mut &'a [u8], size: usize) -> Result<&'a [u8], Malformed> {
     let taken = rest.get(..size).ok_or(Malformed)?;
     *rest = rest.get(size.next_multiple_of(WORD)..).ok_or(Malformed)?;

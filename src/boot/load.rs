@@ -4,11 +4,6 @@
 use core::mem::MaybeUninit;
 use core::ops::Range;
 
-use super::archive::Archive;
-use super::device_tree;
-use super::error::Error;
-use super::plan::{plan, without};
-use super::platform::Platform;
 use crate::arch::{StageTwo, clean_to_memory};
 use crate::console::say;
 use crate::handoff::Life;
@@ -19,6 +14,12 @@ use crate::power::Start;
 use crate::sync::ProtocolCell;
 use crate::vcpu::Vcpu;
 use crate::vm::{Regions, Vm};
+use baton_boot::Error;
+use baton_boot::archive::Archive;
+use baton_boot::device_tree;
+use baton_boot::image::has_header;
+use baton_boot::plan::plan;
+use baton_boot::platform::{Platform, without};
 
 /// Memory for the primary's vCPUs, one for each pCPU, and for those of the secondaries. Most machines use a few of
 /// them, so a vCPU is initialized when it is assigned to a VM, and the rest is not even zeroed.
@@ -27,6 +28,7 @@ static VCPUS: ProtocolCell<[MaybeUninit<Vcpu>; MAX_CPUS + (MAX_VMS - 1) * MAX_VC
     ProtocolCell::new([const { MaybeUninit::uninit() }; MAX_CPUS + (MAX_VMS - 1) * MAX_VCPUS]);
 
 /// Initializes the next `count` vCPUs.
+#[inline(never)]
 fn make_vcpus(room: &mut &'static mut [MaybeUninit<Vcpu>], count: usize) -> &'static [Vcpu] {
     let (mine, rest) = core::mem::take(room).split_at_mut(count);
     *room = rest;
@@ -95,7 +97,8 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     };
     // SAFETY: the plan put this where nothing else is.
     let tree = unsafe { bytes_mut(&plan.device_tree) };
-    device_tree::write(original, tree, initrd, &reserved)?;
+    let block = if has_header(plan.primary_image) { &[] } else { &reserved[..] };
+    device_tree::write(original, tree, initrd, block, &reserved)?;
     clean_to_memory(plan.device_tree.start, plan.device_tree.end - plan.device_tree.start);
 
     // SAFETY: this runs once, and only this function uses them.
@@ -140,6 +143,7 @@ pub unsafe fn load(platform: &Platform, machine: &mut Machine, me: CpuId) -> Res
     Ok(Start { entry: plan.primary_entry, context: plan.device_tree.start })
 }
 
+#[inline(never)]
 fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
     let id = VmId(machine.vms.len() as u16);
     machine.add(Vm::new(id, vcpus.len(), memory), vcpus);
@@ -150,6 +154,7 @@ fn add(machine: &mut Machine, vcpus: &'static [Vcpu], memory: Regions) {
 /// # Safety
 ///
 /// That memory is not in use.
+#[inline(never)]
 unsafe fn place_image(memory: Range<u64>, image: &[u8]) {
     // SAFETY: as the caller promises.
     let target = unsafe { bytes_mut(&memory) };

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use crate::ids::MAX_VCPUS;
+use heapless::Vec;
+
+use super::limits::MAX_VCPUS;
 
 /// One line: a secondary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,11 +54,11 @@ fn entry(line: &[u8]) -> Result<Entry<'_>, Error<'_>> {
     if line.contains(|letter: char| letter.is_control() && !letter.is_ascii_whitespace()) {
         return Err(Error::NotText); // it would go to the console
     }
-    let mut fields = line.split_ascii_whitespace();
-    let (Some(memory), Some(vcpus), Some(file), None) = (fields.next(), fields.next(), fields.next(), fields.next())
-    else {
-        return Err(Error::Fields);
-    };
+    let mut fields: Vec<&str, 3> = Vec::new();
+    for field in line.split_ascii_whitespace() {
+        fields.push(field).map_err(|_| Error::Fields)?;
+    }
+    let &[memory, vcpus, file] = fields.as_slice() else { return Err(Error::Fields) };
     Ok(Entry {
         memory: memory.parse().ok().filter(|&bytes| bytes > 0).ok_or(Error::Memory { text: memory })?,
         vcpus: vcpus.parse().ok().filter(|n| (1..=MAX_VCPUS).contains(n)).ok_or(Error::Vcpus { text: vcpus })?,

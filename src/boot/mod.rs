@@ -1,25 +1,9 @@
-//! From a device tree and a RAM disk to a machine with VMs.
-//!
-//! 1. [`platform`]: memory, CPUs, interrupt controller and RAM disk, from the device tree, which [`fdt`] parses
-//! 2. [`archive`]: the files of the RAM disk
-//! 3. [`manifest`]: the list of secondaries
-//! 4. [`plan`]: the memory layout, decided before anything is written
-//! 5. `load`: copies the images, builds stage 2, sets up the vCPUs
-//! 6. [`device_tree`]: the primary's device tree
-//!
-//! All of it runs once, on one pCPU, and everything but 5 is pure. Bad input is reported in a sentence: either the
-//! machine cannot boot, or a secondary is left out and the rest boots.
+//! From a device tree and a RAM disk to a machine with VMs. The crate `baton-boot` (`lib.rs` beside this file) reads and
+//! plans; `load` does what the plan says.
 
-pub mod archive;
-pub mod device_tree;
-mod error;
-pub mod fdt;
 #[cfg(target_os = "none")]
 mod load;
-pub mod manifest;
-pub mod plan;
-pub mod platform;
 
-pub use error::Error;
+pub use baton_boot::{Error, archive, device_tree, fdt, image, limits, manifest, plan, platform};
 #[cfg(target_os = "none")]
 pub use load::{load, read_platform};

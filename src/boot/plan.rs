@@ -12,13 +12,13 @@ use core::ops::Range;
 
 use heapless::Vec;
 
-use super::archive::Archive;
+use super::archive::{Archive, NoFile};
 use super::device_tree;
 use super::error::Error;
+use super::image;
+use super::limits::{MAX_RESERVED, MAX_VMS, PAGE_SIZE, Regions};
 use super::manifest;
 use super::platform::Platform;
-use crate::ids::{MAX_VMS, PAGE_SIZE};
-use crate::vm::Regions;
 
 /// The alignment of a flat image of the primary.
 const FLAT_ALIGN: u64 = 512 << 10;
@@ -59,26 +59,6 @@ impl Plan<'_> {
     }
 }
 
-/// `ram` without the holes, which do not overlap each other.
-///
-/// The secondaries are adjacent except around obstacles, so at most six regions of a bank are left. If a machine with
-/// many banks has more regions than fit, the last ones cannot hold the primary's mailbox; nothing else depends on this.
-pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
-    let mut rest = ram.clone();
-    for hole in holes {
-        let mut pieces = Regions::new();
-        for piece in &rest {
-            let before = piece.start..hole.start.min(piece.end);
-            let after = hole.end.max(piece.start)..piece.end;
-            for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
-                let _ = pieces.push(part);
-            }
-        }
-        rest = pieces;
-    }
-    rest
-}
-
 /// Makes the plan. `complain` gets a sentence for each secondary that is left out.
 ///
 /// # Errors
@@ -92,7 +72,7 @@ pub fn plan<'a>(
 ) -> Result<Plan<'a>, Error> {
     let mut space = Space::new(platform);
 
-    let primary_image = archive.file("vmlinuz").ok_or(Error::NoPrimary)?;
+    let primary_image = file(archive, "vmlinuz")?.ok_or(Error::NoPrimary)?;
     let (size, align, offset) = extent(primary_image)?;
     let primary = space.lowest(platform.image.end, size, align, offset).ok_or(Error::NoRoomForPrimary { size })?;
 
@@ -100,7 +80,7 @@ pub fn plan<'a>(
     let device_tree = space.highest(tree_size).ok_or(Error::NoRoomForDeviceTree)?;
 
     let mut secondaries = Vec::new();
-    for (line, entry) in manifest::entries(archive.file("vms.txt").unwrap_or(&[])) {
+    for (line, entry) in manifest::entries(file(archive, "vms.txt")?.unwrap_or(&[])) {
         // Checked first: a VM beyond the limit must not take memory.
         let placed = if secondaries.is_full() { Err(LeftOut::TooMany) } else { place(&mut space, archive, entry) };
         match placed {
@@ -113,10 +93,20 @@ pub fn plan<'a>(
     Ok(Plan {
         primary_image,
         primary_entry: primary.start,
-        initrd: archive.file("initrd.img").unwrap_or(&[]),
+        initrd: file(archive, "initrd.img")?.unwrap_or(&[]),
         device_tree,
         secondaries,
     })
+}
+
+/// A file that boot itself needs, if there is one.
+#[inline(never)]
+fn file<'a>(archive: Archive<'a>, name: &'static str) -> Result<Option<&'a [u8]>, Error> {
+    match archive.file(name) {
+        Ok(file) => Ok(Some(file)),
+        Err(NoFile::Absent) => Ok(None),
+        Err(NoFile::Other(what)) => Err(Error::NoRegularFile { name, what }),
+    }
 }
 
 /// The memory that an image of the primary needs: size, alignment, and offset from the aligned address.
@@ -124,14 +114,15 @@ fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
     if image.is_empty() {
         return Err(Error::EmptyPrimary);
     }
+    if let Some(what) = image::no_code(image) {
+        return Err(Error::PrimaryIsNoCode { what });
+    }
     let size = image.len() as u64;
     let number = |at: usize| {
         let bytes = image.get(at..at + 8)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
-    // The header of an arm64 Linux `Image`.
-    let has_header = image.get(0x38..0x3c) == Some(b"ARM\x64");
-    match (has_header, number(0x08), number(0x10)) {
+    match (image::has_header(image), number(0x08), number(0x10)) {
         (true, Some(text_offset), Some(image_size)) if image_size != 0 => {
             Ok((image_size.max(size), HEADER_ALIGN, text_offset))
         }
@@ -143,7 +134,7 @@ fn extent(image: &[u8]) -> Result<(u64, u64, u64), Error> {
 #[derive(Clone, Copy)]
 enum LeftOut<'a> {
     Line(manifest::Error<'a>),
-    NoFile { file: &'a str },
+    NoFile { file: &'a str, why: NoFile },
     EmptyImage { file: &'a str },
     TooLarge { file: &'a str, size: u64, memory: u64 },
     NoMemory { file: &'a str, memory: u64 },
@@ -154,7 +145,10 @@ impl fmt::Display for LeftOut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Line(error) => write!(f, "{error}"),
-            Self::NoFile { file } => write!(f, "the RAM disk has no file {file}"),
+            Self::NoFile { file, why: NoFile::Absent } => write!(f, "the RAM disk has no file {file}"),
+            Self::NoFile { file, why: NoFile::Other(what) } => {
+                write!(f, "{file} in the RAM disk is {what}; it must be the image itself")
+            }
             Self::EmptyImage { file } => write!(f, "its image {file} is empty"),
             Self::TooLarge { file, size, memory } => {
                 write!(f, "its image {file} has {size} bytes, more than its memory of {memory}")
@@ -173,7 +167,7 @@ fn place<'a>(
     entry: Result<manifest::Entry<'a>, manifest::Error<'a>>,
 ) -> Result<Secondary<'a>, LeftOut<'a>> {
     let manifest::Entry { memory, vcpus, file } = entry.map_err(LeftOut::Line)?;
-    let image = archive.file(file).ok_or(LeftOut::NoFile { file })?;
+    let image = archive.file(file).map_err(|why| LeftOut::NoFile { file, why })?;
     let size = image.len() as u64;
     if size == 0 {
         return Err(LeftOut::EmptyImage { file });
@@ -191,21 +185,23 @@ fn place<'a>(
 /// The allocator of the plan: RAM, and the regions that are taken.
 struct Space {
     ram: Regions,
-    /// Hypervisor, RAM disk, the loader's device tree, primary, the primary's device tree, secondaries.
-    taken: Vec<Range<u64>, { MAX_VMS + 5 }>,
+    /// What is reserved, hypervisor, RAM disk, the loader's device tree, primary, the primary's device tree, secondaries.
+    taken: Vec<Range<u64>, { MAX_RESERVED + MAX_VMS + 5 }>,
 }
 
 impl Space {
     fn new(platform: &Platform) -> Self {
         let taken = [&platform.image, &platform.ram_disk, &platform.device_tree];
-        Self { ram: platform.ram.clone(), taken: taken.into_iter().cloned().collect() }
+        Self { ram: platform.ram.clone(), taken: taken.into_iter().chain(&platform.reserved).cloned().collect() }
     }
 
     /// A taken region that overlaps `range`.
+    #[inline(never)]
     fn obstacle(&self, range: &Range<u64>) -> Option<&Range<u64>> {
         self.taken.iter().find(|taken| taken.start < range.end && range.start < taken.end)
     }
 
+    #[inline(never)]
     fn take(&mut self, range: Range<u64>) -> Option<Range<u64>> {
         self.taken.push(range.clone()).ok().map(|()| range)
     }
@@ -228,6 +224,7 @@ impl Space {
     }
 
     /// Takes the highest free region, page-aligned.
+    #[inline(never)]
     fn highest(&mut self, size: u64) -> Option<Range<u64>> {
         for bank in self.ram.clone().iter().rev() {
             let mut end = bank.end & !(PAGE_SIZE - 1);

@@ -6,15 +6,18 @@ use heapless::Vec;
 
 use super::device_tree;
 use super::error::Error;
-use super::fdt::{self, Node, Tree, number};
-use crate::ids::MAX_CPUS;
-use crate::vm::Regions;
+use super::fdt::{Cells, Node, RESERVATION, Ranges, Tree, number};
+use super::limits::{MAX_CPUS, PAGE_SIZE, Regions, Reserved};
 
 /// The hardware of the machine.
 #[derive(Debug)]
 pub struct Platform {
-    /// Banks of RAM, in ascending order.
+    /// Banks of memory, in ascending order.
+    pub memory: Regions,
+    /// What the hypervisor maps of them: all but the ranges that are reserved with `no-map`.
     pub ram: Regions,
+    /// The other ranges that are reserved. The primary decides about them; nothing is placed there.
+    pub reserved: Reserved,
     /// The devices that EL2 uses: the UART and the interrupt controller.
     pub devices: Vec<Range<u64>, 8>,
     /// The MPIDR affinities of the CPUs; at most [`MAX_CPUS`], further ones stay off.
@@ -43,7 +46,8 @@ impl Platform {
     #[inline(never)]
     pub fn parse(bytes: &[u8], address: u64, image: Range<u64>) -> Result<Self, Error> {
         let used = device_tree::used(bytes).ok_or(Error::DeviceTreeMalformed)?;
-        let Found { ram, cpus, controller, chosen } = Found::walk(Tree::parse(bytes)?)?;
+        let Found { memory, reserved, no_map, cpus, controller, chosen } = Found::walk(Tree::parse(bytes)?)?;
+        let ram = without(&memory, &no_map);
         let controller = controller.ok_or(Error::NoInterruptController)?;
         let mut devices = Vec::new();
         let distributor = controller.distributor.start;
@@ -52,7 +56,9 @@ impl Platform {
             let _ = devices.push(region);
         }
         let platform = Self {
+            memory,
             ram: if ram.is_empty() { return Err(Error::NoMemory) } else { ram },
+            reserved,
             devices,
             cpus: if cpus.is_empty() { return Err(Error::NoCpus) } else { cpus },
             distributor,
@@ -61,7 +67,8 @@ impl Platform {
             device_tree: address..address + used as u64,
             image,
         };
-        // EL2 maps only the RAM of the device tree, so whatever EL2 uses must be in it.
+        // EL2 maps only this, so whatever EL2 uses must be in it. It may be reserved: some loaders do that for the RAM
+        // disk and the device tree.
         let parts =
             [("hypervisor", &platform.image), ("device tree", &platform.device_tree), ("RAM disk", &platform.ram_disk)];
         for (what, range) in parts {
@@ -73,10 +80,34 @@ impl Platform {
     }
 }
 
+/// `ram` without the holes, which may overlap.
+///
+/// The secondaries are adjacent except around obstacles, so a few regions of a bank are left. If a machine with many
+/// banks or holes has more regions than fit, the last ones stay unused: as RAM, or for the primary's mailbox.
+#[inline(never)]
+pub fn without(ram: &Regions, holes: &[Range<u64>]) -> Regions {
+    let mut rest = ram.clone();
+    for hole in holes {
+        let mut pieces = Regions::new();
+        for piece in &rest {
+            let before = piece.start..hole.start.min(piece.end);
+            let after = hole.end.max(piece.start)..piece.end;
+            for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+                let _ = pieces.push(part);
+            }
+        }
+        rest = pieces;
+    }
+    rest
+}
+
 /// The results of the walk.
 #[derive(Default)]
 struct Found {
-    ram: Regions,
+    memory: Regions,
+    reserved: Reserved,
+    /// The ranges with `no-map`, in whole pages.
+    no_map: Reserved,
     cpus: Vec<u64, MAX_CPUS>,
     controller: Option<Controller>,
     /// The RAM disk, from `/chosen`.
@@ -91,25 +122,41 @@ struct Controller {
 impl Found {
     fn walk(tree: Tree<'_>) -> Result<Self, Error> {
         let mut found = Self::default();
-        // The root's, for its children; these are the defaults of the specification.
-        let mut cells = Cells { address: 2, size: 1 };
-        let mut below_cpus = false;
+        for entry in tree.reservations {
+            let (start, size) = entry.split_at(RESERVATION / 2);
+            found.reserve(number(start).zip(number(size)), false)?;
+        }
+        // The root's, for its children; and those of /reserved-memory.
+        let (mut cells, mut reserved_cells) = (Cells::DEFAULT, Cells::DEFAULT);
+        let mut parent: &[u8] = b"";
         let mut nodes = tree.nodes();
         while let Some(node) = nodes.next()? {
             match node.depth {
-                0 => cells.read(&node),
+                0 => cells = cells.below(&node),
                 1 => {
-                    below_cpus = node.name == b"cpus";
+                    parent = node.name;
                     match node.plain_name() {
-                        b"memory" => found.memory(cells.ranges(&node)),
+                        b"reserved-memory" => reserved_cells = cells.below(&node),
                         b"chosen" => found.chosen = ram_disk(&node),
+                        _ if !node.is_okay() => {}
+                        b"memory" => found.memory(cells.ranges(&node)),
                         _ if found.controller.is_none() => found.controller = controller(&node, cells),
                         _ => {}
                     }
                 }
-                2 if below_cpus && node.plain_name() == b"cpu" => {
+                // "disabled" is a CPU that is off and can be started.
+                2 if parent == b"cpus"
+                    && node.plain_name() == b"cpu"
+                    && (node.is_okay() || node.status() == b"disabled") =>
+                {
                     if let Some(mpidr) = node.property(c"reg").and_then(number) {
                         let _ = found.cpus.push(mpidr);
+                    }
+                }
+                2 if parent == b"reserved-memory" && node.is_okay() => {
+                    let no_map = node.property(c"no-map").is_some();
+                    for range in reserved_cells.ranges(&node) {
+                        found.reserve(Some(range), no_map)?;
                     }
                 }
                 _ => {}
@@ -118,57 +165,47 @@ impl Found {
         Ok(found)
     }
 
-    /// Adds banks of RAM, in ascending order. Memory that EL2 cannot map, and banks beyond the limit, stay unused.
-    fn memory(&mut self, banks: Regions) {
-        for bank in banks.into_iter().filter(|bank| bank.start < LIMIT) {
-            let at = self.ram.iter().position(|other| other.start > bank.start).unwrap_or(self.ram.len());
-            let _ = self.ram.insert(at, bank.start..bank.end.min(LIMIT));
-        }
-    }
-}
-
-/// The number of words of addresses and sizes in a `reg`.
-#[derive(Clone, Copy)]
-struct Cells {
-    address: usize,
-    size: usize,
-}
-
-impl Cells {
-    fn read(&mut self, parent: &Node<'_>) {
-        // A value beyond 32 bits is ignored.
-        let number = |name| u32::try_from(parent.property(name).and_then(number)?).ok().map(|number| number as usize);
-        self.address = number(c"#address-cells").unwrap_or(self.address);
-        self.size = number(c"#size-cells").unwrap_or(self.size);
-    }
-
-    /// The non-empty ranges of a node's `reg`, up to the capacity of [`Regions`].
-    fn ranges(self, node: &Node<'_>) -> Regions {
-        let address = self.address * fdt::WORD;
-        let entries = node.property(c"reg").unwrap_or(&[]).chunks_exact((address + self.size * fdt::WORD).max(1));
-        let mut ranges = Regions::new();
-        for entry in entries {
-            if let Some((address, size)) = entry.split_at_checked(address)
-                && let (Some(start), Some(size @ 1..)) = (number(address), number(size))
-                && let Some(end) = start.checked_add(size)
-            {
-                let _ = ranges.push(start..end);
+    /// Adds banks of memory, in ascending order. What EL2 cannot map, and banks beyond the limit, stay unused.
+    #[inline(never)]
+    fn memory(&mut self, banks: Ranges<'_>) {
+        for (start, size) in banks {
+            let end = start.checked_add(size).map_or(start, |end| end.min(LIMIT));
+            if start < end {
+                let at = self.memory.iter().position(|other| other.start > start).unwrap_or(self.memory.len());
+                let _ = self.memory.insert(at, start..end);
             }
         }
-        ranges
+    }
+
+    /// Adds a reserved range, given by its start and size.
+    #[inline(never)]
+    fn reserve(&mut self, range: Option<(u64, u64)>, no_map: bool) -> Result<(), Error> {
+        let Some((start, size @ 1..)) = range else { return Ok(()) };
+        let end = start.saturating_add(size);
+        let (list, range) = if no_map {
+            let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+            (&mut self.no_map, start & !(PAGE_SIZE - 1)..end)
+        } else {
+            (&mut self.reserved, start..end)
+        };
+        list.push(range).map_err(|_| Error::TooManyReserved)
     }
 }
 
 /// The GICv3 that this node describes, if it is one.
+#[inline(never)]
 fn controller(node: &Node<'_>, cells: Cells) -> Option<Controller> {
     let mut names = node.property(c"compatible")?.split(|&byte| byte == 0);
     if !names.any(|name| name == b"arm,gic-v3") {
         return None;
     }
     let regions = node.property(c"#redistributor-regions").and_then(number).unwrap_or(1);
-    let mut frames = cells.ranges(node).into_iter();
+    let mut frames = cells.ranges(node).map(|(start, size)| start..start.saturating_add(size));
     let distributor = frames.next()?;
-    let redistributors: Vec<_, 4> = frames.take((regions as usize).min(4)).collect();
+    let mut redistributors = Vec::new();
+    for frame in frames.take(regions as usize) {
+        let _ = redistributors.push(frame);
+    }
     (!redistributors.is_empty()).then_some(Controller { distributor, redistributors })
 }
 

@@ -297,6 +297,7 @@ pub fn args(call: Call) -> [u64; 4] {
         Call::CallExists { function } => [0xff81, function, 0, 0],
         Call::VcpuCounter { vm, vcpu, counter } => [0xff82, vm.into(), vcpu.into(), counter],
         Call::VcpuYield => [0xff83, 0, 0, 0],
+        Call::ConsoleWrite { address, size } => [0xff84, address, size, 0],
         Call::Unknown => [0; 4],
     }
 }
@@ -330,8 +331,9 @@ std::thread_local! {
 struct Listener;
 
 impl Sink for Listener {
-    fn put(&mut self, byte: u8) {
+    fn put(&mut self, byte: u8) -> bool {
         HEARD.with_borrow_mut(|heard| heard.push(byte));
+        true
     }
 }
 

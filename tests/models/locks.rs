@@ -20,7 +20,7 @@ struct Uart {
 struct Writer(Arc<Uart>);
 
 impl Sink for Writer {
-    fn put(&mut self, byte: u8) {
+    fn put(&mut self, byte: u8) -> bool {
         match byte {
             b'!' => self.0.bed.sleep_until(|| self.0.ended.swap(false, Ordering::Relaxed)),
             b'.' => {
@@ -29,6 +29,7 @@ impl Sink for Writer {
             }
             _ => {}
         }
+        true
     }
 }
 

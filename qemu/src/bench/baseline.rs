@@ -121,9 +121,9 @@ mod tests {
     /// What the README says is what is stored.
     #[test]
     fn the_readme_has_the_stored_figures() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let readme = fs::read_to_string(root.join("../README.md")).expect("there is a README");
-        let stored = load(&root.join("bench-baseline.json")).expect("there are stored figures");
+        let root = crate::root::root().unwrap();
+        let readme = fs::read_to_string(root.join("README.md")).expect("there is a README");
+        let stored = load(&root.join("qemu/bench-baseline.json")).expect("there are stored figures");
         let updated = with_table(&readme, &stored).expect("the README has a table");
         assert!(updated == readme, "the README's table is not what is stored; `cargo baton bench --save` writes both");
     }

@@ -53,6 +53,27 @@ pub enum Count {
     Mean { sum: u64, iterations: u64 },
 }
 
+/// The row that the guest was busy with at its end, and how it ended; nothing if it was in none, or got to its end.
+pub fn culprit(outcome: &Outcome) -> Option<(String, String)> {
+    let said = |line: &str| {
+        let (what, rest) = line.strip_prefix("[bench] ")?.split_once(' ')?;
+        Some((what.to_owned(), rest.split([' ', ':']).next()?.to_owned()))
+    };
+    let (what, row) =
+        lines(&outcome.console).filter_map(said).filter(|(what, _)| KINDS.contains(&what.as_str())).last()?;
+    let reported = lines(&outcome.console).find_map(|line| line.strip_prefix("[bench] FAIL: "));
+    let why = match (outcome.status, panic_line(&outcome.console), reported) {
+        (_, Some(line), _) => format!("the hypervisor panicked: {line}"),
+        (_, _, Some(reported)) => reported.trim_start_matches(&format!("row {row}: ")).to_owned(),
+        (None, ..) => format!("the machine hung in it, and was ended after {:.0} s", outcome.elapsed.as_secs_f64()),
+        (Some(status), ..) => format!("the machine ended in it: {status}"),
+    };
+    (what == KINDS[0]).then_some((row, why))
+}
+
+/// Lines about a row: its begin, and what may follow.
+const KINDS: [&str; 3] = ["begin", "row", "skip"];
+
 /// What the guest said, provided that it got to its end.
 pub fn told(outcome: &Outcome) -> Result<Told> {
     let end = || tail(&outcome.console, 5).join(" / ");
@@ -95,7 +116,7 @@ fn take(told: &mut Told, line: &str) -> Result<()> {
             let (name, why) = line["skip ".len()..].split_once(": ").context("it gives no reason")?;
             told.skipped.push((name.to_owned(), why.to_owned()));
         }
-        ["counter", "pmu" | "timer"] | ["PASS"] => {}
+        ["counter", "pmu" | "timer"] | ["begin", _] | ["PASS"] => {}
         _ => bail!("it is of no known kind"),
     }
     Ok(())
@@ -121,6 +142,22 @@ mod tests {
         assert_eq!(told.rows[0], ("null".into(), Count::Exact { el2: (84, 84), el1: (6, 7) }));
         assert_eq!(told.rows[1], ("echo_0".into(), Count::Mean { sum: 900, iterations: 4 }));
         assert_eq!(told.skipped, [("preempt".into(), "no length".into())]);
+    }
+
+    #[test]
+    fn the_row_that_ended_the_bench_is_named_with_the_reason() {
+        let before = "[bench] entry 0x40400000 7\r\n[bench] begin null\r\n[bench] row null el2 84 84 el1 6 7\r\n";
+        let hangs = Outcome::ended(None, &format!("{before}[bench] begin fp_first\r\n"));
+        let (row, why) = culprit(&hangs).unwrap();
+        assert!(row == "fp_first" && why.starts_with("the machine hung in it"), "{why}");
+        let fails = format!("{before}[bench] begin relay\n[bench] FAIL: row relay: call 1 answered 0\n");
+        let why = "call 1 answered 0".to_owned();
+        assert_eq!(culprit(&Outcome::ended(Some(0), &fails)), Some(("relay".to_owned(), why)));
+        // Not in a row: nobody can go on.
+        assert_eq!(culprit(&Outcome::ended(None, before)), None);
+        assert_eq!(culprit(&Outcome::ended(None, "")), None);
+        let between = format!("{before}[bench] skip preempt: no length\n[bench] PASS\n");
+        assert_eq!(culprit(&Outcome::ended(Some(0), &between)), None);
     }
 
     #[test]

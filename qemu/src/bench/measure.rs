@@ -20,34 +20,43 @@ pub struct Measured {
     pub outcome: Outcome,
 }
 
-/// Measures all rows. A further source adds its rows to those of the first.
-pub fn all(workspace: &Workspace, image: &Path) -> Result<Measured> {
-    let mut measured = one_pcpu(workspace, image)?;
-    match several::rows(workspace, image)? {
+/// Measures the rows with these names, or all if there are none. A further source adds its rows to those of the first.
+pub fn all(workspace: &Workspace, image: &Path, names: &[String]) -> Result<Measured> {
+    let mut measured = one_pcpu(workspace, image, names)?;
+    match several::rows(workspace, image, names)? {
         Several::Measured(rows) => measured.rows = Rows::new([measured.rows.rows, rows].concat()),
         Several::Skipped(rows) => measured.skipped.extend(rows),
     }
-    complete(&measured.rows, &measured.skipped)?;
+    complete(&measured.rows, &measured.skipped, names)?;
     Ok(measured)
 }
 
-/// Every row of the table was measured or left out for a reason, and no other.
-fn complete(rows: &Rows, skipped: &[(String, String)]) -> Result<()> {
+/// Every row of the table that was wanted was measured or left out for a reason, and no other.
+fn complete(rows: &Rows, skipped: &[(String, String)], names: &[String]) -> Result<()> {
     let is_defined = |name: &str| DEFINITIONS.iter().any(|definition| definition.name == name);
     if let Some(row) = rows.rows.iter().find(|row| !is_defined(&row.name)) {
         bail!("the guest has a row {} that the table of qemu/src/bench/rows.rs does not: add it there", row.name);
     }
     let is_skipped = |name: &str| skipped.iter().any(|(skipped, _)| skipped == name);
-    match DEFINITIONS.iter().find(|it| rows.get(it.name).is_none() && !is_skipped(it.name)) {
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    match DEFINITIONS.iter().find(|it| is_wanted(it.name) && rows.get(it.name).is_none() && !is_skipped(it.name)) {
         Some(definition) => bail!("nobody measured row {} of the table in qemu/src/bench/rows.rs", definition.name),
         None => Ok(()),
     }
 }
 
-/// The rows of one pCPU: the guest `bench` counts by itself. It runs twice, and must say the same.
-pub fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
-    let machine = guest::machine(workspace, image, "")?;
-    let first = guest::told(&machine.run(Some(PATIENCE), false)?)?;
+/// The rows of one pCPU: the guest `bench` counts by itself. It runs twice, and must say the same. A row that it cannot get
+/// to the end of is left out, and the others are measured without it.
+pub fn one_pcpu(workspace: &Workspace, image: &Path, names: &[String]) -> Result<Measured> {
+    let mut skipped: Vec<(String, String)> = Vec::new();
+    let (machine, first) = loop {
+        let machine = guest::machine(workspace, image, &words(names, &skipped))?;
+        let outcome = machine.run(Some(PATIENCE), false)?;
+        match guest::culprit(&outcome) {
+            Some(row) => skipped.push(row),
+            None => break (machine, guest::told(&outcome)?),
+        }
+    };
     let outcome = machine.run(Some(PATIENCE), false)?;
     let second = guest::told(&outcome)?;
     if let Some(difference) = difference(&first, &second) {
@@ -57,7 +66,20 @@ pub fn one_pcpu(workspace: &Workspace, image: &Path) -> Result<Measured> {
     for (name, count) in &first.rows {
         rows.push(row(name, *count)?);
     }
-    Ok(Measured { rows: Rows::new(rows), skipped: first.skipped, command_line: machine.command_line(), outcome })
+    skipped.extend(first.skipped);
+    let rows = Rows::new(rows).only(names);
+    Ok(Measured { rows, skipped, command_line: machine.command_line(), outcome })
+}
+
+/// The guest's command line: the rows that it is to measure, if these are not simply all.
+fn words(names: &[String], skipped: &[(String, String)]) -> String {
+    if names.is_empty() && skipped.is_empty() {
+        return String::new();
+    }
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let is_skipped = |name: &str| skipped.iter().any(|(skipped, _)| skipped == name);
+    let rows = DEFINITIONS.iter().map(|row| row.name).filter(|name| is_wanted(name) && !is_skipped(name));
+    format!("rows={}", rows.collect::<Vec<_>>().join(","))
 }
 
 /// What two runs of the same guest did not agree on.
@@ -103,12 +125,26 @@ mod tests {
     #[test]
     fn the_table_is_complete_and_has_nothing_else() {
         let mut rows = Rows::new(DEFINITIONS.iter().map(|it| Row::exact(it.name, 1, 1)).collect());
-        complete(&rows, &[]).unwrap();
+        complete(&rows, &[], &[]).unwrap();
         let last = rows.rows.pop().unwrap();
-        assert!(complete(&rows, &[]).unwrap_err().to_string().contains(&last.name));
-        complete(&rows, &[(last.name.clone(), "for a reason".to_owned())]).unwrap();
+        assert!(complete(&rows, &[], &[]).unwrap_err().to_string().contains(&last.name));
+        complete(&rows, &[], &["null".to_owned()]).unwrap();
+        complete(&rows, &[(last.name.clone(), "for a reason".to_owned())], &[]).unwrap();
         rows.rows.extend([last, Row::exact("other", 1, 1)]);
-        assert!(complete(&rows, &[]).unwrap_err().to_string().contains("a row other"));
+        assert!(complete(&rows, &[], &[]).unwrap_err().to_string().contains("a row other"));
+    }
+
+    #[test]
+    fn the_guest_is_told_which_rows_are_wanted() {
+        assert_eq!(words(&[], &[]), "");
+        let names = ["relay", "null"].map(str::to_owned);
+        assert_eq!(words(&names, &[]), "rows=null,relay");
+        let hung = [("relay".to_owned(), "it hung".to_owned())];
+        assert_eq!(words(&names, &hung), "rows=null");
+        let others = words(&[], &hung);
+        assert!(others.starts_with("rows=null,vcpu_get_count,") && !others.contains("relay"), "{others}");
+        // Nothing is left, and that is not the same as all.
+        assert_eq!(words(&names[..1], &hung), "rows=");
     }
 
     #[test]

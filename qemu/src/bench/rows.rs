@@ -8,13 +8,19 @@ pub struct Definition {
     pub name: &'static str,
     /// One iteration of it.
     pub what: &'static str,
-    /// What the C hypervisor of 2018, whose ABI this is, needs at EL2; for `boot` in total.
+    /// What the C hypervisor of 2018, whose ABI this is, needs at EL2 in an optimised build without its debug log; for `boot`
+    /// in total. `run_wfi` has no figure: there, each run of a vCPU in WFI answers otherwise than here.
     pub reference: Option<u64>,
     pub goal: Option<u64>,
 }
 
 const fn row(name: &'static str, what: &'static str, reference: u64, goal: u64) -> Definition {
     Definition { name, what, reference: Some(reference), goal: Some(goal) }
+}
+
+/// A row of the reference that no goal was set for.
+const fn also(name: &'static str, what: &'static str, reference: u64) -> Definition {
+    Definition { name, what, reference: Some(reference), goal: None }
 }
 
 const fn own(name: &'static str, what: &'static str) -> Definition {
@@ -26,9 +32,9 @@ pub const BOOT: &str = "boot";
 
 /// All rows, in the order of the table.
 pub const DEFINITIONS: &[Definition] = &[
-    row("null", "vm_get_count from the primary", 84, 45),
-    row("vcpu_get_count", "vcpu_get_count(1)", 96, 55),
-    row("run_blocked", "vcpu_run of a blocked vCPU, no switch", 120, 70),
+    row("null", "vm_get_count from the primary", 78, 45),
+    row("vcpu_get_count", "vcpu_get_count(1)", 90, 55),
+    row("run_blocked", "vcpu_run of a blocked vCPU, no switch", 114, 70),
     Definition {
         name: "run_wfi_blocked",
         what: "vcpu_run of a vCPU in WFI, nothing pending",
@@ -37,16 +43,16 @@ pub const DEFINITIONS: &[Definition] = &[
     },
     own("run_yield", "vcpu_run, the secondary yields, back in the primary"),
     own("run_wfi", "inject into a vCPU in WFI, run: the WFI ends, it fetches, WFI again, back"),
-    row("run_receive", "vcpu_run, blocking receive, back", 516, 390),
-    row("send_run_receive", "send 0 bytes, vcpu_run, clear, blocking receive, back", 747, 550),
-    row("run_message", "vcpu_run, the secondary sends 0 bytes, the primary clears", 640, 470),
-    row("echo_0", "send 0 bytes, run, message back, clear, run to blocked", 1387, 1000),
-    row("echo_32", "the same with 32 bytes", 1591, 1030),
-    row("echo_4096", "the same with 4096 bytes", 25_975, 2600),
-    row(BOOT, "reset to the first instruction of the primary", 7_300_000, 1_500_000),
-    own("relay", "32 bytes over two secondaries and back, both run to blocked"),
-    own("inject_blocked", "inject into a blocked vCPU, run, it fetches and blocks"),
-    own("preempt", "vcpu_run that the primary's physical timer ends"),
+    row("run_receive", "vcpu_run, blocking receive, back", 497, 390),
+    row("send_run_receive", "send 0 bytes, vcpu_run, clear, blocking receive, back", 724, 550),
+    row("run_message", "vcpu_run, the secondary sends 0 bytes, the primary clears", 623, 470),
+    row("echo_0", "send 0 bytes, run, message back, clear, run to blocked", 1347, 1000),
+    row("echo_32", "the same with 32 bytes", 1551, 1030),
+    row("echo_4096", "the same with 4096 bytes", 25_935, 2600),
+    row(BOOT, "reset to the first instruction of the primary", 7_552_912, 1_500_000),
+    also("relay", "32 bytes over two secondaries and back, both run to blocked", 2789),
+    also("inject_blocked", "inject into a blocked vCPU, run, it fetches and blocks", 774),
+    also("preempt", "vcpu_run that the primary's physical timer ends", 431),
     own("fp_first", "what one FP instruction of a secondary costs its run"),
     own("fp_switch", "run_message with an FP instruction on both sides"),
     own("handoff_parked", "vcpu_run of a vCPU that ran on another pCPU, it yields, back"),
@@ -182,19 +188,19 @@ mod tests {
         let table = rows.table();
         let lines: Vec<Vec<&str>> =
             table.lines().skip(1).map(|line| line.split_whitespace().take(7).collect()).collect();
-        assert_eq!(lines[0], ["null", "45", "6", "51", "84", "45", "ok"]);
-        assert_eq!(lines[1], ["vcpu_get_count", "56", "6", "62", "96", "55", "over"]);
-        assert_eq!(lines[2][..6], ["run_blocked", "-", "-", "70", "120", "70"]);
+        assert_eq!(lines[0], ["null", "45", "6", "51", "78", "45", "ok"]);
+        assert_eq!(lines[1], ["vcpu_get_count", "56", "6", "62", "90", "55", "over"]);
+        assert_eq!(lines[2][..6], ["run_blocked", "-", "-", "70", "114", "70"]);
         assert!(!["ok", "over"].contains(&lines[2][6]), "a total is not judged: {table}");
-        assert_eq!(lines[3][..6], ["relay", "9000", "100", "9100", "-", "-"]);
+        assert_eq!(lines[3][..6], ["relay", "9000", "100", "9100", "2789", "-"]);
     }
 
     #[test]
     fn json_has_the_fields_that_others_read() {
         let rows = Rows { rows: vec![Row::exact("null", 45, 6), Row::total("relay", 9)] };
         let lines = [
-            r#"    {"name":"null","el2":45,"el1":6,"total":51,"reference":84,"goal":45},"#,
-            r#"    {"name":"relay","el2":null,"el1":null,"total":9,"reference":null,"goal":null}"#,
+            r#"    {"name":"null","el2":45,"el1":6,"total":51,"reference":78,"goal":45},"#,
+            r#"    {"name":"relay","el2":null,"el1":null,"total":9,"reference":2789,"goal":null}"#,
         ];
         assert_eq!(rows.json(), format!("{{\n  \"rows\": [\n{}\n  ]\n}}\n", lines.join("\n")));
         assert_eq!(serde_json::from_str::<Rows>(&rows.json()).unwrap(), rows);

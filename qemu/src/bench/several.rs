@@ -40,14 +40,16 @@ const SOURCES: [Source; 4] = [
     Source { name: "cancel", cpus: 3, tries: 32, times: cancel, come_to: agreed },
 ];
 
-/// Measures them on an image. Its ELF file must lie beside it, for the counter wants to know where things are.
-pub fn rows(workspace: &Workspace, hypervisor: &Path) -> Result<Several> {
+/// Measures those with these names, or all if there are none, on an image. Its ELF file must lie beside it, for the counter wants to know where things are.
+pub fn rows(workspace: &Workspace, hypervisor: &Path, names: &[String]) -> Result<Several> {
+    let is_wanted = |source: &&Source| names.is_empty() || names.iter().any(|name| name == source.name);
+    let sources: Vec<&Source> = SOURCES.iter().filter(is_wanted).collect();
     let is_known = Symbols::read(hypervisor).and_then(|symbols| symbols.address("baton_vectors"));
     if let Err(why) = is_known {
         let why = format!("without the ELF file of a Baton its visits to EL2 cannot be told: {why:#}");
-        return Ok(Several::Skipped(SOURCES.map(|source| (source.name.to_owned(), why.clone())).to_vec()));
+        return Ok(Several::Skipped(sources.iter().map(|source| (source.name.to_owned(), why.clone())).collect()));
     }
-    let rows: Result<_> = SOURCES.iter().map(|source| source.measure(workspace, hypervisor)).collect();
+    let rows: Result<_> = sources.iter().map(|source| source.measure(workspace, hypervisor)).collect();
     rows.map(Several::Measured)
 }
 

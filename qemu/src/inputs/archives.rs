@@ -1,5 +1,5 @@
 //! RAM disks that are not what they should be: cut off in every kind of field, with absurd fields,
-//! or without what the machine needs. None of them can boot.
+//! or without what the machine needs, none of which can boot; and good ones of unusual kinds.
 
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ const SPOILT: [(&str, Make); 12] = [
     ("absurd_size", |format, files| patch(format, files, [22..26, 54..62], digit(format, 15))),
 ];
 
-const OTHERS: [(&str, Disk, &str); 6] = [
+const OTHERS: [(&str, Disk, &str); 15] = [
     (
         "not_hexadecimal",
         Disk::Archive(Format::Newc, |format, files| patch(format, files, [0..0, 54..62], b'z')),
@@ -44,6 +44,31 @@ const OTHERS: [(&str, Disk, &str); 6] = [
     ("absent", Disk::None, "RAM disk"),
     ("without_primary", Disk::Files(|files| files.retain(|file| file.name != "vmlinuz")), "no file vmlinuz"),
     ("empty_primary", Disk::Files(|files| files[0].data.clear()), "is empty"),
+    ("with_elf_primary", Disk::Files(|files| begin(files, 0, b"\x7fELF\x02\x01\x01\0")), "ELF"),
+    ("with_gzip_primary", Disk::Files(|files| begin(files, 0, b"\x1f\x8b\x08\0")), "gzip"),
+    ("with_zboot_primary", Disk::Files(|files| begin(files, 0, b"MZ\0\0zimg")), "zboot"),
+    ("with_32_bit_primary", Disk::Files(|files| begin(files, 0x24, b"\x18\x28\x6f\x01")), "32-bit"),
+    ("with_text_primary", Disk::Files(|files| files[0].data = b"#!/bin/sh\npoweroff\n".to_vec()), "text"),
+    (
+        "with_link_primary",
+        Disk::Archive(Format::Newc, |_, files| {
+            let mut archive = pack(Format::Newc, &[File::new("vmlinuz", "vmlinuz-6.1")])?;
+            set(&mut archive, MODE, 0o120777);
+            Ok([&without_trailer(Format::Newc, archive)?, &pack(Format::Newc, &files[1..])?[..]].concat())
+        }),
+        "vmlinuz in the RAM disk is a symbolic link",
+    ),
+    (
+        "with_wrong_checksum",
+        Disk::Archive(Format::Newc, |format, files| patch(format, files, [0..0, 5..6], b'2')),
+        "checksum",
+    ),
+    (
+        "in_portable_format",
+        Disk::Archive(Format::OldBinary, |_, _| Ok([&b"070707"[..], &[b'0'; 70]].concat())),
+        "portable format (odc)",
+    ),
+    ("compressed", Disk::Archive(Format::OldBinary, |_, _| Ok(b"\x1f\x8b\x08\0\0\0".to_vec())), "gzip"),
     // With 64 MiB, QEMU puts RAM disks at 32 MiB and the hypervisor at 2 MiB: no room in between
     // for a primary of nearly 30 MiB.
     (
@@ -69,7 +94,57 @@ pub fn tests() -> Vec<Test> {
         let input = Input { disk, memory: "64M", answer: Answer::Refuses(reason), ..USUAL };
         test(format!("bad_ramdisk_{name}"), input)
     }));
+    let refusal = Input { disk: Disk::None, answer: Answer::Refuses("RAM disk"), failing_exit: false, ..USUAL };
+    tests.push(test("bad_ramdisk_absent_without_failing_exit", refusal));
+    let good = [
+        ("with_hard_links", Disk::Archive(Format::Newc, hard_links)),
+        (
+            "with_names_twice",
+            Disk::Files(|files| {
+                files.insert(0, File::new("./vmlinuz", [0; 4096]));
+                files.insert(0, File::new("vms.txt", "none"));
+            }),
+        ),
+        ("with_root", Disk::Files(|files| files.iter_mut().for_each(|file| file.name.insert(0, '/')))),
+    ];
+    tests.extend(good.map(|(name, disk)| test(format!("boot_ramdisk_{name}"), Input { disk, ..USUAL })));
     tests
+}
+
+/// Overwrites bytes of the primary.
+fn begin(files: &mut [File], at: usize, bytes: &[u8]) {
+    files[0].data[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Fields of a `newc` header.
+const INODE: usize = 6;
+const MODE: usize = 14;
+const LINKS: usize = 38;
+
+fn set(header: &mut [u8], field: usize, number: u32) {
+    header[field..field + 8].copy_from_slice(format!("{number:08x}").as_bytes());
+}
+
+fn without_trailer(format: Format, mut archive: Vec<u8>) -> Result<Vec<u8>> {
+    archive.truncate(archive.len() - pack(format, &[])?.len());
+    Ok(archive)
+}
+
+/// Each file has a second name, which comes later and with the data of both, as in an archive of a folder with hard
+/// links.
+fn hard_links(format: Format, files: &[File]) -> Result<Vec<u8>> {
+    let names = |prefix: &str, with_data: bool| {
+        let mut archive = Vec::new();
+        for (inode, file) in (7..).zip(files) {
+            let data = if with_data { &file.data[..] } else { &[] };
+            let mut entry = pack(format, &[File::new(&format!("{prefix}{}", file.name), data)])?;
+            set(&mut entry, INODE, inode);
+            set(&mut entry, LINKS, 2);
+            archive.extend(without_trailer(format, entry)?);
+        }
+        anyhow::Ok(archive)
+    };
+    Ok([names("", false)?, names("copy-of-", true)?, pack(format, &[])?].concat())
 }
 
 /// Overwrites bytes of the first header or of the name behind it, which is `vmlinuz`; where, that

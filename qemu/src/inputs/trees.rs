@@ -2,7 +2,8 @@
 //! and ones that are none. Only the good ones boot.
 
 use anyhow::{Context, Result};
-use dtoolkit::model::DeviceTree;
+use dtoolkit::memreserve::MemoryReservation;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 
 use super::input::{Answer, Input, RAMDISK, Tree, USUAL, test};
 use crate::device_tree::{Width, chosen, memory, set, set_address};
@@ -14,7 +15,73 @@ const END: &str = "linux,initrd-end";
 type Edit = fn(&mut DeviceTree) -> Result<()>;
 type Spoil = fn(&mut [u8]);
 
-const EDITED: [(&str, Edit, &str); 11] = [
+/// Machines that boot.
+const GOOD: [(&str, Edit); 4] = [
+    // There is nothing at its address.
+    ("disabled_memory", |tree| {
+        let memory = add(&mut tree.root, "memory@800000000");
+        set(memory, "device_type", "memory");
+        set(memory, "reg", [8u32, 0, 0, 0x4000_0000]);
+        set(memory, "status", "disabled");
+        Ok(())
+    }),
+    // Where a secondary would be.
+    ("reservation", |tree| {
+        tree.memory_reservations.push(MemoryReservation::new(0x4780_0000, 0x1234));
+        Ok(())
+    }),
+    // In the middle of a block that EL2 would map otherwise.
+    ("unmapped_memory", |tree| {
+        let area = add(&mut tree.root, "reserved-memory");
+        set(area, "#address-cells", 2u32);
+        set(area, "#size-cells", 2u32);
+        set(area, "ranges", Vec::<u8>::new());
+        let firmware = add(area, "firmware@47801000");
+        set(firmware, "reg", [0u32, 0x4780_1000, 0, 0x1800]);
+        set(firmware, "no-map", Vec::<u8>::new());
+        Ok(())
+    }),
+    ("disabled_cpu", |tree| {
+        set(tree.find_node_mut("/cpus/cpu@0").context("no CPU")?, "status", "disabled");
+        Ok(())
+    }),
+];
+
+const EDITED: [(&str, Edit, &str); 15] = [
+    (
+        "with_disabled_memory",
+        |tree| {
+            set(memory(tree)?, "status", "disabled");
+            Ok(())
+        },
+        "no memory node",
+    ),
+    (
+        "with_failed_cpu",
+        |tree| {
+            set(tree.find_node_mut("/cpus/cpu@0").context("no CPU")?, "status", "fail");
+            Ok(())
+        },
+        "not failed",
+    ),
+    (
+        "with_disabled_interrupt_controller",
+        |tree| {
+            set(tree.find_node_mut("/intc@8000000").context("no intc")?, "status", "disabled");
+            Ok(())
+        },
+        "interrupt controller",
+    ),
+    (
+        "with_unmapped_initrd",
+        |tree| {
+            let node = add(add(&mut tree.root, "reserved-memory"), "a");
+            set(node, "reg", [0u32, RAMDISK as u32, 0, 0x1000]);
+            set(node, "no-map", Vec::<u8>::new());
+            Ok(())
+        },
+        "RAM disk at 0x44000000",
+    ),
     (
         "without_memory",
         |tree| tree.root.remove_child("memory@40000000").map(drop).context("no memory to remove"),
@@ -97,7 +164,13 @@ const SPOILT: [(&str, Spoil); 5] = [
     ("with_structure_outside", |blob| blob[8..12].copy_from_slice(&0x7fff_ffffu32.to_be_bytes())),
 ];
 
+fn add<'a>(parent: &'a mut DeviceTreeNode, name: &str) -> &'a mut DeviceTreeNode {
+    parent.add_child_mut(DeviceTreeNode::new_unchecked(name))
+}
+
 pub fn tests() -> Vec<Test> {
+    let kinds = GOOD
+        .map(|(name, edit)| test(format!("boot_dt_{name}"), Input { tree: Tree::Edited(Width::U64, edit), ..USUAL }));
     let good = [("u32", Width::U32), ("u64", Width::U64)].map(|(name, width)| {
         let tree = Tree::Edited(width, |_| Ok(()));
         test(format!("boot_dt_{name}_initrd"), Input { tree, ..USUAL })
@@ -107,5 +180,5 @@ pub fn tests() -> Vec<Test> {
     let bad = edited.into_iter().chain(spoilt).map(|(name, tree, reason)| {
         test(format!("bad_dt_{name}"), Input { tree, answer: Answer::Refuses(reason), ..USUAL })
     });
-    good.into_iter().chain(bad).collect()
+    good.into_iter().chain(kinds).chain(bad).collect()
 }

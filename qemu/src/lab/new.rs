@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use crate::root::root;
+
 #[derive(Args)]
 pub struct Options {
     /// What it is to be called: small letters and digits, with `-` between words.
@@ -16,7 +18,7 @@ pub struct Options {
 const TEMPLATE: &str = include_str!("../../../src/lab/policy/policies/template.rs");
 
 pub fn run(options: &Options) -> Result<bool> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/lab/policy/policies");
+    let folder = root()?.join("src/lab/policy/policies");
     let module = create(&folder, &options.name)?;
     println!("src/lab/policy/policies/{module}.rs is a policy that takes turns: change it, and its test");
     println!("test it: cargo test -p baton-policy {module}");
@@ -91,7 +93,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("baton-lab-new-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
-            let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/lab/policy/policies/mod.rs");
+            let policies = root().unwrap().join("src/lab/policy/policies/mod.rs");
             fs::copy(policies, path.join("mod.rs")).unwrap();
             Self(path)
         }

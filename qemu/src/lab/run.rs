@@ -20,6 +20,7 @@ use super::shrink::{Case, smallest};
 use super::thresholds::{self, time};
 use super::workloads;
 use crate::images::Workspace;
+use crate::root::root;
 
 #[derive(Args)]
 pub struct Options {
@@ -137,7 +138,7 @@ fn show_smallest(options: &Options, built: &Built, violation: &Violation) -> Res
     let Options { policy, workload, seed, .. } = options;
     let kind = violation.kind;
     let name = format!("{policy}-{}.toml", kind.name());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/baton").join(&name);
+    let path = root()?.join("target/baton").join(&name);
     let about = format!("{workload}, as far as {policy} needs it to break the rule `{}` with seed {seed}", kind.name());
     let events = Cell::new(0);
     let shows = |case: &Case| {

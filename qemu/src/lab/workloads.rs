@@ -6,14 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use baton_sim::File;
 
-/// Where they are.
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/workloads")
-}
+use crate::root::root;
 
 /// The names of those that come with Baton, and their files.
 pub fn all() -> Result<Vec<(String, PathBuf)>> {
-    let folder = folder();
+    let folder = root()?.join("tests/workloads");
     let entries = fs::read_dir(&folder).with_context(|| format!("could not read {}", folder.display()))?;
     let mut all = Vec::new();
     for entry in entries {

@@ -1,20 +1,13 @@
 //! The control registers of EL2: the value of each for each kind of vCPU, and the reason.
 //!
-//! | register | primary | secondary | why |
-//! |---|---|---|---|
-//! | HCR_EL2 | [`hcr::PRIMARY`] | [`hcr::SECONDARY`] | stage 2, EL1 in AArch64; traps, and the routing of interrupts |
-//! | MDCR_EL2 | [`mdcr::PRIMARY`] | [`mdcr::SECONDARY`] | no profiling or trace for any VM; the primary has debug and PMU. HPMN keeps its reset value |
-//! | CNTHCTL_EL2 | [`cnthctl::PRIMARY`] | [`cnthctl::SECONDARY`] | the counter for all VMs, the physical timer for the primary; the event stream for a pCPU that dozes |
-//! | ICH_HCR_EL2 | 0 | [`ich_hcr::SECONDARY`] | only the primary has the GIC's CPU interface |
-//! | CPTR_EL2 | [`cptr::FP_FREE`], [`cptr::FP_TRAPS`] | the same | no trace, activity monitors, SVE or SME; lazy FP switch |
-//! | VTCR_EL2 | set by `memory.rs` | the same | the format of stage 2 |
-//! | SCTLR_EL2, TCR_EL2, MAIR_EL2 | [`SCTLR`], [`TCR`], [`MAIR`] | the same | EL2's own address space |
-//!
-//! Source: Arm ARM, DDI 0487, section D24.2; of ICH_HCR_EL2: GIC architecture, IHI 0069, section 12.4.
+#![doc = include_str!("control.md")]
+
+use core::arch::asm;
 
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, MDCR_EL2, Readable, SCTLR_EL2, TCR_EL2, Writeable};
 use tock_registers::register_bitfields;
 
+use super::id;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The combined value of fields of one register, as a constant.
@@ -80,8 +73,11 @@ pub mod hcr {
         // have run.
         HCR_EL2::FB::SET,
         HCR_EL2::BSU::InnerShareable,
-        // ID registers show only the features that a VM has; EL2 serves `smc`.
+        // ID registers show only the features that a VM has; EL2 serves `smc`, and cache maintenance by set and way.
+        HCR_EL2::TID1::SET,
         HCR_EL2::TID3::SET,
+        HCR_EL2::TID5::SET,
+        HCR_EL2::TSW::SET,
         HCR_EL2::TSC::EnableTrapEl1SmcToEl2,
         // Traps state that is not switched: implementation defined, LORegions, RAS. RES0 where not implemented.
         HCR_EL2::TIDCP::SET,
@@ -179,6 +175,65 @@ pub const SCTLR: u64 = fields!(
     SCTLR_EL2_RES1::BIT_11::SET,
     SCTLR_EL2_RES1::BITS_5_4.val(0b11),
 ) | SCTLR_M_C;
+
+macro_rules! write {
+    ($($name:literal = $value:expr),* $(,)?) => {
+        // SAFETY: registers of EL2, which only this module writes.
+        $(unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nostack, preserves_flags)) };)*
+    };
+}
+
+/// Writes the registers that are the same for all VMs, and unknown at reset: those that the hardware has.
+pub fn set_up() {
+    // `id::has` takes the CRm and op2 of an ID register, and the lowest bit of a field.
+    write!("hacr_el2" = 0u64, "hstr_el2" = 0u64, "cntvoff_el2" = 0u64, "cnthp_ctl_el2" = 0u64);
+    if id::has(7, 1, 40) {
+        // HCRX: what is new is off, and traps.
+        let nmi = id::has(4, 1, 36);
+        write!("s3_4_c1_c2_2" = if nmi { HCRX_TALLINT } else { 0 });
+    }
+    if id::has(7, 0, 56) {
+        // Fine-grained traps: HFGRTR, HFGWTR, HFGITR, HDFGRTR, HDFGWTR. Bits of newer features trap while they are 0.
+        write!("s3_4_c1_c1_4" = HFG_TPIDR2, "s3_4_c1_c1_5" = HFG_TPIDR2, "s3_4_c1_c1_6" = 0u64);
+        write!("s3_4_c3_c1_4" = 0u64, "s3_4_c3_c1_5" = 0u64);
+        if id::has(4, 0, 44) {
+            write!("s3_4_c3_c1_6" = 0u64); // HAFGRTR, of AMU
+        }
+        if id::read(7, 0) >> 56 & 0xf >= 2 {
+            // HFGRTR2, HFGWTR2, HFGITR2, HDFGRTR2, HDFGWTR2.
+            write!("s3_4_c3_c1_2" = 0u64, "s3_4_c3_c1_3" = 0u64, "s3_4_c3_c1_7" = 0u64);
+            write!("s3_4_c3_c1_0" = 0u64, "s3_4_c3_c1_1" = 0u64);
+        }
+    }
+    if id::has(4, 0, 40) || id::has(4, 1, 16) {
+        // MPAM2, and MPAMHCR if MPAMIDR_EL1 has it.
+        write!("s3_4_c10_c5_0" = MPAM2_TRAPS);
+        let mpamidr: u64;
+        // SAFETY: reads a register that the hardware has.
+        unsafe { asm!("mrs {}, s3_0_c10_c4_4", out(reg) mpamidr, options(nostack, nomem, preserves_flags)) };
+        if mpamidr >> 17 & 1 != 0 {
+            write!("s3_4_c10_c4_0" = MPAMHCR_TRAP);
+        }
+    }
+    if id::has(5, 0, 40) {
+        write!("s3_4_c1_c2_1" = 0u64); // TRFCR: no trace
+    }
+    if id::has(5, 0, 32) {
+        write!("s3_4_c9_c9_0" = 0u64); // PMSCR: no statistical profiling
+    }
+    if id::has(5, 0, 52) {
+        write!("s2_4_c9_c0_0" = 0u64); // BRBCR: no branch records
+    }
+}
+
+/// HCRX_EL2: traps ALLINT, of FEAT_NMI.
+pub const HCRX_TALLINT: u64 = 1 << 6;
+/// HFGRTR_EL2 and HFGWTR_EL2: TPIDR2_EL0, which is switched, does not trap.
+pub const HFG_TPIDR2: u64 = 1 << 55;
+/// MPAM2_EL2: traps MPAM0_EL1 and MPAM1_EL1. EL2 has the default partition.
+pub const MPAM2_TRAPS: u64 = 1 << 49 | 1 << 48;
+/// MPAMHCR_EL2: traps MPAMIDR_EL1.
+pub const MPAMHCR_TRAP: u64 = 1 << 31;
 
 static MDCR_AT_RESET: AtomicU64 = AtomicU64::new(0);
 

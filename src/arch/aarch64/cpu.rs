@@ -19,7 +19,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aarch64_cpu::registers::{
-    CNTV_CTL_EL0, CNTVOFF_EL2, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, ReadWriteable, Readable, SCTLR_EL2, Writeable,
+    CNTV_CTL_EL0, ESR_EL2, FAR_EL2, HCR_EL2, HPFAR_EL2, ReadWriteable, Readable, SCTLR_EL2, Writeable,
 };
 
 use super::control::{self, cptr};
@@ -69,12 +69,11 @@ impl Cpu {
         unsafe {
             asm!("mrs {}, midr_el1", out(reg) midr, options(nostack, preserves_flags));
             asm!("msr vpidr_el2, {}", in(reg) midr, options(nostack, preserves_flags));
-            asm!("msr hstr_el2, xzr", options(nostack, preserves_flags));
             asm!("tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags));
         }
         // The final address space is on: from now on writable memory is never executable, whatever the tables say.
         SCTLR_EL2.modify(SCTLR_EL2::WXN::Enable);
-        CNTVOFF_EL2.set(0);
+        control::set_up();
         control::set_cptr(cptr::FP_TRAPS);
         super::memory::set_stage_two_format();
         let rare = features::Rare::find();
@@ -88,10 +87,9 @@ impl Cpu {
     }
 
     /// Memory to hardware, except for the registers that `enter` loads.
-    #[inline]
+    #[inline(always)]
     pub fn load(&self, regs: &Regs) {
-        SysRegs::load(regs);
-        Constants::load(regs);
+        load_el1(regs);
         if self.special.get() != 0 {
             self.load_special(regs);
         }
@@ -101,7 +99,7 @@ impl Cpu {
     /// loads. The primary's FP registers stay until the secondary uses FP. Its return address and PSTATE are saved
     /// here. While the secondary has the virtual timer, EL2's physical timer has the primary's deadline, and preempts
     /// in time.
-    #[inline]
+    #[inline(always)]
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         let timer = SysRegs::save(primary);
         // SAFETY: reads a register of EL1, and ELR_EL2 and SPSR_EL2, which have the primary's return state.
@@ -128,8 +126,7 @@ impl Cpu {
         if timer & ENABLE != 0 {
             self.stand_in_for_timer(primary);
         }
-        SysRegs::load(to);
-        Constants::load(to);
+        load_el1(to);
         if self.special.get() != 0 {
             self.save_special(primary, false);
             self.load_special(to);
@@ -137,7 +134,7 @@ impl Cpu {
     }
 
     /// World switch back to the primary, after the secondary was saved.
-    #[inline]
+    #[inline(always)]
     pub fn take_back(&self, primary: &Regs) {
         self.load(primary);
         // SAFETY: restores the return state of the primary's hypercall.
@@ -162,7 +159,7 @@ impl Cpu {
     /// Hardware to memory, except for the registers that the exit saved: this vCPU may run elsewhere next. MDSCR_EL1 of
     /// a secondary is in memory already. That of the primary is saved in [`Self::switch`], and not needed after
     /// CPU_OFF.
-    #[inline]
+    #[inline(always)]
     pub fn save(&self, regs: &mut Regs) {
         let timer = SysRegs::save(regs);
         if self.special.get() != 0 {
@@ -175,6 +172,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn load_special(&self, regs: &Regs) {
         self.rare.load(&regs.rare);
         if let Some(holder) = self.fp_holder.get() {
@@ -183,13 +181,15 @@ impl Cpu {
         }
         if regs.constants.primary && self.special.get() & special::STAND_IN != 0 {
             self.special.set(self.special.get() & !special::STAND_IN);
-            // SAFETY: EL2's physical timer.
-            unsafe { asm!("msr cnthp_ctl_el2, xzr", options(nostack, preserves_flags)) };
+            // SAFETY: EL2's physical timer. Its line falls before the primary is entered.
+            unsafe { asm!("msr cnthp_ctl_el2, xzr", "isb", options(nostack, preserves_flags)) };
+            super::gic::disable_stand_in(self.pcpu);
         }
     }
 
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn save_special(&self, regs: &mut Regs, gives_fp_up: bool) {
         self.rare.save(&mut regs.rare);
         if gives_fp_up && self.fp_holder.get() == Some(NonNull::from(&regs.fp)) {
@@ -205,7 +205,9 @@ impl Cpu {
     /// interrupt: that interrupt must not end every run.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn stand_in_for_timer(&self, regs: &Regs) {
+        stop_virtual_timer();
         let deadline = regs.sys.cntv_cval;
         if regs.sys.cntv_ctl & MASK == 0 && super::gic::enable_stand_in(self.pcpu) {
             self.special.set(self.special.get() | special::STAND_IN);
@@ -222,21 +224,43 @@ impl Cpu {
         }
     }
 
+    /// Whether a secondary that has just been saved has left a system error (SError) pending. If so, it is taken here: it
+    /// is not the primary's.
+    #[inline(always)]
+    pub fn take_system_error(&self) -> bool {
+        const SYSTEM_ERROR: u64 = 1 << 8; // ISR_EL1.A
+        let pending: u64;
+        // SAFETY: barriers: the secondary's accesses are complete. Reads a register.
+        unsafe { asm!("dsb sy", "mrs {}, isr_el1", out(reg) pending, options(nostack, preserves_flags)) };
+        pending & SYSTEM_ERROR != 0 && take_system_error()
+    }
+
     /// Invalidates the translations that another vCPU of the same VM left in this pCPU's TLB; they may differ from this
     /// one's.
     pub fn drop_translations_of_others(&self, vm: VmId, vcpu: VcpuId) {
         let here = vcpu.0 as u8 + 1;
         if self.translations[vm.index()].replace(here) != here {
-            // SAFETY: invalidates translations of this VM on this pCPU. EL1 does not run, and the next load sets
-            // VTTBR_EL2; only the VMID matters here.
+            // SAFETY: invalidates translations of this VM on this pCPU. Only the VMID matters here, and the primary's
+            // VTTBR_EL2 comes back. Walks are off meanwhile, as in `load_el1`.
             unsafe {
                 asm!(
+                    "mrs {tcr}, tcr_el1",
+                    "orr {vttbr}, {tcr}, #(1 << 7)",
+                    "orr {vttbr}, {vttbr}, #(1 << 23)",
+                    "msr tcr_el1, {vttbr}",
+                    "isb",
+                    "mrs {vttbr}, vttbr_el2",
                     "msr vttbr_el2, {vmid}",
                     "isb",
                     "tlbi vmalle1",
                     "ic iallu",
                     "dsb nsh",
                     "isb",
+                    "msr vttbr_el2, {vttbr}",
+                    "isb",
+                    "msr tcr_el1, {tcr}",
+                    tcr = out(reg) _,
+                    vttbr = out(reg) _,
                     vmid = in(reg) u64::from(super::memory::vmid(vm)) << 48,
                     options(nostack, preserves_flags),
                 );
@@ -250,6 +274,7 @@ impl Cpu {
     /// # Safety
     ///
     /// `regs` are the registers of `guest`, which is loaded here. Until this returns, only its hypercalls access them.
+    #[inline(always)]
     pub unsafe fn enter(&self, regs: *mut Regs, guest: Guest, line: bool) -> Exit {
         // SAFETY: as the caller promises; between two entries nothing else accesses them.
         let mut hcr = unsafe { &*regs }.constants.hcr;
@@ -275,7 +300,7 @@ impl Cpu {
                 return Exit::Call(Reply::from_registers(value, kind));
             }
             match how >> SYNDROME_CLASS {
-                how::WFI_OR_WFE if how & 1 == 0 => return Exit::Wfi,
+                how::WFI_OR_WFE if how & how::TRAPPED_INSTRUCTION == how::WFI => return Exit::Wfi,
                 how::INTERRUPT => return Exit::Interrupt,
                 _ => {
                     // SAFETY: as above.
@@ -292,9 +317,10 @@ impl Cpu {
     /// Decodes an uncommon exit. Returns `None` if it is finished here.
     #[cold]
     #[inline(never)]
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn look(&self, regs: &mut Regs, how: u64) -> Option<Exit> {
         match how >> SYNDROME_CLASS {
-            how::WFI_OR_WFE => Some(Exit::Wfe),
+            how::WFI_OR_WFE if how & how::TRAPPED_INSTRUCTION == how::WFE => Some(Exit::Wfe),
             how::SMC => Some(Exit::Smc),
             how::FP => {
                 self.give_fp(regs);
@@ -340,6 +366,7 @@ impl Cpu {
     }
 
     /// Switches the FP registers to this vCPU, at its first use of FP since another vCPU held them.
+    #[cfg_attr(target_os = "none", optimize(speed))]
     fn give_fp(&self, regs: &mut Regs) {
         control::set_cptr(cptr::FP_FREE);
         // SAFETY: the holder is never freed, and this pCPU still owns its registers: it is the primary's vCPU or the
@@ -372,10 +399,66 @@ fn intermediate_address(syndrome: u64, address: u64) -> u64 {
     }
 }
 
+/// The EL1 registers and constants, memory to hardware.
+///
+/// While stage 1 of one VM is in place with stage 2 of another, nothing may be translated, not even by a speculative
+/// `at` instruction: table walks are off meanwhile, with the MMU on. Source: errata 1319537 and 1319367 (Cortex-A57 and
+/// A72), 1165522 (A76), 1530923 (A55).
+#[inline(always)]
+fn load_el1(regs: &Regs) {
+    const NO_WALKS: u64 = 1 << 23 | 1 << 7; // TCR_EL1.EPD1 and EPD0
+    let sctlr: u64;
+    // SAFETY: registers of EL1, which EL2 does not use and which are loaded below.
+    unsafe {
+        asm!(
+            "msr tcr_el1, {no_walks}",
+            "isb",
+            "mrs {sctlr}, sctlr_el1",
+            no_walks = in(reg) NO_WALKS,
+            sctlr = out(reg) sctlr,
+            options(nostack, preserves_flags),
+        );
+    }
+    if sctlr & 1 == 0 {
+        turn_mmu_on();
+    }
+    Constants::load(regs);
+    SysRegs::load(regs);
+    // SAFETY: a barrier: the tables are in place before they are walked.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    SysRegs::load_last(regs);
+}
+
+/// Turns stage 1 of EL1 on, while walks are off: otherwise a flat translation could be kept for the wrong VM.
+#[cold]
+#[inline(never)]
+fn turn_mmu_on() {
+    // SAFETY: as in `load_el1`.
+    unsafe { asm!("msr sctlr_el1, {}", "isb", in(reg) 1u64, options(nostack, preserves_flags)) };
+}
+
+/// Stops the virtual timer of the vCPU that leaves, before the deadline of another is loaded.
+fn stop_virtual_timer() {
+    CNTV_CTL_EL0.set(0);
+}
+
+#[cold]
+#[inline(never)]
+fn take_system_error() -> bool {
+    unsafe extern "C" {
+        safe fn baton_take_system_error() -> u64;
+    }
+    baton_take_system_error() != 0
+}
+
 /// The exit code of `baton_enter`: for a synchronous exit, ESR_EL2; otherwise one of the bits that ESR_EL2 does not
 /// define, now or above its ISS2 field.
 mod how {
     pub const WFI_OR_WFE: u64 = 0x01;
+    /// Of that class: WFI, WFE, or their forms with a timeout, which a secondary does not have.
+    pub const TRAPPED_INSTRUCTION: u64 = 0b11;
+    pub const WFI: u64 = 0b00;
+    pub const WFE: u64 = 0b01;
     pub const FP: u64 = 0x07;
     pub const SMC: u64 = 0x17;
     pub const SYSTEM_REGISTER: u64 = 0x18;
@@ -390,7 +473,9 @@ pub(super) const HOW_CALL: u64 = 1 << 62;
 /// run.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn mask_expired_timer(regs: &mut Regs) {
+    stop_virtual_timer();
     if regs.sys.cntv_ctl & EXPIRED != 0 {
         regs.sys.cntv_ctl |= MASK;
     }
@@ -399,6 +484,7 @@ fn mask_expired_timer(regs: &mut Regs) {
 /// HCR_EL2 with the virtual interrupt line high.
 #[cold]
 #[inline(never)]
+#[cfg_attr(target_os = "none", optimize(speed))]
 fn with_line(hcr: u64) -> u64 {
     hcr | control::hcr::VI
 }

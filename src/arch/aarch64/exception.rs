@@ -5,10 +5,10 @@
 use core::arch::asm;
 
 use aarch64_cpu::registers::{
-    FAR_EL1, HPFAR_EL2, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1,
-    VBAR_EL1, Writeable,
+    FAR_EL1, HPFAR_EL2, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1, Writeable,
 };
 
+use super::id;
 use super::regs::Regs;
 use crate::exception::{Features, pstate_at_el1, vector};
 use crate::exit::Fault;
@@ -31,12 +31,8 @@ impl Regs {
         if fault.is_abort() {
             FAR_EL1.set(fault.address);
         }
-        const SSBS: u64 = 0b1111 << 4;
-        let has = Features {
-            pan: ID_AA64MMFR1_EL1.read(ID_AA64MMFR1_EL1::PAN) != 0,
-            ssbs: ID_AA64PFR1_EL1.get() & SSBS != 0,
-            mte: ID_AA64PFR1_EL1.read(ID_AA64PFR1_EL1::MTE) != 0,
-        };
+        // ID_AA64MMFR1_EL1.PAN; ID_AA64PFR1_EL1.SSBS and .MTE.
+        let has = Features { pan: id::has(7, 1, 20), ssbs: id::has(4, 1, 4), mte: id::has(4, 1, 8) };
         self.pc = VBAR_EL1.get().wrapping_add(vector(self.pstate));
         self.pstate = pstate_at_el1(self.pstate, SCTLR_EL1.get(), has);
     }

@@ -1,5 +1,5 @@
-//! Exceptions at EL2 and panics: print the cause, the place and the pCPU, and power the machine off with a failing exit
-//! code.
+//! The ends of the machine that are failures: it cannot boot, a panic, an exception at EL2. Each prints its cause and
+//! powers the machine off, with a failing exit code if the platform has one.
 
 use core::panic::PanicInfo;
 
@@ -13,8 +13,8 @@ use crate::sync::{AtomicU32, Ordering};
 /// The index of the first pCPU that failed, plus 1.
 static DYING: AtomicU32 = AtomicU32::new(0);
 
-/// Lets only the first pCPU that fails continue; others halt. A pCPU that gets here again, because its platform has no
-/// failing exit, powers the machine off.
+/// Lets only the first pCPU that fails continue; others halt. A pCPU that gets here again powers the machine off without
+/// a word: on a platform without a failing exit, the instruction that asks for it is an exception at EL2.
 fn only_one() {
     let me = this_cpu().index() as u32 + 1;
     match DYING.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
@@ -22,6 +22,13 @@ fn only_one() {
         Err(first) if first == me => firmware::system_off(),
         Err(_) => firmware::halt(),
     }
+}
+
+/// Ends the machine because it cannot boot.
+pub fn give_up(reason: &dyn core::fmt::Display) -> ! {
+    only_one();
+    last_words(format_args!("cannot boot: {reason}."));
+    firmware::fail()
 }
 
 #[panic_handler]

@@ -1,13 +1,13 @@
-//! The features that VMs see in the ID registers, and the emulated system registers.
+//! Trapped accesses to system registers, and the registers that not all hardware implements.
 //!
-//! A feature whose state Baton does not switch is hidden in the ID registers, and its registers trap. A guest that
-//! checks the ID registers first, as the architecture requires, never takes such a trap. One that does not check takes
-//! an undefined instruction exception (the primary) or is stopped (a secondary).
+//! A feature whose state Baton does not switch is hidden in the ID registers (`id.rs`), and its registers trap. A guest
+//! that does not check them takes an undefined instruction exception (the primary) or is stopped (a secondary).
 //!
 //! Source: Arm ARM, DDI 0487, section D24, the registers' own pages.
 
 use core::arch::asm;
 
+use super::id;
 use super::regs::{RareRegs, Regs};
 
 /// A trapped MRS or MSR.
@@ -44,16 +44,23 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     let served = match access {
         // ID_*: read-only.
         Access { op0: 3, op1: 0, crn: 0, crm: 1..=7, read: true, .. } => {
-            let value = id_register(access.crm, access.op2, regs.constants.primary);
-            regs.set_x(access.rt, value);
+            regs.set_x(access.rt, id::register(access.crm, access.op2, regs.constants.primary));
+            true
+        }
+        // REVIDR_EL1 and AIDR_EL1, which trap together with SMIDR_EL1: as the hardware has them.
+        Access { op0: 3, op1: 0, crn: 0, crm: 0, op2: 6, read: true, .. } => read_from(regs, &access, revidr),
+        Access { op0: 3, op1: 1, crn: 0, crm: 0, op2: 7, read: true, .. } => read_from(regs, &access, aidr),
+        // DC ISW, CSW, CISW: never an invalidation without a clean, and only on this pCPU.
+        Access { op0: 1, op1: 0, crn: 7, crm: 6 | 10 | 14, op2: 2, read: false, .. } => {
+            clean_and_invalidate(regs.x(access.rt));
             true
         }
         // ACTLR_EL1: implementation defined; RAZ/WI for a VM.
         Access { op0: 3, op1: 0, crn: 1, crm: 0, op2: 1, .. } => read_as_zero(regs, &access),
         // MDSCR_EL1: switched, but it traps together with the other debug registers.
         Access { op0: 2, op1: 0, crn: 0, crm: 2, op2: 2, .. } => mdscr(regs, &access),
-        // The other debug registers: no breakpoints in a secondary.
-        Access { op0: 2, op1: 0, .. } => read_as_zero(regs, &access),
+        // The other debug registers: no breakpoints in a secondary, and no debug channel (MDCCSR_EL0, DBGDTR*_EL0).
+        Access { op0: 2, op1: 0, .. } | Access { op0: 2, op1: 3, crn: 0, .. } => read_as_zero(regs, &access),
         // ICC_SRE_EL1: the system register interface cannot be disabled.
         Access { op0: 3, op1: 0, crn: 12, crm: 12, op2: 5, .. } => {
             if access.read {
@@ -81,6 +88,31 @@ fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
+/// DC CISW. An operand that names no line of a cache has no effect, or that on another line.
+fn clean_and_invalidate(set_and_way: u64) {
+    // SAFETY: writes lines back and drops them: no contents change.
+    unsafe { asm!("dc cisw, {}", "dsb sy", in(reg) set_and_way, options(nostack, preserves_flags)) };
+}
+
+fn read_from(regs: &mut Regs, access: &Access, register: fn() -> u64) -> bool {
+    regs.set_x(access.rt, register());
+    true
+}
+
+fn revidr() -> u64 {
+    let value;
+    // SAFETY: a read-only register.
+    unsafe { asm!("mrs {}, revidr_el1", out(reg) value, options(nostack, nomem, preserves_flags)) };
+    value
+}
+
+fn aidr() -> u64 {
+    let value;
+    // SAFETY: a read-only register.
+    unsafe { asm!("mrs {}, aidr_el1", out(reg) value, options(nostack, nomem, preserves_flags)) };
+    value
+}
+
 /// The GIC's CPU interface of a secondary: no interrupt is ever pending. The registers that generate SGIs do not exist.
 ///
 /// Source: GIC architecture, IHI 0069, section 12.2.
@@ -104,12 +136,13 @@ fn interrupt_controller(regs: &mut Regs, access: &Access) -> bool {
 
 /// MDSCR_EL1 of a secondary. Every access traps, so memory always has the value of the hardware, and it is never saved.
 fn mdscr(regs: &mut Regs, access: &Access) -> bool {
-    // Breakpoints are the primary's: they must not fire in a secondary.
-    const MDE_AND_KDE: u64 = 1 << 15 | 1 << 13;
+    // Single step, and the trap of EL0's accesses to the debug channel. Breakpoints are the primary's: they must not fire
+    // in a secondary.
+    const SS_AND_TDCC: u64 = 1 << 0 | 1 << 12;
     if access.read {
         regs.set_x(access.rt, regs.constants.mdscr);
     } else {
-        regs.constants.mdscr = regs.x(access.rt) & !MDE_AND_KDE;
+        regs.constants.mdscr = regs.x(access.rt) & SS_AND_TDCC;
         // SAFETY: the register is the loaded vCPU's; EL2 does not use it.
         unsafe { asm!("msr mdscr_el1, {}", in(reg) regs.constants.mdscr, options(nostack, preserves_flags)) };
     }
@@ -154,8 +187,8 @@ impl Rare {
             afsr1: keeps_ones!("afsr1_el1"),
             amair: keeps_ones!("amair_el1"),
             // ID_AA64PFR1_EL1.SME, ID_AA64PFR0_EL1.RAS.
-            tpidr2: read_id_register(4, 1) & field(24) != 0,
-            vdisr: read_id_register(4, 0) & field(28) != 0,
+            tpidr2: id::has(4, 1, 24),
+            vdisr: id::has(4, 0, 28),
         }
     }
 
@@ -193,67 +226,5 @@ impl Rare {
             tpidr2 "s3_3_c13_c0_5" regs.tpidr2;
             vdisr "s3_4_c12_c1_1" 0u64;
         }
-    }
-}
-
-/// A 4-bit field of an ID register.
-const fn field(lsb: u32) -> u64 {
-    0b1111 << lsb
-}
-
-/// An ID register as VMs see it.
-fn id_register(crm: u64, op2: u64, primary: bool) -> u64 {
-    let value = read_id_register(crm, op2);
-    match (crm, op2) {
-        // ID_AA64PFR0_EL1: no RAS, SVE, MPAM, AMU, RME; no second context number.
-        (4, 0) => value & !(field(28) | field(32) | field(40) | field(44) | field(52) | field(56)),
-        // ID_AA64PFR1_EL1: no MTE, RAS_frac, MPAM_frac, SME, and no newer feature.
-        (4, 1) => value & (field(0) | field(4)),
-        // ID_AA64ZFR0_EL1, ID_AA64SMFR0_EL1.
-        (4, 4 | 5) => 0,
-        // ID_AA64DFR0_EL1: the debug architecture and its breakpoints; no trace; the PMU only for the primary.
-        (5, 0) => value & (field(0) | field(12) | field(20) | field(28) | if primary { field(8) } else { 0 }),
-        (5, 1) => 0,
-        // ID_AA64ISAR1_EL1: no pointer authentication, no 64-byte atomic stores.
-        (6, 1) => value & !(field(4) | field(8) | field(24) | field(28) | field(60)),
-        // ID_AA64ISAR2_EL1: only features without state: WFxT, RPRES, BC, RPRFM, CSSC.
-        (6, 2) => value & (field(0) | field(4) | field(20) | field(48) | field(52)),
-        // ID_AA64MMFR1_EL1: no LORegions, no TWED, no HCRX, no second set of registers.
-        (7, 1) => value & !(field(16) | field(32) | field(40)),
-        // ID_AA64MMFR2_EL1: no nested virtualization.
-        (7, 2) => value & !field(24),
-        // ID_AA64MMFR3_EL1 and unallocated ID registers: features like permission indirection have registers.
-        (7, 3..) | (4 | 6, 3) => 0,
-        // ID_DFR0_EL1 of AArch32: no trace; the PMU only for the primary.
-        (1, 2) => value & !(field(12) | field(16) | field(20) | if primary { 0 } else { field(24) }),
-        _ => value,
-    }
-}
-
-/// Reads S3_0_C0_C`crm`_`op2` of the hardware.
-fn read_id_register(crm: u64, op2: u64) -> u64 {
-    macro_rules! read {
-        ($(($crm:literal, $op2:literal))*) => {
-            match (crm, op2) {
-                $(($crm, $op2) => {
-                    let value: u64;
-                    // SAFETY: a read-only register.
-                    unsafe {
-                        asm!(concat!("mrs {}, s3_0_c0_c", $crm, "_", $op2), out(reg) value, options(nostack, nomem));
-                    }
-                    value
-                })*
-                _ => 0,
-            }
-        };
-    }
-    read! {
-        (1, 0) (1, 1) (1, 2) (1, 3) (1, 4) (1, 5) (1, 6) (1, 7)
-        (2, 0) (2, 1) (2, 2) (2, 3) (2, 4) (2, 5) (2, 6) (2, 7)
-        (3, 0) (3, 1) (3, 2) (3, 3) (3, 4) (3, 5) (3, 6) (3, 7)
-        (4, 0) (4, 1) (4, 2) (4, 3) (4, 4) (4, 5) (4, 6) (4, 7)
-        (5, 0) (5, 1) (5, 2) (5, 3) (5, 4) (5, 5) (5, 6) (5, 7)
-        (6, 0) (6, 1) (6, 2) (6, 3) (6, 4) (6, 5) (6, 6) (6, 7)
-        (7, 0) (7, 1) (7, 2) (7, 3) (7, 4) (7, 5) (7, 6) (7, 7)
     }
 }

@@ -56,7 +56,7 @@ pub fn system_reset() -> ! {
 }
 
 /// Powers the machine off with a failing exit code, by QEMU's semihosting. Elsewhere the instruction is undefined, and
-/// the exception powers the machine off.
+/// the exception powers the machine off: `fatal.rs` lets only a pCPU that has reported its failure call this.
 pub fn fail() -> ! {
     const SYS_EXIT_EXTENDED: u64 = 0x20;
     const APPLICATION_EXIT: u64 = 0x2_0026;

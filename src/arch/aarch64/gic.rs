@@ -219,7 +219,7 @@ pub fn kick(pcpu: &PcpuArch, still_there: impl Fn() -> bool) {
 
 /// Returns whether this pCPU was kicked. If so, the kick is cleared, and any interrupt that is still pending is the
 /// primary's. After the publish of a vCPU, no kick for that vCPU arrives.
-#[inline]
+#[inline(always)]
 pub fn take_kick(pcpu: &PcpuArch) -> bool {
     pcpu.kick.take(|| clear(pcpu))
 }
@@ -227,12 +227,8 @@ pub fn take_kick(pcpu: &PcpuArch) -> bool {
 /// Disables the kick's SGI and clears its pending state. With the gate held.
 #[cold]
 fn clear(pcpu: &PcpuArch) {
-    const WRITE_PENDING: u32 = 1 << 3;
     if let Some(redistributor) = pcpu.redistributor() {
-        redistributor.icenabler0.set(1 << KICK);
-        while redistributor.ctlr.get() & WRITE_PENDING != 0 {
-            core::hint::spin_loop();
-        }
+        disable(redistributor, KICK);
         redistributor.icpendr0.set(1 << KICK);
         // SAFETY: barriers: the SGI is not pending at a later read of ISR_EL1.
         unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
@@ -241,7 +237,7 @@ fn clear(pcpu: &PcpuArch) {
 
 /// Enables the EL2 timer's interrupt on this pCPU while a secondary runs, with the group and priority of the primary's
 /// virtual timer interrupt. Returns false if the primary has disabled that one.
-#[inline]
+#[inline(always)]
 pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
     let Some(redistributor) = pcpu.redistributor() else { return false };
     if redistributor.isenabler0.get() & 1 << VIRTUAL_TIMER == 0 {
@@ -253,6 +249,23 @@ pub fn enable_stand_in(pcpu: &PcpuArch) -> bool {
     };
     pcpu.kick.at_the_gate(|| enable(redistributor, EL2_TIMER, manner));
     true
+}
+
+/// Disables it again: the primary never sees it, however late its line falls.
+#[cold]
+pub fn disable_stand_in(pcpu: &PcpuArch) {
+    if let Some(redistributor) = pcpu.redistributor() {
+        pcpu.kick.at_the_gate(|| disable(redistributor, EL2_TIMER));
+    }
+}
+
+/// Disables an SGI or PPI, and returns when that has taken effect. With the gate held.
+fn disable(redistributor: &Redistributor, id: u32) {
+    const WRITE_PENDING: u32 = 1 << 3;
+    redistributor.icenabler0.set(1 << id);
+    while redistributor.ctlr.get() & WRITE_PENDING != 0 {
+        core::hint::spin_loop();
+    }
 }
 
 /// The group and priority of an interrupt.

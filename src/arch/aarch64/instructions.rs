@@ -7,7 +7,7 @@ use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 use crate::ids::{CpuId, Pa};
 
 /// The id of the pCPU that runs this.
-#[inline]
+#[inline(always)]
 pub fn this_cpu() -> CpuId {
     CpuId::new(TPIDR_EL2.get() as usize)
 }
@@ -18,13 +18,24 @@ pub(super) fn set_this_cpu(cpu: CpuId) {
 }
 
 /// Whether a physical interrupt is pending. EL2 takes none: the primary takes it when it is entered.
-#[inline]
+#[inline(always)]
 pub fn interrupt_pending() -> bool {
     const IRQ_OR_FIQ: u64 = 0b11 << 6;
     let isr: u64;
     // SAFETY: reads a register. Not `nomem`: the read must not move across memory accesses.
     unsafe { asm!("mrs {}, isr_el1", out(reg) isr, options(nostack, preserves_flags)) };
     isr & IRQ_OR_FIQ != 0
+}
+
+/// `index`, which is below `N`, a power of two: also where the processor speculates that a larger one is.
+#[inline(always)]
+pub fn masked<const N: usize>(index: usize) -> usize {
+    let masked;
+    // SAFETY: computes.
+    unsafe { asm!("and {}, {}, {}", lateout(reg) masked, in(reg) index, const N - 1, options(pure, nomem, nostack)) };
+    // SAFETY: as its mask.
+    unsafe { core::hint::assert_unchecked(masked < N) };
+    masked
 }
 
 /// WFE: sleeps until an event, which may have come already.
@@ -47,7 +58,7 @@ pub fn send_event() {
 
 /// Copies `size` bytes, at most a page, from one mailbox page to another. Inline, so that a call that copies needs no
 /// stack frame.
-#[inline]
+#[inline(always)]
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     debug_assert!(size <= crate::ids::PAGE_SIZE as usize);
     // SAFETY: `Vm::configure` checked that both are pages of their VM's RAM, which EL2 maps and does not use, and two
@@ -109,6 +120,13 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
             options(nostack),
         );
     }
+}
+
+/// Copies from a VM's RAM.
+pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
+    // SAFETY: `Vm::owns` checked that it is RAM of a VM, which EL2 maps and does not use. A guest that writes it
+    // meanwhile corrupts only its own copy.
+    unsafe { core::ptr::copy_nonoverlapping(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
 }
 
 /// The place for a debugger to hold a pCPU whose vCPU is saved and not published yet.

@@ -37,7 +37,7 @@ pub const EARLY_DEVICE: u64 = EARLY_BLOCK | 1 << 54;
 pub const EARLY_NORMAL: u64 = EARLY_BLOCK | 1 << 2 | 0b11 << 8;
 const EARLY_BLOCK: u64 = 0b01 | 1 << 10;
 
-/// Pages of the table pool: EL2 needs some 12, a secondary up to 8, the primary some 24.
+/// Pages of the table pool: EL2 needs some 12, a secondary up to 6, the primary some 24.
 pub const POOL_PAGES: usize = 192;
 
 #[repr(C, align(4096))]
@@ -208,6 +208,11 @@ fn format() -> Format {
     }
 }
 
+/// The largest ID_AA64MMFR0_EL1.PARange whose addresses the IPA space has: 40 bits, or 36.
+pub fn shown_pa_range() -> u64 {
+    if format().bits == 40 { 0b0010 } else { 0b0001 }
+}
+
 /// Sets VTCR_EL2 of this pCPU.
 pub fn set_stage_two_format() {
     let format = format();
@@ -251,7 +256,7 @@ impl StageTwo {
     pub fn of_primary(platform: &Platform, holes: impl Iterator<Item = Range<u64>>) -> Self {
         Self::build(VmId::PRIMARY, |tables, limit| {
             tables.map(0..limit, device_memory());
-            for ram in &platform.ram {
+            for ram in &platform.memory {
                 tables.map(ram.clone(), normal_memory());
             }
             // The secondaries are adjacent: one hole needs fewer tables than one for each.
@@ -268,13 +273,9 @@ impl StageTwo {
         })
     }
 
-    /// Its own memory, and the UART's page.
+    /// Its own memory only: its UART is emulated, and traps.
     pub fn of_secondary(vm: VmId, memory: Range<u64>) -> Self {
-        Self::build(vm, |tables, _| {
-            tables.map(memory, normal_memory());
-            let uart = super::uart::UART_BASE;
-            tables.map(uart..uart + PAGE_SIZE, device_memory() | Stage2Attributes::XN);
-        })
+        Self::build(vm, |tables, _| tables.map(memory, normal_memory()))
     }
 }
 

@@ -8,8 +8,11 @@ mod fatal;
 mod features;
 mod firmware;
 mod gic;
+mod id;
 mod instructions;
 mod memory;
+#[cfg(feature = "read-registers")]
+pub mod registers;
 mod regs;
 mod reset;
 mod sizes;
@@ -22,7 +25,9 @@ use core::mem::offset_of;
 pub use cpu::{Cpu, set_virtual_interrupt};
 pub use firmware::{bring_in, system_off, system_reset, turn_off};
 pub use gic::{PcpuArch, kick, take_kick};
-pub use instructions::{before_publish, copy_message, doze, interrupt_pending, send_event, sleep, this_cpu};
+pub use instructions::{
+    before_publish, copy_from_guest, copy_message, doze, interrupt_pending, masked, send_event, sleep, this_cpu,
+};
 pub use memory::{StageTwo, clean_to_memory};
 pub use regs::Regs;
 

@@ -22,7 +22,7 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use aarch64_cpu::registers::{ESR_EL2, Readable};
+use aarch64_cpu::registers::{ESR_EL2, Readable, SCTLR_EL1};
 
 use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
 use super::memory::StageTwo;
@@ -30,59 +30,83 @@ use crate::exception::{self, PSTATE_ENTRY};
 
 /// Declares the switched EL1 registers, with their save and load. In pairs, for `ldp` and `stp`.
 macro_rules! switched {
-    ($($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*) => {
+    (
+        $($a:ident $a_name:literal $a_why:literal, $b:ident $b_name:literal $b_why:literal;)*
+        => $c:ident $c_name:literal $c_why:literal, $d:ident $d_name:literal $d_why:literal;
+    ) => {
         /// The switched EL1 registers, in memory.
         #[repr(C)]
         pub struct SysRegs {
             $(#[doc = $a_why] pub $a: u64, #[doc = $b_why] pub $b: u64,)*
+            #[doc = $c_why]
+            pub $c: u64,
+            #[doc = $d_why]
+            pub $d: u64,
         }
 
         impl SysRegs {
             pub const fn new() -> Self {
-                Self { $($a: 0, $b: 0,)* }
+                Self { $($a: 0, $b: 0,)* $c: 0, $d: 0 }
             }
 
-            /// Hardware to memory. Returns the last register of the table.
+            /// Hardware to memory. Returns the last register of the table but for the last pair.
             #[inline(always)]
             pub fn save(regs: &mut Regs) -> u64 {
                 let mut last;
-                $(
-                    // SAFETY: reads registers of EL1 that EL2 does not use, into their fields in memory.
-                    unsafe {
-                        asm!(
-                            concat!("mrs {a}, ", $a_name),
-                            concat!("mrs {b}, ", $b_name),
-                            "stp {a}, {b}, [{regs}, {offset}]",
-                            a = out(reg) _,
-                            b = out(reg) last,
-                            regs = in(reg) &raw mut regs.x,
-                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                )*
+                $(last = save_pair!(regs $a $a_name $b_name);)*
+                save_pair!(regs $c $c_name $d_name);
                 last
             }
 
-            /// Memory to hardware; takes effect at the next `eret`.
+            /// Memory to hardware, but for the last pair; takes effect at the next `isb` or `eret`.
             #[inline(always)]
             pub fn load(regs: &Regs) {
-                $(
-                    // SAFETY: writes registers of EL1 that EL2 does not use.
-                    unsafe {
-                        asm!(
-                            "ldp {a}, {b}, [{regs}, {offset}]",
-                            concat!("msr ", $a_name, ", {a}"),
-                            concat!("msr ", $b_name, ", {b}"),
-                            a = out(reg) _,
-                            b = out(reg) _,
-                            regs = in(reg) &raw const regs.x,
-                            offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
-                            options(nostack, preserves_flags),
-                        );
-                    }
-                )*
+                $(load_pair!(regs $a $a_name $b_name);)*
             }
+
+            /// The last pair, memory to hardware.
+            #[inline(always)]
+            pub fn load_last(regs: &Regs) {
+                load_pair!(regs $c $c_name $d_name);
+            }
+        }
+    };
+}
+
+macro_rules! save_pair {
+    ($regs:ident $a:ident $a_name:literal $b_name:literal) => {{
+        let last: u64;
+        // SAFETY: reads registers of EL1 that EL2 does not use, into their fields in memory.
+        unsafe {
+            asm!(
+                concat!("mrs {a}, ", $a_name),
+                concat!("mrs {b}, ", $b_name),
+                "stp {a}, {b}, [{regs}, {offset}]",
+                a = out(reg) _,
+                b = out(reg) last,
+                regs = in(reg) &raw mut $regs.x,
+                offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
+                options(nostack, preserves_flags),
+            );
+        }
+        last
+    }};
+}
+
+macro_rules! load_pair {
+    ($regs:ident $a:ident $a_name:literal $b_name:literal) => {
+        // SAFETY: writes registers of EL1 that EL2 does not use.
+        unsafe {
+            asm!(
+                "ldp {a}, {b}, [{regs}, {offset}]",
+                concat!("msr ", $a_name, ", {a}"),
+                concat!("msr ", $b_name, ", {b}"),
+                a = out(reg) _,
+                b = out(reg) _,
+                regs = in(reg) &raw const $regs.x,
+                offset = const from_x(offset_of!(Regs, sys) + offset_of!(SysRegs, $a)),
+                options(nostack, preserves_flags),
+            );
         }
     };
 }
@@ -93,12 +117,12 @@ switched! {
     esr "esr_el1" "syndrome that a handler has not read yet", far "far_el1" "the same";
     par "par_el1" "result of an address translation that is not read yet", vbar "vbar_el1" "vectors";
     ttbr0 "ttbr0_el1" "stage 1", ttbr1 "ttbr1_el1" "stage 1";
-    tcr "tcr_el1" "stage 1", mair "mair_el1" "stage 1";
-    sctlr "sctlr_el1" "stage 1, alignment, traps of EL0", contextidr "contextidr_el1" "process, for debug and trace";
+    mair "mair_el1" "stage 1", contextidr "contextidr_el1" "process, for debug and trace";
     tpidr_el0 "tpidr_el0" "thread pointer", tpidrro_el0 "tpidrro_el0" "thread pointer that EL0 cannot write";
     tpidr_el1 "tpidr_el1" "per-CPU pointer", cpacr "cpacr_el1" "FP traps of EL0 and EL1";
     csselr "csselr_el1" "which cache CCSIDR_EL1 speaks of", cntkctl "cntkctl_el1" "counter and timer access of EL0";
     cntv_cval "cntv_cval_el0" "virtual timer", cntv_ctl "cntv_ctl_el0" "virtual timer; loaded when its deadline is in place";
+    => sctlr "sctlr_el1" "stage 1, alignment, traps of EL0", tcr "tcr_el1" "stage 1; loaded when its tables are in place";
 }
 
 /// Registers that not all hardware implements.
@@ -257,13 +281,13 @@ impl Regs {
     }
 
     /// x0 to x3.
-    #[inline]
+    #[inline(always)]
     pub fn args(&self) -> [u64; 4] {
         [self.x[0], self.x[1], self.x[2], self.x[3]]
     }
 
     /// Sets the result of the hypercall that the vCPU is in: x0; x1 to x17 are 0.
-    #[inline]
+    #[inline(always)]
     pub fn return_from_hypercall(&mut self, result: u64) {
         self.x[0] = result; // that it returns is known since the call
     }
@@ -292,11 +316,24 @@ impl Regs {
     }
 
     /// Register Xt of a trapped instruction; 31 is the zero register.
-    pub(super) fn x(&self, t: usize) -> u64 {
+    pub fn x(&self, t: usize) -> u64 {
         self.x.get(t).copied().unwrap_or(0)
     }
 
-    pub(super) fn set_x(&mut self, t: usize, value: u64) {
+    /// Whether the loaded vCPU, at its last exit, accessed data in big-endian order.
+    pub fn is_big_endian(&self) -> bool {
+        const AARCH32: u64 = 1 << 4;
+        const E: u64 = 1 << 9;
+        const EE: u64 = 1 << 25;
+        const E0E: u64 = 1 << 24;
+        if self.pstate & AARCH32 != 0 {
+            return self.pstate & E != 0;
+        }
+        SCTLR_EL1.get() & if self.is_at_el0() { E0E } else { EE } != 0
+    }
+
+    /// Sets register Xt of a trapped instruction.
+    pub fn set_x(&mut self, t: usize, value: u64) {
         if let Some(x) = self.x.get_mut(t) {
             *x = value;
         }

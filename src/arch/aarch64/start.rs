@@ -2,7 +2,8 @@
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
-use super::{control, firmware, gic, instructions, memory, reset, uart};
+use super::fatal::give_up;
+use super::{control, gic, instructions, memory, reset, uart};
 use crate::boot;
 use crate::console::say;
 use crate::ids::{CpuId, MAX_CPUS};
@@ -46,7 +47,7 @@ extern "C" fn baton_main(device_tree: u64) -> ! {
 
     let affinity = MPIDR_EL1.get() & 0xff_00ff_ffff;
     let Some(me) = platform.cpus.iter().position(|&mpidr| mpidr == affinity) else {
-        give_up(&"the device tree's /cpus does not list the CPU that booted; the machine's description is wrong")
+        give_up(&"the device tree's /cpus does not list the CPU that booted, or says that it failed")
     };
     let me = CpuId::new(me);
     memory::note_boot_cpu(me);
@@ -88,10 +89,4 @@ fn live(machine: &'static Machine, me: CpuId) -> ! {
     let dispatcher: &'static Dispatcher = unsafe { &*core::ptr::from_ref(&dispatcher) };
     let local = dispatcher.local();
     local.run(dispatcher.live(), local.pcpu().reports.print_all())
-}
-
-/// Reports why the machine cannot boot, and powers it off with a failing exit code.
-fn give_up(reason: &dyn core::fmt::Display) -> ! {
-    say!("cannot boot: {reason}.");
-    firmware::fail()
 }

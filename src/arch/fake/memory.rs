@@ -29,6 +29,14 @@ pub fn read_memory(page: Pa, size: usize) -> Vec<u8> {
     PAGES.with_borrow(|pages| pages.get(&page.0).map_or_else(|| std::vec![0; size], |page| page[..size].into()))
 }
 
+/// Copies from a VM's RAM.
+pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
+    for (address, byte) in (from.0..).zip(to) {
+        let (page, offset) = (address & !(PAGE_SIZE - 1), (address % PAGE_SIZE) as usize);
+        *byte = read_memory(Pa(page), offset + 1)[offset];
+    }
+}
+
 /// Copies `size` bytes, at most a page, from one mailbox page to another.
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     write_memory(to, &read_memory(from, size));

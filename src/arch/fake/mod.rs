@@ -26,7 +26,7 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-pub use memory::{copy_message, read_memory, write_memory};
+pub use memory::{copy_from_guest, copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
 use crate::arch::guest::Guest;
@@ -255,11 +255,19 @@ pub struct Cpu {
     loaded: Cell<Option<(Name, u64)>>,
     /// The details of the last exit, if it was a fault.
     fault: Cell<Option<Fault>>,
+    /// A system error is pending.
+    system_error: Cell<bool>,
 }
 
 impl Cpu {
     pub fn new(pcpu: &'static PcpuArch) -> Self {
-        Self { pcpu, script: RefCell::new(VecDeque::new()), loaded: Cell::new(None), fault: Cell::new(None) }
+        Self {
+            pcpu,
+            script: RefCell::new(VecDeque::new()),
+            loaded: Cell::new(None),
+            fault: Cell::new(None),
+            system_error: Cell::new(false),
+        }
     }
 
     /// Appends a step to the script: the next guest to be entered here is `who`, and executes `step`.
@@ -294,6 +302,16 @@ impl Cpu {
     pub fn switch(&self, primary: &mut Regs, to: &Regs) {
         self.save(primary);
         self.load(to);
+    }
+
+    /// A guest leaves a system error pending.
+    pub fn leave_system_error(&self) {
+        self.system_error.set(true);
+    }
+
+    /// Whether the secondary that was saved last has left a system error pending.
+    pub fn take_system_error(&self) -> bool {
+        self.system_error.take()
     }
 
     /// There is no TLB here; only records the event.
@@ -413,6 +431,11 @@ pub fn this_cpu() -> CpuId {
 /// Whether a physical interrupt is pending; a kick that was not taken counts.
 pub fn interrupt_pending() -> bool {
     pcpu(this_cpu()).line()
+}
+
+/// `index`, which is below `N`. Nothing is speculated here.
+pub fn masked<const N: usize>(index: usize) -> usize {
+    index
 }
 
 /// WFE: sleeps until an event, which may have come already.

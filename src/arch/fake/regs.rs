@@ -27,6 +27,7 @@ pub struct Regs {
     pub sys: u64,
     /// The virtual interrupt line.
     pub virtual_interrupt: bool,
+    pub big_endian: bool,
     /// The exception that it took last.
     pub raised: Option<Fault>,
 }
@@ -34,7 +35,7 @@ pub struct Regs {
 impl Regs {
     pub const fn new() -> Self {
         let name = Name { vm: u16::MAX, vcpu: u16::MAX };
-        Self { name, x: [0; 31], pc: 0, sys: 0, virtual_interrupt: false, raised: None }
+        Self { name, x: [0; 31], pc: 0, sys: 0, virtual_interrupt: false, big_endian: false, raised: None }
     }
 
     /// Resets the vCPU: entry at `entry` with x0 = `context`.
@@ -62,6 +63,23 @@ impl Regs {
 
     pub fn skip_instruction(&mut self) {
         self.pc += 4;
+    }
+
+    /// Register Xt of a trapped instruction; 31 is the zero register.
+    pub fn x(&self, t: usize) -> u64 {
+        self.x.get(t).copied().unwrap_or(0)
+    }
+
+    /// Whether it accesses data in big-endian order.
+    pub fn is_big_endian(&self) -> bool {
+        self.big_endian
+    }
+
+    /// Sets register Xt of a trapped instruction.
+    pub fn set_x(&mut self, t: usize, value: u64) {
+        if let Some(x) = self.x.get_mut(t) {
+            *x = value;
+        }
     }
 
     pub fn pc(&self) -> u64 {

@@ -92,6 +92,14 @@ pub fn copy_message(from: Pa, to: Pa, size: usize) {
     unsafe { (*page(to)).write((*page(from)).read()) };
 }
 
+/// Copies the start of a page: a model's page has no more than that.
+pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
+    let page = core::ptr::with_exposed_provenance::<Page>(from.0 as usize);
+    // SAFETY: as above.
+    let contents = unsafe { (*page).read() }.to_le_bytes();
+    to.iter_mut().zip(contents).for_each(|(to, from)| *to = from);
+}
+
 /// Interrupt lines of a pCPU.
 mod line {
     /// A device of the primary.
@@ -228,6 +236,11 @@ impl Cpu {
         self.load(regs);
     }
 
+    /// No guest of a model causes a system error.
+    pub fn take_system_error(&self) -> bool {
+        false
+    }
+
     /// There is no TLB here.
     pub fn drop_translations_of_others(&self, _: VmId, _: VcpuId) {}
 
@@ -321,6 +334,11 @@ pub fn this_cpu() -> CpuId {
 /// Whether a physical interrupt is pending; a kick that was not taken counts.
 pub fn interrupt_pending() -> bool {
     this_pcpu().is_interrupted()
+}
+
+/// `index`, which is below `N`. Nothing is speculated here.
+pub fn masked<const N: usize>(index: usize) -> usize {
+    index
 }
 
 /// WFE: sleeps until an event, which may have come already. An interrupt is seen at the next tick of the event stream.

@@ -110,6 +110,21 @@ impl Regs {
         self.return_from_hypercall(result);
     }
 
+    /// Unused: no program of a model has a UART.
+    pub fn x(&self, _: usize) -> u64 {
+        0
+    }
+
+    /// As [`Self::x`].
+    pub fn is_big_endian(&self) -> bool {
+        false
+    }
+
+    /// As [`Self::x`].
+    pub fn set_x(&mut self, _: usize, _: u64) {
+        self.memory();
+    }
+
     /// The program counter is the count of steps.
     pub fn skip_instruction(&mut self) {
         self.memory();

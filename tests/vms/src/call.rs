@@ -35,6 +35,8 @@ pub mod function {
     pub const VCPU_COUNTER: u64 = 0xff82;
     /// vcpu_yield(): Baton's own
     pub const VCPU_YIELD: u64 = 0xff83;
+    /// console_write(address, size): Baton's own
+    pub const CONSOLE_WRITE: u64 = 0xff84;
 }
 
 /// x0 of a call that was refused.

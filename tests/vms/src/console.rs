@@ -1,7 +1,8 @@
-//! The UART that all VMs share: whole lines only, each put together first and written at once.
+//! The console: whole lines only, each put together first and written at once. The primary has the machine's UART; that
+//! of a secondary is emulated, and the hypervisor puts the VM's id before its lines.
 //!
-//! Within a VM a lock keeps the lines of its CPUs apart. Between VMs nothing can, so VMs that run beside the primary
-//! stay silent unless they die.
+//! Within a VM a lock keeps the lines of its CPUs apart. Between the primary and the others nothing can, so VMs that run
+//! beside the primary stay silent unless they die.
 
 use core::fmt::{self, Write};
 
@@ -13,7 +14,7 @@ const FLAGS: *const u32 = 0x0900_0018 as *const u32;
 const TRANSMIT_FULL: u32 = 1 << 5;
 
 /// Text of limited length; what does not fit is cut off.
-pub struct Text(heapless::String<300>);
+pub struct Text(heapless::String<400>);
 
 impl Text {
     /// The text of `args`.
@@ -46,7 +47,7 @@ static LINE: Mutex<()> = Mutex::new(());
 pub(crate) fn write_line(text: &Text) {
     let _whole_line = LINE.lock();
     for byte in text.0.bytes().chain(*b"\r\n") {
-        // SAFETY: the UART page is mapped for every VM, and its registers are 32 bits wide.
+        // SAFETY: every VM has a UART there, and its registers are 32 bits wide.
         unsafe {
             while FLAGS.read_volatile() & TRANSMIT_FULL != 0 {}
             DATA.write_volatile(u32::from(byte));

@@ -9,7 +9,7 @@ use core::cell::UnsafeCell;
 use crate::{cpu, mmu, verdict};
 
 /// CPUs that a VM can have: as many as the host tool lets a machine have.
-pub const MAX_CPUS: usize = 8;
+pub const MAX_CPUS: usize = 16;
 
 const STACK_SIZE: usize = 128 * 1024;
 

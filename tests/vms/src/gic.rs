@@ -11,6 +11,10 @@ const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
 const SGI_FRAME: usize = 0x1_0000;
 
 const GICD_CTLR: usize = 0x0000;
+const GICD_IGROUPR: usize = 0x0080;
+const GICD_ISENABLER: usize = 0x0100;
+const GICD_IPRIORITYR: usize = 0x0400;
+const GICD_IROUTER: usize = 0x6000;
 const GICR_TYPER: usize = 0x0008;
 const GICR_WAKER: usize = 0x0014;
 const GICR_IGROUPR0: usize = SGI_FRAME + 0x0080;
@@ -59,6 +63,16 @@ pub fn init_cpu() {
     sysreg::write!("s3_0_c12_c12_5", sysreg::read!("s3_0_c12_c12_5") | 1); // ICC_SRE_EL1.SRE
     sysreg::write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1: let all priorities through
     sysreg::write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+}
+
+/// Lets shared interrupt `id` (32..) come to the first CPU, whose affinity is 0.
+pub fn enable_shared(id: usize) {
+    let bits = |register| DISTRIBUTOR + register + id / 32 * 4;
+    write(bits(GICD_IGROUPR), read(bits(GICD_IGROUPR)) | 1 << (id % 32));
+    write(DISTRIBUTOR + GICD_IPRIORITYR + id / 4 * 4, 0x8080_8080);
+    write(DISTRIBUTOR + GICD_IROUTER + id * 8, 0);
+    write(DISTRIBUTOR + GICD_IROUTER + id * 8 + 4, 0);
+    write(bits(GICD_ISENABLER), 1 << (id % 32));
 }
 
 /// Lets private interrupt `id` of this CPU come, or not.

@@ -25,6 +25,7 @@ pub mod faults;
 pub mod fp;
 pub mod fuzz;
 pub mod gic;
+pub mod id_space;
 pub mod lab;
 pub mod mailbox;
 mod mmu;

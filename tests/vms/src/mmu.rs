@@ -38,3 +38,14 @@ const fn identity() -> [u64; ENTRIES] {
     }
     entries
 }
+
+/// Has stage 1 walk a table at `table`, for an address of the upper half. There is nobody to be told if that succeeds.
+pub fn walk(table: u64) {
+    const UPPER_OFF: u64 = 1 << 23;
+    /// T1SZ, and a granule of 4 KiB.
+    const UPPER: u64 = 25 << 16 | 1 << 24 | 3 << 28 | 2 << 30;
+    crate::sysreg::write!("ttbr1_el1", table);
+    crate::sysreg::write!("tcr_el1", TCR & !UPPER_OFF | UPPER);
+    // SAFETY: a load from an address that no object has; it faults, unless there is a table.
+    unsafe { core::arch::asm!("isb", "ldr xzr, [{}]", in(reg) !0u64 << 39, options(nostack, preserves_flags)) };
+}

@@ -8,9 +8,10 @@ use core::arch::asm;
 use crate::call;
 use crate::exception::{self, Fault};
 use crate::fp;
+use crate::id_space::ID_SPACE;
 use crate::mailbox::{MAX_WORDS, Message};
 use crate::state::{General, Leave};
-use crate::{cpu, entry, faults, sysreg, timer};
+use crate::{cpu, entry, faults, mmu, sysreg, timer};
 
 /// System registers that the puppet can read and write by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,89 @@ const REGISTERS: &[(Register, Read)] = &[
     (Register::VbarEl2, || sysreg::read!("s3_4_c12_c0_0")),
     (Register::Isr, || sysreg::read!("isr_el1")),
 ];
+
+/// Instructions that access an address, by what they are in assembly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Access {
+    LdrbW,
+    LdrhW,
+    LdrW,
+    LdrX,
+    LdrsbW,
+    LdrsbX,
+    LdrshW,
+    LdrshX,
+    LdrswX,
+    LdrWzr,
+    LdarW,
+    StrbW,
+    StrhW,
+    StrW,
+    StrX,
+    StrWzr,
+    StlrW,
+    /// A load of two registers.
+    Ldp,
+    /// A store of two registers.
+    Stp,
+    /// A load that writes its base back.
+    LdrPost,
+    /// A store that writes its base back.
+    StrPre,
+    /// A load exclusive.
+    Ldxr,
+    /// A load of an FP register.
+    LdrQ,
+}
+
+/// Loads from or stores to an address. The register of the data: of a load, all ones before it.
+type Perform = fn(address: u64, data: u64) -> u64;
+
+macro_rules! accesses {
+    ($($access:ident $instruction:literal,)*) => {
+        &[$((Access::$access, |address, mut data| {
+            // SAFETY: the caller says that the address may be accessed so.
+            unsafe {
+                asm!(
+                    ".arch_extension fp",
+                    $instruction,
+                    "/* {d} */",
+                    a = inout(reg) address => _,
+                    d = inout(reg) data,
+                    options(nostack, preserves_flags),
+                );
+            }
+            data
+        })),*]
+    };
+}
+
+const ACCESSES: &[(Access, Perform)] = accesses! {
+    LdrbW "ldrb {d:w}, [{a}]",
+    LdrhW "ldrh {d:w}, [{a}]",
+    LdrW "ldr {d:w}, [{a}]",
+    LdrX "ldr {d}, [{a}]",
+    LdrsbW "ldrsb {d:w}, [{a}]",
+    LdrsbX "ldrsb {d}, [{a}]",
+    LdrshW "ldrsh {d:w}, [{a}]",
+    LdrshX "ldrsh {d}, [{a}]",
+    LdrswX "ldrsw {d}, [{a}]",
+    LdrWzr "ldr wzr, [{a}]",
+    LdarW "ldar {d:w}, [{a}]",
+    StrbW "strb {d:w}, [{a}]",
+    StrhW "strh {d:w}, [{a}]",
+    StrW "str {d:w}, [{a}]",
+    StrX "str {d}, [{a}]",
+    StrWzr "str wzr, [{a}]",
+    StlrW "stlr {d:w}, [{a}]",
+    Ldp "ldp {d:w}, wzr, [{a}]",
+    Stp "stp {d:w}, wzr, [{a}]",
+    LdrPost "ldr {d:w}, [{a}], #4",
+    StrPre "str {d:w}, [{a}, #0]!",
+    Ldxr "ldxr {d:w}, [{a}]",
+    LdrQ "ldr q0, [{a}]",
+};
 
 /// A register that a VM can write, and that another one must not find written.
 struct Marked {
@@ -113,6 +197,12 @@ pub enum Command {
     Read(u64),
     /// Writes 64 bits at an address: address, value.
     Write(u64, u64),
+    /// Accesses an address by this instruction. value: the register of the data; of a load, all ones before it.
+    Access(Access, u64, u64),
+    /// Has stage 1 walk a table at an address.
+    Walk(u64),
+    /// Stores a byte to an address, so many times, and every 64th time an end of line.
+    StoreStorm(u64, u64, u64),
     /// Calls an address.
     Execute(u64),
     /// An instruction that is undefined everywhere.
@@ -147,6 +237,10 @@ pub enum Command {
     ExpireVirtualTimer,
     /// Writes MDSCR_EL1. value: what it reads as then.
     Mdscr(u64),
+    /// Reads S3_0_C0_C`crm`_`op2`; the argument is CRm << 3 | op2. value: what was read.
+    IdRegister(u64),
+    /// Reads MDCCSR_EL0. value: what was read.
+    Mdccsr,
     /// value: how many interrupts were taken; a: how many of the id in the argument; b: the last id.
     Interrupts(u64),
     /// value: x0..x30 and SP of the VM's entry or-ed together; a: CurrentEL; b: DAIF.
@@ -200,7 +294,12 @@ impl Command {
             Command::VirtualTimer => (29, [0; 4]),
             Command::ExpireVirtualTimer => (26, [0; 4]),
             Command::Mdscr(value) => (27, [value, 0, 0, 0]),
-            Command::HiddenAtEl0(far) => (30, [far, 0, 0, 0]),
+            Command::Access(access, address, data) => (30, [access as u64, address, data, 0]),
+            Command::Walk(address) => (31, [address, 0, 0, 0]),
+            Command::StoreStorm(address, byte, times) => (32, [address, byte, times, 0]),
+            Command::IdRegister(which) => (33, [which, 0, 0, 0]),
+            Command::Mdccsr => (34, [0; 4]),
+            Command::HiddenAtEl0(far) => (35, [far, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -239,7 +338,12 @@ impl Command {
             29 => Command::VirtualTimer,
             26 => Command::ExpireVirtualTimer,
             27 => Command::Mdscr(a),
-            30 => Command::HiddenAtEl0(a),
+            30 => Command::Access(ACCESSES.iter().find(|(access, _)| *access as u64 == a)?.0, b, c),
+            31 => Command::Walk(a),
+            32 => Command::StoreStorm(a, b, c),
+            33 => Command::IdRegister(a),
+            34 => Command::Mdccsr,
+            35 => Command::HiddenAtEl0(a),
             _ => return None,
         })
     }
@@ -304,6 +408,8 @@ impl Command {
                 (answer.value, answer.a) = (sysreg::read!("cntv_cval_el0"), sysreg::read!("cntv_ctl_el0"));
             }
             Command::ExpireVirtualTimer => timer::arm_virtual(0),
+            Command::IdRegister(which) => answer.value = ID_SPACE[0][which as usize >> 3 & 7][which as usize & 7](),
+            Command::Mdccsr => answer.value = sysreg::read!("mdccsr_el0"),
             Command::Mdscr(value) => {
                 sysreg::write!("mdscr_el1", value);
                 answer.value = sysreg::read!("mdscr_el1");
@@ -316,6 +422,19 @@ impl Command {
                 sysreg::write!("vbar_el1", address);
                 // SAFETY: there is no way back, which is the point.
                 unsafe { asm!("udf #0", options(nostack)) };
+            }
+            Command::Access(access, address, data) => {
+                let (_, perform) = ACCESSES.iter().find(|(a, _)| *a == access).expect("every access is in the table");
+                answer.value = perform(address, data);
+            }
+            Command::Walk(address) => mmu::walk(address),
+            Command::StoreStorm(address, byte, times) => {
+                for n in 1..=times {
+                    let byte = if n % 64 == 0 { u64::from(b'\n') } else { byte };
+                    // SAFETY: whoever asks for it says that the address may be written.
+                    unsafe { (address as *mut u8).write_volatile(byte as u8) };
+                }
+                answer.value = times;
             }
             // What the CPU does not have faults, and is skipped.
             Command::LeaveMarks => MARKED.iter().for_each(|register| (register.leave)()),

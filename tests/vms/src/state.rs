@@ -8,7 +8,7 @@
 use core::arch::global_asm;
 
 use crate::console::Text;
-use crate::{fp, sysreg};
+use crate::{call, fp, sysreg};
 
 global_asm!(include_str!("state.S"));
 
@@ -196,12 +196,18 @@ static SYSTEM: &[System] = system! {
 pub struct Registers {
     bits: [u64; SYSTEM.len()],
     working: [u64; SYSTEM.len()],
+    /// FP can be used. A hypervisor without Baton's calls may trap it for ever.
+    fp: bool,
 }
 
 impl Registers {
     /// Finds out which bits there are. A register that every CPU has and that does not take its bits is reported.
     pub fn probe() -> Result<Self, Wrong> {
-        let mut registers = Registers { bits: [0; SYSTEM.len()], working: [0; SYSTEM.len()] };
+        let mut registers = Registers {
+            bits: [0; SYSTEM.len()],
+            working: [0; SYSTEM.len()],
+            fp: call::exists(call::function::CALL_EXISTS),
+        };
         let mut missing = None;
         for (i, register) in SYSTEM.iter().enumerate() {
             let working = (register.read)();
@@ -226,8 +232,10 @@ impl Registers {
             let bits = self.bits[i];
             self.working[i] & !bits | pattern(seed, FIRST_SYSTEM + i as u64) & bits
         };
-        let fp = fp::State::pattern(seed);
-        fp.load();
+        let fp = self.fp.then(|| fp::State::pattern(seed));
+        if let Some(fp) = &fp {
+            fp.load();
+        }
         for (i, register) in SYSTEM.iter().enumerate() {
             (register.write)(value(i));
         }
@@ -239,7 +247,7 @@ impl Registers {
             found[i] = (register.read)();
             (register.write)(self.working[i]);
         }
-        let found_fp = fp::State::store();
+        let fp = fp.map(|fp| (fp, fp::State::store()));
         if let Some(wrong) = general.first_wrong(how) {
             return Err(wrong);
         }
@@ -249,6 +257,7 @@ impl Registers {
                 return Err(Wrong { register: FIRST_SYSTEM + i as u64, expected, found });
             }
         }
+        let Some((fp, found_fp)) = fp else { return Ok(general.found[0]) };
         for i in 0..64 {
             let (expected, found) = (fp.q[i / 2][i % 2], found_fp.q[i / 2][i % 2]);
             if found != expected {

@@ -7,7 +7,8 @@ use baton_sim::{Costs, FIGURES};
 
 /// Instructions at EL2, by the name of the row.
 fn rows() -> BTreeMap<String, i64> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../qemu/bench-baseline.json");
+    let package = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let path = Path::new(&package).join("../../../qemu/bench-baseline.json");
     let text = std::fs::read_to_string(path).unwrap();
     let baseline: serde_json::Value = serde_json::from_str(&text).unwrap();
     let rows = baseline["rows"].as_array().unwrap().iter();

@@ -4,7 +4,11 @@
 //! on any hypervisor with this ABI. What a row is says `rows.rs`, how instructions are counted `counter.rs`. The first
 //! iterations of a row are not counted; each of the others is counted by itself, and all must come to the same at EL2.
 //!
-//! Words of the boot arguments: `rows=a,b` for these rows only, `iterations=N` for so many of each.
+//! Words of the boot arguments: `rows=a,b` for these rows only, `iterations=N` for so many of each; `stuck=a` has that row
+//! never end, for the test of its limit.
+//!
+//! A row has a limit, by the primary's own timer. One that exceeds it, or whose calls answer what they should not, ends the
+//! bench, because nobody knows what its peers do then; the host tool boots again for the others.
 //!
 //! Its lines, each behind `[bench] `, are read by the host tool:
 //!
@@ -14,6 +18,7 @@
 //! | `counter pmu` or `counter timer` | how instructions are counted |
 //! | `section <begin> <end>` | what is counted lies between executing `begin` and reaching `end` |
 //! | `marks <counts> <subtracts>` | executed just before an iteration that counts for its row, or against it |
+//! | `begin <name>` | the row begins; unless one of the next three follows, it is what the bench ended with |
 //! | `row <name> el2 <least> <most> el1 <least> <most>` | a row, counted by the PMU |
 //! | `row <name> total <sum> of <iterations>` | a row, counted by the timer |
 //! | `skip <name>: <why>` | a row that cannot be counted here |
@@ -22,6 +27,8 @@
 
 mod counter;
 mod rows;
+
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use baton_vms::bench::{INTERRUPT, Order, Work};
 use baton_vms::call::{self, Exit};
@@ -44,6 +51,8 @@ const ITERATIONS_BY_TIMER: u64 = 1024;
 const MOST_CALLS: usize = 8;
 /// Until the timer preempts, in ticks: much later than the peer has been entered.
 const SLICE: u64 = 1000;
+/// Ticks of the counter that a round may take: 262 144 instructions, ten times as many as any row of any hypervisor needs.
+const LIMIT_OF_ROUND: u64 = 1 << 14;
 
 fn main(device_tree: u64) {
     verdict::conclude(run(device_tree));
@@ -74,18 +83,77 @@ fn run(device_tree: u64) -> Verdict {
         Counter::Timer => ITERATIONS_BY_TIMER,
     });
     let only = machine.word("rows");
-    for row in ROWS.iter().filter(|row| only.is_none_or(|only| only.split(',').any(|name| name == row.name))) {
-        let range = measure(row, counter, iterations)?;
-        match (counter, row.around) {
-            (Counter::Pmu, _) => {
+    exception::set_interrupt_handler(on_interrupt);
+    for (number, row) in ROWS.iter().enumerate() {
+        if only.is_some_and(|only| only.split(',').all(|name| name != row.name)) {
+            continue;
+        }
+        if let Some(why) = why_not(row, counter) {
+            line!("skip {}: {why}", row.name);
+            continue;
+        }
+        line!("begin {}", row.name);
+        limit(number, iterations);
+        if machine.word("stuck") == Some(row.name) {
+            exception::unmask_interrupts();
+            loop {
+                core::hint::spin_loop();
+            }
+        }
+        let range = measure(row, counter, iterations);
+        no_limit();
+        let range = range?;
+        match counter {
+            Counter::Pmu => {
                 let ((el2, el2_most), (el1, el1_most)) = (range.el2, range.el1);
                 line!("row {} el2 {el2} {el2_most} el1 {el1} {el1_most}", row.name);
             }
-            (Counter::Timer, Around::Timer) => line!("skip {}: it has no length of its own", row.name),
-            (Counter::Timer, _) => line!("row {} total {} of {iterations}", row.name, range.sum),
+            Counter::Timer => line!("row {} total {} of {iterations}", row.name, range.sum),
         }
     }
     Ok(())
+}
+
+/// Why a row cannot be measured here, if it cannot.
+fn why_not(row: &Row, counter: Counter) -> Option<&'static str> {
+    let own = call::exists(call::function::CALL_EXISTS);
+    if row.uses_fp() && !own {
+        return Some("this hypervisor has no call_exists, and one without it traps FP instructions for ever");
+    }
+    if row.yields() && !own {
+        return Some("this hypervisor has no vcpu_yield");
+    }
+    (counter == Counter::Timer && row.around == Around::Timer).then_some("it has no length of its own")
+}
+
+const NO_ROW: usize = usize::MAX;
+/// The row whose limit the physical timer is armed for.
+static LIMITED: AtomicUsize = AtomicUsize::new(NO_ROW);
+
+/// Arms the limit of a row. A row that needs the timer itself has none: its own interrupts end what it runs.
+fn limit(number: usize, iterations: u64) {
+    if ROWS[number].around != Around::Timer {
+        LIMITED.store(number, Ordering::Relaxed);
+        timer::arm(
+            (WARM_UP + iterations + COOL_DOWN) * LIMIT_OF_ROUND * if ROWS[number].minus.is_some() { 2 } else { 1 },
+        );
+    }
+}
+
+fn no_limit() {
+    if LIMITED.swap(NO_ROW, Ordering::Relaxed) != NO_ROW {
+        timer::stop();
+    }
+}
+
+fn on_interrupt() {
+    match ROWS.get(LIMITED.load(Ordering::Relaxed)) {
+        Some(row) => verdict::fatal(format_args!(
+            "row {}: it is not done after {LIMIT_OF_ROUND} ticks of the counter for each iteration",
+            row.name
+        )),
+        None => gic::take_pending(),
+    }
 }
 
 /// The least and the most of all iterations that were counted, and the sum of their totals.
@@ -152,7 +220,15 @@ fn measure_with(row: &Row, instead: Option<Work>, counter: Counter, iterations: 
         if counts {
             counter::mark(instead.is_some());
         }
+        // The limit of the row is taken in the middle of it.
+        let is_limited = row.around != Around::Timer;
+        if is_limited {
+            exception::unmask_interrupts();
+        }
         let count = counter.count(calls, row.with_fp);
+        if is_limited {
+            exception::mask_interrupts();
+        }
         check_answers(row, calls)?;
         after(row, iteration)?;
         if counts {

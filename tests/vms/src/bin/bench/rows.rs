@@ -44,6 +44,16 @@ impl Row {
         Row { name, peers, around: Around::Nothing, calls, with_fp: false, minus: None }
     }
 
+    /// The primary or a peer executes FP instructions.
+    pub fn uses_fp(&self) -> bool {
+        self.with_fp || self.peers.iter().any(|(_, work, _)| *work == Work::SendWithFp)
+    }
+
+    /// A peer makes a call that is Baton's own.
+    pub fn yields(&self) -> bool {
+        self.peers.iter().any(|(_, work, _)| *work == Work::Yield)
+    }
+
     const fn with(mut self, around: Around) -> Self {
         self.around = around;
         self

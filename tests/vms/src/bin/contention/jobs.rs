@@ -15,6 +15,9 @@ use baton_vms::{cpu, exception, failed, gic, sysreg, timer, trace};
 
 use crate::{Job, measured, note, pass, vms};
 
+/// The most pCPUs that are compared; each has VMs of its own.
+const PCPUS: usize = 8;
+
 /// For each CPU: how late its timer's interrupt was taken, in ticks; [`NONE`] if none was taken since somebody looked.
 static LATE: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NONE) }; MAX_CPUS];
 const NONE: u32 = u32::MAX;
@@ -111,7 +114,7 @@ pub fn shared(job: &Job, number: usize) -> Verdict {
 }
 
 pub fn apart(job: &Job, number: usize) -> Verdict {
-    let own = || vms::CONTENDED.filter(|vm| (*vm as usize - 1) % MAX_CPUS == number);
+    let own = || vms::CONTENDED.filter(|vm| (*vm as usize - 1) % PCPUS == number);
     let mut random = Random::of(number);
     measured(job, number, || {
         let mut runs = 0;

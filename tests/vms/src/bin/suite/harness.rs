@@ -172,6 +172,9 @@ pub fn send_to_waiting(vm: u64, words: &[u64]) -> Verdict {
 /// in QEMU.) [`Puppet::pause`] runs it up to there.
 pub const PAUSE: Command = Command::Hvc([function::MAILBOX_SEND, 0, 0, 0]);
 
+/// Commands for a puppet.
+pub type Commands = heapless::Vec<Command, { Command::MAX }>;
+
 /// Answers of a puppet. Large, as messages are: what handles them is kept out of line, or a case with many of them would
 /// have many on its stack.
 pub type Answers = heapless::Vec<Answer, { Command::MAX }>;
@@ -196,6 +199,16 @@ impl Puppet {
         let mut message = Message::new();
         for command in commands {
             command.encode(&mut message);
+        }
+        // Elsewhere one that an interrupt has woken, and that has not run since, does not count as waiting any more.
+        if !call::exists(function::CALL_EXISTS) {
+            let sent = mailbox::send(self.vm, &message);
+            ensure!(
+                matches!(sent, Ok(0 | call::NOBODY_WAITED)),
+                "mailbox_send to VM {}, which waits or was woken, said {sent:?}",
+                self.vm
+            );
+            return Ok(());
         }
         send_to_waiting(self.vm, &message)
     }

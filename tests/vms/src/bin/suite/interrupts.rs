@@ -23,7 +23,7 @@ fn inject(id: u64) -> Verdict {
 
 /// Ids 0 to 63, of the caller.
 pub fn enable_interrupt(_: &Machine) -> Verdict {
-    const WRONG: [u64; 6] = [64, 65, 1023, 1 << 31, 1 << 32, u64::MAX];
+    const WRONG: [u64; 5] = [64, 65, 1023, 1 << 31, u64::MAX];
     let puppet = Puppet::start(vms::PUPPET)?;
     for id in [0, 1, 31, 32, 62, 63] {
         for on in [1, 0] {
@@ -42,8 +42,8 @@ pub fn enable_interrupt(_: &Machine) -> Verdict {
     puppet.ask(&[enable(5, 1), enable(5, 0)])?;
     inject(5)?;
     equal("fetching an interrupt that was disabled", puppet.ask_one(FETCH)?.value, NOTHING)?;
-    // Enabling lets the one through that was pending all the time.
-    let answers = puppet.ask(&[enable(5, 1), FETCH, FETCH])?;
+    // Enabling lets the one through that was pending all the time. An id has 32 bits.
+    let answers = puppet.ask(&[enable(1 << 32 | 5, 1), FETCH, FETCH])?;
     equal("fetching an interrupt that was enabled later", answers[1].value, 5)?;
     equal("fetching it again", answers[2].value, NOTHING)
 }
@@ -79,19 +79,22 @@ pub fn get_and_acknowledge_interrupt(_: &Machine) -> Verdict {
 pub fn inject_interrupt(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
     let wrong = |what: &str, vm, vcpu, id| refused(what, function::INJECT_INTERRUPT, [vm, vcpu, id]);
-    for absent in [vms::COUNT, 1 << 32 | vms::PUPPET, u64::MAX] {
+    for absent in [vms::COUNT, 0xffff_ffff, u64::MAX] {
         wrong("inject_interrupt into an absent VM", absent, 0, 1)?;
     }
-    for absent in [1, 0xffff, 1 << 16, 1 << 32, u64::MAX] {
+    for absent in [1, 0xffff, 1 << 16, u64::MAX] {
         wrong("inject_interrupt into an absent vCPU", vms::PUPPET, absent, 1)?;
     }
     wrong("inject_interrupt into an absent vCPU", vms::PUPPET2, 2, 1)?;
-    for id in [64, 1 << 32, u64::MAX] {
+    for id in [64, 1 << 31, u64::MAX] {
         wrong("inject_interrupt of an absent id", vms::PUPPET, 0, id)?;
     }
     let last = call::inject_interrupt(vms::PUPPET2, 1, 63);
     equal("inject_interrupt into a vCPU that is off", last, Ok(()))?;
-    for id in [0, 31, 32, 63] {
+    // Ids have 32 bits.
+    let wide = call::inject_interrupt(1 << 32 | vms::PUPPET, 1 << 32, 1 << 32);
+    equal("inject_interrupt of a wide id", wide, Ok(()))?;
+    for id in [31, 32, 63] {
         inject(id)?;
     }
     for id in [0, 31, 32, 63] {

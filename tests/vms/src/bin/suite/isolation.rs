@@ -6,11 +6,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use baton_vms::call::{self, Exit, Stop, function};
 use baton_vms::devicetree::Machine;
 use baton_vms::exception::{self, DATA_ABORT, INSTRUCTION_ABORT};
-use baton_vms::puppet::{Command, OWN_MARK};
+use baton_vms::puppet::{Access, Command, OWN_MARK};
 use baton_vms::verdict::Verdict;
 use baton_vms::{ensure, entry, failed, faults, mailbox, sysreg};
 
 use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
+use crate::uart::UART;
 
 const CANARY: u64 = 0x6361_6e61_7279_2121;
 static PRIMARY_CANARY: AtomicU64 = AtomicU64::new(CANARY);
@@ -76,13 +77,22 @@ pub fn isolation(machine: &Machine) -> Verdict {
         Some("virtio") => 0x0a00_0000,
         Some("nothing") => 0x20_0000_0000,
         Some("far_away") => 0x7f_ffff_fff8,
+        Some("uart") => UART,
+        Some("behind_uart") => UART + 0x1000,
         other => return Err(failed!("target={other:?} is unknown")),
     };
     let access = match machine.word("access") {
         Some("read") => Command::Read(target),
         Some("write") => Command::Write(target, !CANARY),
         Some("execute") => Command::Execute(target & !3),
-        other => return Err(failed!("access= is read, write or execute, not {other:?}")),
+        Some("walk") => Command::Walk(target),
+        Some("ldp") => Command::Access(Access::Ldp, target, 0),
+        Some("stp") => Command::Access(Access::Stp, target, 0),
+        Some("ldr_post") => Command::Access(Access::LdrPost, target, 0),
+        Some("str_pre") => Command::Access(Access::StrPre, target, 0),
+        Some("ldxr") => Command::Access(Access::Ldxr, target, 0),
+        Some("ldr_q") => Command::Access(Access::LdrQ, target, 0),
+        other => return Err(failed!("access={other:?} is unknown")),
     };
 
     attacker.tell(&[access])?;
@@ -112,7 +122,6 @@ fn others_run_on() -> Verdict {
 
 /// All of its memory is a secondary's own, and the UART's registers.
 pub fn own_memory(_: &Machine) -> Verdict {
-    const UART_FLAGS: u64 = 0x0900_0018;
     const RETURN: u64 = 0xd65f_03c0; // ret
     let puppet = Puppet::start(vms::PUPPET)?;
     let image = puppet.ask_one(Command::Image)?;
@@ -127,7 +136,7 @@ pub fn own_memory(_: &Machine) -> Verdict {
             ensure!(answer.fault().is_none(), "{command:x?} of a secondary's own memory faulted: {:#x}", answer.fault);
         }
     }
-    let answer = puppet.ask_one(Command::Read(UART_FLAGS))?;
+    let answer = puppet.ask_one(Command::Read(UART + 0x18))?;
     ensure!(answer.fault().is_none(), "a secondary cannot read the UART: ESR {:#x}", answer.fault);
     Ok(())
 }

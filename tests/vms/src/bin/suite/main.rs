@@ -17,10 +17,12 @@ mod isolation;
 mod mailboxes;
 mod memory;
 mod power;
+mod registers;
 mod run_ext;
 mod runs;
 mod save_window;
 mod timers;
+mod uart;
 
 use baton_vms::devicetree::Machine;
 use baton_vms::entry::MAX_CPUS;
@@ -52,6 +54,7 @@ static CASES: &[(&str, Case)] = cases! {
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
         psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf cpu_off_sleeps cpu_off_leaves_nothing system_off system_reset;
     isolation: isolation own_memory primary_isolation fault_address_is_not_told marks_left_behind debug_is_everybodys_own crash;
+    registers: el2_registers id_registers;
     fp: fp_isolation fp_migration;
     handoff: concurrent_save_restore check_state_alone owed_consumed_too_early cross_spin_deadlock;
     injected: injected_interrupts running_target_not_kicked;
@@ -59,6 +62,7 @@ static CASES: &[(&str, Case)] = cases! {
         cancelled_request_keeps_claim two_waiters_one_slot;
     timers: timer_left_behind virtual_timer_preempts virtual_timer_is_not_a_secondarys virtual_timer_that_is_masked
         virtual_timer_of_a_secondary_expires;
+    uart: uart_accesses console_lines uart_is_not_shared uart_interrupts_nobody console_flood console_write;
     save_window: save_window;
     memory: memory_copy memory_move memory_fill memory_compare;
 };

@@ -11,6 +11,7 @@ use baton_vms::{cpu, ensure, exception, failed, gic, timer};
 use crate::harness::{
     self, Puppet, equal, init_interrupts, join, run_until_blocked, start_cpu, take_message, vms, wait_until,
 };
+use crate::uart::UART;
 
 /// The raw answer of a run that could not be.
 const WAIT_FOR_INTERRUPT: u64 = 1;
@@ -167,7 +168,8 @@ pub fn trap_storm(machine: &Machine) -> Verdict {
     let storm = match machine.word("kind") {
         Some("smc") => Command::SmcStorm(TRAPS),
         Some("hvc") => Command::HvcStorm(0xff7f, TRAPS),
-        other => return Err(failed!("kind= is smc or hvc, not {other:?}")),
+        Some("uart") => Command::StoreStorm(UART, b'~'.into(), TRAPS),
+        other => return Err(failed!("kind= is smc, hvc or uart, not {other:?}")),
     };
     puppet.tell(&[storm])?;
     let mut slices = 0;
@@ -185,7 +187,7 @@ pub fn trap_storm(machine: &Machine) -> Verdict {
         }
     };
     timer::stop();
-    equal("traps that were answered with -1", message[0], TRAPS)?;
+    equal("traps that were answered", message[0], TRAPS)?;
     ensure!(slices >= 5, "{TRAPS} traps took only {slices} slices of 1 ms: the timer was not served");
     Ok(())
 }
