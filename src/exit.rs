@@ -31,7 +31,7 @@ pub struct Fault {
     pub pc: u64,
     /// The exception syndrome, in the format of ESR_EL2.
     pub syndrome: u64,
-    /// The guest's virtual address, where the cause has one.
+    /// The guest's virtual address, if the fault was an access; else 0.
     pub address: u64,
 }
 

@@ -20,7 +20,7 @@
 //! | 5 | [`owed`] | what the hypervisor owes a vCPU: virtual interrupts, and deferred completions of calls |
 //! | 6 | [`mailbox`], [`vm`], [`machine`] | messages; a VM; all pCPUs, VMs and vCPUs |
 //! | 7 | [`call`], [`hypercall`], [`psci`] | the contract: decoding and encoding; serving hypercalls; power calls |
-//! | 8 | [`exit`], [`kick`], [`power`], [`report`], [`console`], [`lines`], [`uart`], [`counters`], [`ids`], [`id_registers`] | one small subject each |
+//! | 8 | [`exit`], [`exception`], [`stage_one`], [`kick`], [`power`], [`report`], [`console`], [`lines`], [`uart`], [`counters`], [`ids`], [`id_registers`] | one small subject each |
 //! | 9 | [`boot`] | from a device tree and a RAM disk to a machine with VMs |
 //! | 10 | [`arch`] | the only seam to hardware: the real one, a fake for host tests, a model for model checks |
 //! | 11 | [`sync`] | the only module that names atomics, cells and locks: those of the language, or of a model checker |
@@ -78,6 +78,7 @@ pub mod boot;
 pub mod call;
 pub mod console;
 pub mod counters;
+pub mod exception;
 pub mod exec;
 pub mod exit;
 pub mod handoff;
@@ -94,6 +95,7 @@ pub mod power;
 pub mod psci;
 pub mod report;
 pub mod run;
+pub mod stage_one;
 pub mod sync;
 pub mod uart;
 pub mod vcpu;

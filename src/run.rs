@@ -135,7 +135,7 @@ impl Dispatcher {
                 return reply;
             }
             // The primary lacks only memory that is not its own, and hidden features: it takes the exception at EL1.
-            Exit::Fault => regs.raise(self.local.arch().fault(regs)),
+            Exit::Fault => regs.raise(self.local.arch().fault(regs), &|page| self.primary.vm().owns_page(page)),
             _ => {}
         }
         Reply::now(0)

@@ -5,8 +5,8 @@
 //!
 //! 1. the commands: [`run`], [`test_run`] (`cargo baton test`), the tests of the tests ([`mutate`]), the [`bench`] and the policy
 //!    [`lab`];
-//! 2. the kinds of tests: the [`table`] of cases, special [`inputs`], faults of the hypervisor ([`el2_faults`]), the
-//!    [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
+//! 2. the kinds of tests: the [`table`] of cases, special [`inputs`], faults of the hypervisor ([`el2_faults`])
+//!    and of its VMs ([`faults`]), the [`save_window`] held by the debugger, [`fuzz`], [`linux`], the [`footprint`], those of the bench and of the lab; and the
 //!    [`host_tests`];
 //! 3. what a [`test`] is;
 //! 4. QEMU ([`machine`], [`console`], [`gdb`]), what it boots ([`device_tree`], [`ramdisk`], [`images`], [`symbols`]),
@@ -16,6 +16,7 @@ mod bench;
 mod console;
 mod device_tree;
 mod el2_faults;
+mod faults;
 mod footprint;
 mod fuzz;
 mod gdb;

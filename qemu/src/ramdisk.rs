@@ -161,6 +161,7 @@ pub fn recipes() -> Vec<Recipe> {
             initrd: b"",
             secondaries: (0..15).map(|_| Secondary::small("lab_guest", 1)).collect(),
         },
+        Recipe { name: "faults", primary: "faults", initrd: b"", secondaries: Vec::new() },
         Recipe {
             name: "fuzz",
             primary: "fuzz",

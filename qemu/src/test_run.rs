@@ -20,7 +20,7 @@ use crate::lab::trial;
 use crate::machine::interrupted;
 use crate::ramdisk::Format;
 use crate::test::{Environment, Report, Test};
-use crate::{bench, el2_faults, footprint, fuzz, inputs, linux, save_window, setup, table};
+use crate::{bench, el2_faults, faults, footprint, fuzz, inputs, linux, save_window, setup, table};
 
 #[derive(Args, Default)]
 pub struct Options {
@@ -46,6 +46,7 @@ fn tests(workspace: &Workspace) -> Result<Vec<Test>> {
     let mut tests = table::tests(&workspace.root().join("tests/qemu.toml"))?;
     tests.extend(inputs::tests());
     tests.extend(el2_faults::tests());
+    tests.extend(faults::tests());
     tests.extend(footprint::tests());
     tests.extend(linux::tests());
     tests.extend(save_window::tests());

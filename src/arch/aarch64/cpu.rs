@@ -327,26 +327,35 @@ impl Cpu {
                 None
             }
             how::SYSTEM_REGISTER if features::serve(regs, how) => None,
-            _ => {
-                let fault = self.fault(regs);
-                if fault.cause == Cause::Undefined && regs.is_at_el0() {
-                    // An undefined instruction at EL0 is for the guest's kernel.
-                    regs.raise(fault);
-                    return None;
-                }
-                Some(Exit::Fault)
-            }
+            _ => self.look_at_fault(regs),
         }
     }
 
+    /// Decodes a fault; outlined, so that a lazy FP switch does not pay for it.
+    #[cold]
+    #[inline(never)]
+    fn look_at_fault(&self, regs: &mut Regs) -> Option<Exit> {
+        let fault = self.fault(regs);
+        if fault.cause == Cause::Undefined && regs.is_at_el0() {
+            // An undefined instruction at EL0 is for the guest's kernel.
+            regs.raise(fault, &|_| false);
+            return None;
+        }
+        Some(Exit::Fault)
+    }
+
     /// The details of the vCPU's last exit, which was a fault. To be called before the next entry on this pCPU.
+    #[cold]
+    #[inline(never)]
     pub fn fault(&self, regs: &Regs) -> Fault {
         const WRITE: u64 = 1 << 6;
-        let (syndrome, address) = (ESR_EL2.get(), FAR_EL2.get());
-        // HPFAR_EL2 has the page that stage 2 does not map; it is not valid for a permission fault.
-        let permission = syndrome & 0b11_1100 == 0b00_1100;
-        let ipa = if permission { address } else { HPFAR_EL2.get() >> 4 << 12 | address & 0xfff };
-        let cause = match syndrome >> SYNDROME_CLASS & 0x3f {
+        let syndrome = ESR_EL2.get();
+        let class = syndrome >> SYNDROME_CLASS & 0x3f;
+        let abort = class == 0x20 || class == 0x24;
+        // Otherwise FAR_EL2 still has the address of an earlier fault, maybe of another VM.
+        let address = if abort { FAR_EL2.get() } else { 0 };
+        let ipa = if abort { intermediate_address(syndrome, address) } else { 0 };
+        let cause = match class {
             0x20 => Cause::Execute { ipa },
             0x24 if syndrome & WRITE != 0 => Cause::Write { ipa },
             0x24 => Cause::Read { ipa },
@@ -371,6 +380,22 @@ impl Cpu {
         }
         self.fp_holder.set(Some(NonNull::from(&mut regs.fp)));
         self.special.set(self.special.get() | special::FP_HELD);
+    }
+}
+
+/// The intermediate physical address of an abort at the virtual address `address`. HPFAR_EL2 has its page; but for a
+/// permission or alignment fault it is not valid, unless the access was one of a stage-1 table walk: then the virtual
+/// address has to do. A walk accesses some descriptor in the page, not at the offset of the virtual address.
+///
+/// Source: Arm ARM, DDI 0487, HPFAR_EL2.
+fn intermediate_address(syndrome: u64, address: u64) -> u64 {
+    const STATUS: u64 = 0b11_1111;
+    const PERMISSION: u64 = 0b00_1100;
+    let page = HPFAR_EL2.get() >> 4 << 12;
+    match (syndrome & Fault::S1PTW != 0, syndrome & STATUS < PERMISSION) {
+        (true, _) => page,
+        (false, true) => page | address & 0xfff,
+        (false, false) => address,
     }
 }
 

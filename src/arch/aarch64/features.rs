@@ -7,8 +7,8 @@
 
 use core::arch::asm;
 
-use super::id;
 use super::regs::{RareRegs, Regs};
+use super::{id, memory};
 
 /// A trapped MRS or MSR.
 ///
@@ -44,7 +44,10 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     let served = match access {
         // ID_*: read-only.
         Access { op0: 3, op1: 0, crn: 0, crm: 1..=7, read: true, .. } => {
-            regs.set_x(access.rt, id::register(access.crm, access.op2, regs.constants.primary));
+            regs.set_x(
+                access.rt,
+                id::register(access.crm, access.op2, regs.constants.primary, memory::shown_pa_range()),
+            );
             true
         }
         // REVIDR_EL1 and AIDR_EL1, which trap together with SMIDR_EL1: as the hardware has them.

@@ -2,12 +2,11 @@
 
 use core::arch::asm;
 
-use super::memory;
 use crate::id_registers::shown;
 
-/// S3_0_C0_C`crm`_`op2` as a VM sees it.
-pub fn register(crm: u64, op2: u64, primary: bool) -> u64 {
-    shown(crm, op2, read(crm, op2), primary, memory::shown_pa_range())
+/// S3_0_C0_C`crm`_`op2` as a VM sees it whose addresses have this PARange.
+pub fn register(crm: u64, op2: u64, primary: bool, pa_range: u64) -> u64 {
+    shown(crm, op2, read(crm, op2), primary, pa_range)
 }
 
 /// Reads S3_0_C0_C`crm`_`op2` of the hardware.

@@ -21,7 +21,7 @@ use crate::ids::{CpuId, MAX_CPUS, PAGE_SIZE, Pa, VmId};
 use crate::sync::{AtomicU8, AtomicU64, Lock, Ordering};
 
 /// Bytes of a pCPU's stack.
-pub const STACK_SIZE: usize = 16 * 1024;
+pub const STACK_SIZE: usize = 20 * 1024;
 /// The distance from one stack to the next: a stack and the unmapped guard page below it.
 pub const STACK_STRIDE: usize = STACK_SIZE + PAGE_SIZE as usize;
 

@@ -26,6 +26,7 @@ use aarch64_cpu::registers::{ESR_EL2, Readable, SCTLR_EL1};
 
 use super::control::{self, cnthctl, hcr, ich_hcr, mdcr};
 use super::memory::{self, StageTwo};
+use crate::exception::{self, PSTATE_ENTRY};
 
 /// Declares the switched EL1 registers, with their save and load. In pairs, for `ldp` and `stp`.
 macro_rules! switched {
@@ -211,8 +212,6 @@ pub(super) const fn from_x(offset: usize) -> isize {
     offset as isize - offset_of!(Regs, x) as isize
 }
 
-/// PSTATE at entry: EL1h, DAIF masked.
-pub(super) const PSTATE_ENTRY: u64 = 0b1111 << 6 | 0b0101;
 /// SCTLR_EL1 at entry: MMU and caches off, the bits that are RES1 in ARMv8.0.
 const SCTLR_EL1_ENTRY: u64 = 0x30d0_0800;
 
@@ -303,17 +302,13 @@ impl Regs {
     pub fn skip_instruction(&mut self) {
         /// ESR_EL2.IL: 32 bits; else 16, which only AArch32 has.
         const IL: u64 = 1 << 25;
-        const AARCH32: u64 = 1 << 4;
-        const BTYPE: u64 = 0b11 << 10;
-        const SS: u64 = 1 << 21;
         self.pc += if ESR_EL2.get() & IL != 0 { 4 } else { 2 };
-        // As after its execution: clears the software step and branch type state.
-        self.pstate &= if self.pstate & AARCH32 == 0 { !(SS | BTYPE) } else { !SS };
+        self.pstate = exception::pstate_after_skip(self.pstate);
     }
 
     /// Whether the guest was at EL0.
     pub(super) fn is_at_el0(&self) -> bool {
-        self.pstate & 0b1111 == 0
+        exception::is_at_el0(self.pstate)
     }
 
     pub fn pc(&self) -> u64 {

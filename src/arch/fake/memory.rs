@@ -37,11 +37,6 @@ pub fn copy_from_guest(from: Pa, to: &mut [u8]) {
     }
 }
 
-/// Announces the maintenance.
-pub fn clean_and_invalidate(start: Pa, size: usize) {
-    super::announce_here(&format!("cleans {size} bytes at {:#x}", start.0));
-}
-
 /// Copies `size` bytes, at most a page, from one mailbox page to another.
 pub fn copy_message(from: Pa, to: Pa, size: usize) {
     write_memory(to, &read_memory(from, size));

@@ -26,13 +26,13 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-pub use memory::{clean_and_invalidate, copy_from_guest, copy_message, read_memory, write_memory};
+pub use memory::{copy_from_guest, copy_message, read_memory, write_memory};
 pub use regs::{Name, Regs};
 
 use crate::arch::guest::Guest;
 use crate::call::ReplyKind;
 use crate::exit::{Exit, Fault};
-use crate::ids::{CpuId, VcpuId, VmId};
+use crate::ids::{CpuId, Pa, VcpuId, VmId};
 use crate::power::TurnedOff;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -137,6 +137,11 @@ pub fn forget_events() {
 /// Sets whether guests access their memory without caches.
 pub fn set_caches_off(off: bool) {
     WORLD.with(|world| world.caches_off.set(off));
+}
+
+/// Announces the maintenance.
+pub fn clean_and_invalidate(start: Pa, size: usize) {
+    announce_here(&format!("cleans {size} bytes at {:#x}", start.0));
 }
 
 /// Whether the calling guest does.

@@ -87,7 +87,7 @@ impl Regs {
     }
 
     /// Injects an exception into the vCPU.
-    pub fn raise(&mut self, fault: Fault) {
+    pub fn raise(&mut self, fault: Fault, _owns: &dyn Fn(u64) -> bool) {
         self.raised = Some(fault);
     }
 }

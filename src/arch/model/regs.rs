@@ -138,7 +138,7 @@ impl Regs {
     /// # Panics
     ///
     /// No program takes an exception.
-    pub fn raise(&mut self, fault: Fault) {
+    pub fn raise(&mut self, fault: Fault, _owns: &dyn Fn(u64) -> bool) {
         panic!("{} takes an exception: it {fault}", self.name)
     }
 }

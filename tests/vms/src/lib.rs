@@ -10,7 +10,7 @@
 //!
 //! The modules, bottom up: `entry` and `mmu` bring a CPU up; `cpu` holds what is private to one; `exception` handles
 //! faults and interrupts; `console` prints and `verdict` says how it went; `call` and `psci` are the ways into the hypervisor; `mailbox` is messages;
-//! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `puppet`, `wire`, `bench` and
+//! `gic`, `timer` and `devicetree` are for the primary, which owns the machine; `fp`, `state`, `faults`, `puppet`, `wire`, `bench` and
 //! `fuzz` are what VMs share with the primary that drives them; `trace` talks to whoever measures the machine.
 #![no_std]
 
@@ -21,6 +21,7 @@ pub mod cpu;
 pub mod devicetree;
 pub mod entry;
 pub mod exception;
+pub mod faults;
 pub mod fp;
 pub mod fuzz;
 pub mod gic;

@@ -2,7 +2,8 @@
 //!
 //! It exists for its memory types: without stage 1 all data is Device memory, where exclusives (and so Rust's atomics)
 //! need not work. What a VM may really touch is decided by stage 2, so everything is readable, writable and executable
-//! here, and a try to get at somebody else's memory reaches the hypervisor instead of ending in the VM's own map.
+//! here, and a try to get at somebody else's memory reaches the hypervisor instead of ending in the VM's own map. EL0 may
+//! execute what is memory, and neither read nor write.
 
 const ENTRIES: usize = 512;
 
@@ -31,8 +32,8 @@ const fn identity() -> [u64; ENTRIES] {
     let mut entries = [0; ENTRIES];
     let mut i = 0;
     while i < ENTRIES {
-        let kind = if i == 0 { DEVICE } else { INNER_SHAREABLE };
-        entries[i] = (i as u64) << 30 | BLOCK | ACCESSED | NOT_FOR_EL0 | kind;
+        let kind = if i == 0 { DEVICE | NOT_FOR_EL0 } else { INNER_SHAREABLE };
+        entries[i] = (i as u64) << 30 | BLOCK | ACCESSED | kind;
         i += 1;
     }
     entries

@@ -11,7 +11,7 @@ use crate::fp;
 use crate::id_space::ID_SPACE;
 use crate::mailbox::{MAX_WORDS, Message};
 use crate::state::{General, Leave};
-use crate::{cpu, entry, mmu, sysreg, timer};
+use crate::{cpu, entry, faults, mmu, sysreg, timer};
 
 /// System registers that the puppet can read and write by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,6 +251,8 @@ pub enum Command {
     Pages,
     /// Takes interrupts that are pending now. value: how many were taken by this.
     TakeInterrupts,
+    /// At EL0, an instruction that the hypervisor hides, with FAR_EL1 as given. value: ESR_EL1 at the vector; a: FAR_EL1.
+    HiddenAtEl0(u64),
 }
 
 const WORDS: usize = 5;
@@ -297,6 +299,7 @@ impl Command {
             Command::StoreStorm(address, byte, times) => (32, [address, byte, times, 0]),
             Command::IdRegister(which) => (33, [which, 0, 0, 0]),
             Command::Mdccsr => (34, [0; 4]),
+            Command::HiddenAtEl0(far) => (35, [far, 0, 0, 0]),
         };
         let fits = message.push(op).is_ok() && message.extend_from_slice(&args).is_ok();
         assert!(fits, "more than {} commands do not fit a message", Self::MAX);
@@ -340,6 +343,7 @@ impl Command {
             32 => Command::StoreStorm(a, b, c),
             33 => Command::IdRegister(a),
             34 => Command::Mdccsr,
+            35 => Command::HiddenAtEl0(a),
             _ => return None,
         })
     }
@@ -409,6 +413,10 @@ impl Command {
             Command::Mdscr(value) => {
                 sysreg::write!("mdscr_el1", value);
                 answer.value = sysreg::read!("mdscr_el1");
+            }
+            Command::HiddenAtEl0(far) => {
+                let record = faults::hidden_instruction(false, far);
+                (answer.value, answer.a) = (record.esr, record.far);
             }
             Command::LoseVectors(address) => {
                 sysreg::write!("vbar_el1", address);

@@ -8,7 +8,7 @@ use baton_vms::devicetree::Machine;
 use baton_vms::exception::{self, DATA_ABORT, INSTRUCTION_ABORT};
 use baton_vms::puppet::{Access, Command, OWN_MARK};
 use baton_vms::verdict::Verdict;
-use baton_vms::{ensure, entry, failed, mailbox, sysreg};
+use baton_vms::{ensure, entry, failed, faults, mailbox, sysreg};
 
 use crate::harness::{Puppet, equal, run_until_blocked, run_until_message, send_to_waiting, vms};
 use crate::uart::UART;
@@ -166,6 +166,24 @@ pub fn primary_isolation(machine: &Machine) -> Verdict {
     }
     equal("the canary in a secondary", witness.ask_one(Command::Read(canary))?.value, CANARY)?;
     others_run_on()
+}
+
+/// The address at which one VM faulted is not told to another one: an exception that is no abort leaves FAR_EL1 alone.
+pub fn fault_address_is_not_told(_: &Machine) -> Verdict {
+    const FAULTED_AT: u64 = 0x7f_ffff_fff8;
+    const OWN: u64 = 0x6661_7221;
+    const UNDEFINED: u64 = 1 << 25; // with its IL
+    let (one, other) = (Puppet::start(vms::PUPPET)?, Puppet::start(vms::PUPPET2)?);
+    one.tell(&[Command::Read(FAULTED_AT)])?;
+    stopped(one.vm, Stop::Abort)?;
+    for at_el1 in [true, false] {
+        let found = faults::hidden_instruction(at_el1, OWN);
+        equal(format_args!("ESR_EL1 of the primary, at EL1: {at_el1}"), found.esr, UNDEFINED)?;
+        equal(format_args!("FAR_EL1 of the primary, at EL1: {at_el1}"), found.far, OWN)?;
+    }
+    let found = other.ask_one(Command::HiddenAtEl0(OWN))?;
+    equal("ESR_EL1 of another secondary", found.value, UNDEFINED)?;
+    equal("FAR_EL1 of another secondary", found.a, OWN)
 }
 
 /// A VM that does what no VM may (`kind=`) is stopped; what is its own affair reaches its own vector.

@@ -53,7 +53,7 @@ static CASES: &[(&str, Case)] = cases! {
         interrupt_ends_wfi virtual_icc_registers;
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
         psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf cpu_off_sleeps cpu_off_leaves_nothing system_off system_reset;
-    isolation: isolation own_memory primary_isolation marks_left_behind debug_is_everybodys_own crash;
+    isolation: isolation own_memory primary_isolation fault_address_is_not_told marks_left_behind debug_is_everybodys_own crash;
     registers: el2_registers id_registers;
     fp: fp_isolation fp_migration;
     handoff: concurrent_save_restore check_state_alone owed_consumed_too_early cross_spin_deadlock;
