@@ -58,6 +58,8 @@ pub enum Answer {
     Refuses(&'static str),
     /// It leaves one VM out, this is a part of its reason, and the primary finds so many VMs.
     LeavesOut(&'static str, u32),
+    /// It says this once, leaves nothing out, and the primary finds so many VMs.
+    Warns(&'static str, u32),
     /// All is well, and the primary finds so many VMs.
     Boots(u32),
 }
@@ -102,7 +104,7 @@ impl Input {
         let disk = self.make_disk(workspace, &path("cpio"))?;
         let vms = match self.answer {
             Answer::Refuses(_) => ALL,
-            Answer::LeavesOut(_, vms) | Answer::Boots(vms) => vms,
+            Answer::LeavesOut(_, vms) | Answer::Warns(_, vms) | Answer::Boots(vms) => vms,
         };
         let append = format!("test=vm_count expect={vms}");
         let boot = if let Tree::Qemu = self.tree {
@@ -183,6 +185,11 @@ impl Input {
             Answer::LeavesOut(reason, _) => {
                 counted()?;
                 says(text, OMISSION, Some(reason))
+            }
+            Answer::Warns(warning, _) => {
+                counted()?;
+                says(text, OMISSION, None)?;
+                says(text, warning, Some(""))
             }
             Answer::Boots(_) => {
                 counted()?;

@@ -169,6 +169,13 @@ fn add<'a>(parent: &'a mut DeviceTreeNode, name: &str) -> &'a mut DeviceTreeNode
 }
 
 pub fn tests() -> Vec<Test> {
+    let deaf = Tree::Edited(Width::U64, |tree| {
+        let controller = tree.find_node_mut("/intc@8000000").context("no intc")?;
+        set(controller, "reg", [0u32, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0x1_0000]);
+        Ok(())
+    });
+    let answer = Answer::Warns("no redistributor for pCPU 0", 10);
+    let without_redistributor = test("boot_dt_without_redistributor", Input { tree: deaf, answer, ..USUAL });
     let kinds = GOOD
         .map(|(name, edit)| test(format!("boot_dt_{name}"), Input { tree: Tree::Edited(Width::U64, edit), ..USUAL }));
     let good = [("u32", Width::U32), ("u64", Width::U64)].map(|(name, width)| {
@@ -180,5 +187,5 @@ pub fn tests() -> Vec<Test> {
     let bad = edited.into_iter().chain(spoilt).map(|(name, tree, reason)| {
         test(format!("bad_dt_{name}"), Input { tree, answer: Answer::Refuses(reason), ..USUAL })
     });
-    good.into_iter().chain(kinds).chain(bad).collect()
+    good.into_iter().chain(kinds).chain([without_redistributor]).chain(bad).collect()
 }
