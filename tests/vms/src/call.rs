@@ -37,6 +37,8 @@ pub mod function {
     pub const VCPU_YIELD: u64 = 0xff83;
     /// console_write(address, size): Baton's own
     pub const CONSOLE_WRITE: u64 = 0xff84;
+    /// vm_unconfigure(): Baton's own
+    pub const VM_UNCONFIGURE: u64 = 0xff85;
 }
 
 /// x0 of a call that was refused.

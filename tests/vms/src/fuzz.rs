@@ -88,7 +88,7 @@ impl Rng {
                 2 => self.next(),
                 _ => self.edge(),
             };
-            if !matches!(number & 0xbfff_ffff, 0xff00..=0xff09 | 0xff80..=0xff84) {
+            if !matches!(number & 0xbfff_ffff, 0xff00..=0xff09 | 0xff80..=0xff85) {
                 return number;
             }
         }

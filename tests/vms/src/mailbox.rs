@@ -36,7 +36,7 @@ pub fn recv_page() -> u64 {
     RECV.0.get() as u64
 }
 
-/// Tells the hypervisor about the two pages. It takes them once only.
+/// Tells the hypervisor about the two pages. It takes them once, until they are given back.
 pub fn configure() -> Result<(), Refused> {
     call::vm_configure(send_page(), recv_page())
 }

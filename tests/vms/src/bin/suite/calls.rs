@@ -1,6 +1,6 @@
 //! The hypercalls that only answer, and what holds for all of them.
 
-use baton_vms::call::{self, Counter, REFUSED, function};
+use baton_vms::call::{self, Counter, Exit, REFUSED, function};
 use baton_vms::devicetree::{Machine, Range};
 use baton_vms::puppet::Command;
 use baton_vms::state::{General, Leave};
@@ -144,16 +144,39 @@ pub fn vm_configure(machine: &Machine) -> Verdict {
     equal("vm_configure a second time, by a secondary", again, REFUSED)
 }
 
+/// The pages are given back and configured again, as by a driver that is unloaded and loaded; not while a message is in
+/// them.
+pub fn vm_unconfigure(_: &Machine) -> Verdict {
+    let unconfigure = || call::raw(function::VM_UNCONFIGURE, 0, 0, 0);
+    equal("vm_unconfigure without pages", unconfigure(), REFUSED)?;
+    let puppet = crate::harness::Puppet::start(vms::PUPPET)?;
+    let (send, recv) = (mailbox::send_page(), mailbox::recv_page());
+    for round in 0..10 {
+        equal("vm_unconfigure", unconfigure(), 0)?;
+        equal("vm_unconfigure a second time", unconfigure(), REFUSED)?;
+        equal("mailbox_send without pages", mailbox::send(puppet.vm, &[1]), Err(call::Refused))?;
+        equal("vm_configure again", call::vm_configure(send, recv), Ok(()))?;
+        equal("messages go both ways again", puppet.hvc(function::VM_GET_COUNT, [round, 0, 0])?, vms::COUNT)?;
+    }
+    // The message of a run is in the primary's page until it is cleared.
+    puppet.tell(&[Command::Pages])?;
+    let Exit::Message { .. } = call::vcpu_run(puppet.vm, 0) else { return Err(failed!("the puppet has not answered")) };
+    equal("vm_unconfigure with a message", unconfigure(), REFUSED)?;
+    equal("mailbox_clear", call::mailbox_clear(), Ok(()))?;
+    equal("vm_unconfigure after it is cleared", unconfigure(), 0)
+}
+
 /// Which calls exist: those of the contract and Baton's own.
 pub fn call_exists(_: &Machine) -> Verdict {
     let puppet = Puppet::start(vms::PUPPET)?;
-    let all = (function::VCPU_RUN..=function::INJECT_INTERRUPT).chain(function::VCPU_RUN_EXT..=function::CONSOLE_WRITE);
+    let all =
+        (function::VCPU_RUN..=function::INJECT_INTERRUPT).chain(function::VCPU_RUN_EXT..=function::VM_UNCONFIGURE);
     for function in all {
         equal(format_args!("call_exists({function:#x})"), call::raw(function::CALL_EXISTS, function, 0, 0), 1)?;
         let answer = puppet.hvc(function::CALL_EXISTS, [function, 0, 0])?;
         equal(format_args!("call_exists({function:#x}) by a secondary"), answer, 1)?;
     }
-    for function in [0, 0xff0a, 0xff7f, 0xff85, 0x1_ff00] {
+    for function in [0, 0xff0a, 0xff7f, 0xff86, 0x1_ff00] {
         equal(format_args!("call_exists({function:#x})"), call::raw(function::CALL_EXISTS, function, 0, 0), 0)?;
     }
     Ok(())

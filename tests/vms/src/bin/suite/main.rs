@@ -42,7 +42,7 @@ macro_rules! cases {
 
 static CASES: &[(&str, Case)] = cases! {
     boot: entry_state secondary_entry_state device_tree further_cpus;
-    calls: hvc_registers function_number unknown_call vm_get_count vm_count vcpu_get_count vm_configure
+    calls: hvc_registers function_number unknown_call vm_get_count vm_count vcpu_get_count vm_configure vm_unconfigure
         call_exists vcpu_counter;
     runs: vcpu_run_nothing_to_run vcpu_run_by_secondary vcpu_run_wait_for_interrupt vcpu_run_message
         vcpu_run_wake_up vcpu_run_preempted vcpu_run_interrupted_by_sgi endless_exceptions trap_storm;
