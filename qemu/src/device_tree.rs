@@ -55,13 +55,32 @@ pub fn set(node: &mut DeviceTreeNode, name: &str, value: impl dtoolkit::ToProper
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
 }
 
-/// Machine code that enters `image` as a boot loader does: x0 = `tree`, x1..x3 = 0.
-pub fn entry_code(image: u64, tree: u64) -> Vec<u8> {
+/// A system register, and what a boot loader leaves in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Leftover {
+    /// op0, op1, CRn, CRm, op2.
+    pub register: [u32; 5],
+    pub value: u16,
+}
+
+impl Leftover {
+    /// `mov x5, #value; msr register, x5`
+    fn code(self) -> [u32; 2] {
+        let [op0, op1, crn, crm, op2] = self.register;
+        const X5: u32 = 5;
+        let mov = 0xd280_0000 | u32::from(self.value) << 5 | X5;
+        [mov, 0xd510_0000 | (op0 - 2) << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | X5]
+    }
+}
+
+/// Machine code that enters `image` as a boot loader does: x0 = `tree`, x1..x3 = 0. It leaves something behind.
+pub fn entry_code(image: u64, tree: u64, leftovers: &[Leftover]) -> Vec<u8> {
     const LDR_X0_TREE: u32 = 0x5800_0000 | (6 * 4 / 4) << 5;
     const LDR_X4_IMAGE: u32 = 0x5800_0000 | (7 * 4 / 4) << 5 | 4;
     const BR_X4: u32 = 0xd61f_0000 | 4 << 5;
     let zero = |register: u32| 0xaa1f_03e0 | register;
-    let code = [LDR_X0_TREE, LDR_X4_IMAGE, zero(1), zero(2), zero(3), BR_X4];
+    let leave = leftovers.iter().flat_map(|leftover| leftover.code());
+    let code: Vec<u32> = leave.chain([LDR_X0_TREE, LDR_X4_IMAGE, zero(1), zero(2), zero(3), BR_X4]).collect();
     let mut bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     bytes.extend(tree.to_le_bytes());
     bytes.extend(image.to_le_bytes());
@@ -76,7 +95,7 @@ mod tests {
 
     #[test]
     fn entry_code_loads_what_lies_behind_it() {
-        let code = entry_code(0x4020_0000, 0x4400_0000);
+        let code = entry_code(0x4020_0000, 0x4400_0000, &[]);
         let word = |index: usize| u32::from_le_bytes(code[4 * index..][..4].try_into().unwrap());
         // LDR (literal): the offset in words is in bits 5 to 23, the register in bits 0 to 4.
         for (index, register, value) in [(0, 0, 0x4400_0000u64), (1, 4, 0x4020_0000)] {

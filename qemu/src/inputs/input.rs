@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use dtoolkit::model::DeviceTree;
 
 use crate::console::{HYPERVISOR_PREFIX, REFUSAL, lines};
-use crate::device_tree::{self, Width};
+use crate::device_tree::{self, Leftover, Width};
 use crate::images::{self, Workspace};
 use crate::machine::{self, Boot, Machine, Outcome};
 use crate::ramdisk::{self, File, Format};
@@ -21,6 +21,9 @@ pub struct Input {
     pub disk: Disk,
     pub tree: Tree,
     pub answer: Answer,
+    /// What the boot loader leaves in registers, and the suite's case that looks; with a device tree of ours.
+    pub leftovers: &'static [Leftover],
+    pub case: Option<&'static str>,
     /// Whether QEMU gives the hypervisor a failing exit when it refuses; the contract's own command line does not.
     pub failing_exit: bool,
 }
@@ -76,6 +79,8 @@ pub const USUAL: Input = Input {
     disk: Disk::Suite(Format::OldBinary),
     tree: Tree::Qemu,
     answer: Answer::Boots(ALL),
+    leftovers: &[],
+    case: None,
     failing_exit: true,
 };
 
@@ -106,7 +111,10 @@ impl Input {
             Answer::Refuses(_) => ALL,
             Answer::LeavesOut(_, vms) | Answer::Warns(_, vms) | Answer::Boots(vms) => vms,
         };
-        let append = format!("test=vm_count expect={vms}");
+        let append = match self.case {
+            Some(case) => format!("test={case}"),
+            None => format!("test=vm_count expect={vms}"),
+        };
         let boot = if let Tree::Qemu = self.tree {
             Boot::Kernel { image: image.to_owned(), ramdisk: disk, append }
         } else {
@@ -118,7 +126,7 @@ impl Input {
             images::write(&path("dtb"), &self.make_tree(&dumped, RAMDISK..end, &append)?)?;
             let start = images::load_address(&fs::read(image)?)
                 .with_context(|| format!("{} has no Image header", image.display()))?;
-            images::write(&path("entry"), &device_tree::entry_code(start, TREE))?;
+            images::write(&path("entry"), &device_tree::entry_code(start, TREE, self.leftovers))?;
             let files = vec![(image.to_owned(), start), (disk, RAMDISK), (path("dtb"), TREE), (path("entry"), ENTRY)];
             Boot::Files { files, entry: ENTRY }
         };
@@ -173,7 +181,7 @@ impl Input {
     fn judge(&self, outcome: &Outcome) -> Result<(), String> {
         let text = &outcome.console;
         let counted = || {
-            judge(&Expectation::Pass { case: "vm_count".to_owned() }, outcome)?;
+            judge(&Expectation::Pass { case: self.case.unwrap_or("vm_count").to_owned() }, outcome)?;
             says(text, REFUSAL, None)
         };
         match self.answer {

@@ -3,7 +3,7 @@
 //! | registers | treatment | reason |
 //! |---|---|---|
 //! | x0–x30, pc, PSTATE | saved at every exit, restored at every entry; not x0–x17 at a hypercall, which its answer overwrites (`vectors/switch.S`) | EL2 uses them |
-//! | SP_EL0 … CNTV_CTL_EL0: the table `switched!` below | saved and loaded at a world switch | a guest reads and writes them without a trap |
+//! | SP_EL0 … TCR_EL1: the table `switched!` below | saved and loaded at a world switch | a guest reads and writes them without a trap |
 //! | MDSCR_EL1 | as above; a secondary's is in memory already, because its writes trap | as above |
 //! | AFSR0_EL1, AFSR1_EL1, AMAIR_EL1 | as above, on hardware that keeps the values written to them (tested at boot) | implementation defined: mostly not implemented |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0 | as above; EL2's physical timer stands in for the primary's while a secondary runs; a secondary's is masked once it has expired | cannot be trapped |
@@ -15,8 +15,8 @@
 //! | ICC_* of the GIC | stay in the hardware for the primary; for secondaries they trap and read as "nothing pending" | the primary owns the GIC |
 //! | TPIDR2_EL0 | switched where the hardware has SME; cannot be trapped | a thread pointer |
 //! | DISR_EL1 | the primary's; a secondary's accesses go to VDISR_EL2, which is zeroed | cannot be trapped, has no use without RAS |
-//! | debug registers except MDSCR_EL1, PMU registers | the primary's; for secondaries debug is RAZ/WI (in MDSCR_EL1: MDE and KDE), the PMU faults | no debugging across VMs |
-//! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers and trapped (`features.rs`) | state that Baton does not switch |
+//! | debug registers except MDSCR_EL1, PMU registers | the primary's; for secondaries debug is RAZ/WI (in MDSCR_EL1: all but SS and TDCC), the PMU faults | no debugging across VMs |
+//! | SVE, SME, pointer authentication, MTE, RAS, AMU, trace, SCXTNUM, LOR | hidden in the ID registers (`src/id_registers.rs`) and trapped (`control.md`) | state that Baton does not switch |
 //! | AArch32 state (SPSR_abt …, DACR32_EL2, IFSR32_EL2) | never visible: EL1 is AArch64, and EL0 cannot reach them | |
 
 use core::arch::asm;

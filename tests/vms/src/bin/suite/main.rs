@@ -52,7 +52,7 @@ static CASES: &[(&str, Case)] = cases! {
         interrupt_line interrupt_vector receive_blocks_despite_pending_interrupt interrupt_ends_receive
         interrupt_ends_wfi virtual_icc_registers;
     power: psci_version psci_features psci_migrate_info_type psci_affinity_info psci_cpu_on psci_cpu_suspend
-        psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf cpu_off_sleeps cpu_off_leaves_nothing system_off system_reset;
+        psci_unknown psci_by_secondary cpu_off_on_race cpu_off_deaf cpu_off_sleeps cpu_off_leaves_nothing fresh_registers system_off system_reset;
     isolation: isolation own_memory primary_isolation fault_address_is_not_told marks_left_behind debug_is_everybodys_own crash;
     registers: el2_registers id_registers;
     fp: fp_isolation fp_migration;

@@ -325,6 +325,14 @@ const FRESH: [(&str, Read, u64); 23] = [
     ("DBGWCR1_EL1", || sysreg::read!("dbgwcr1_el1"), 0),
 ];
 
+/// The first CPU finds its registers as after reset, whatever the boot loader did with them.
+pub fn fresh_registers(_: &Machine) -> Verdict {
+    for (name, read, expected) in FRESH {
+        equal(format_args!("{name} of cpu0"), read(), expected)?;
+    }
+    Ok(())
+}
+
 /// A CPU can be turned on again in whatever state it left the GIC, and whatever another CPU does to the distributor, and
 /// it finds its registers as after reset.
 pub fn cpu_off_leaves_nothing(machine: &Machine) -> Verdict {
