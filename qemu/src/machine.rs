@@ -275,6 +275,9 @@ impl Drop for Running {
 
 /// Has QEMU write the device tree that it would give to such a machine.
 pub fn dump_device_tree(cpu: &str, cpus: u32, memory: &str, to: &Path) -> Result<Vec<u8>> {
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     let board = format!("{},dumpdtb={}", Machine::BOARD, to.to_string_lossy().replace(',', ",,"));
     let mut qemu = Command::new(setup::QEMU);
     qemu.args(["-M", &board, "-cpu", cpu, "-smp", &cpus.to_string(), "-m", memory, "-nic", "none", "-display", "none"]);
