@@ -300,6 +300,11 @@ impl RunResult {
         Self(Self::STOPPED | (reason as u64) << 8)
     }
 
+    /// Whether it tells something that the primary learns in no other way: a message, or that another vCPU was woken.
+    pub const fn is_news(self) -> bool {
+        matches!(self.0 & 0xff, Self::WAKE_UP | Self::MESSAGE)
+    }
+
     pub const fn is_stopped(self) -> bool {
         self.0 & 0xff == Self::STOPPED
     }

@@ -353,6 +353,9 @@ fn console_write(caller: Caller, address: u64, size: u64) -> Reply {
     let (vm, mut bytes) = (caller.vm(), [0; MAX_WRITE]);
     match bytes.get_mut(..size as usize) {
         Some(bytes) if vm.owns(address, size) => {
+            if arch::caches_are_off() {
+                arch::clean_and_invalidate(Pa(address), size as usize);
+            }
             arch::copy_from_guest(Pa(address), bytes);
             Reply::now(console::write(vm.id, bytes) as u64)
         }

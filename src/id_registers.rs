@@ -143,7 +143,8 @@ const ALLOWED: [Shown; 29] = [
             | up_to(1, 60),
         0,
     ),
-    // ID_AA64MMFR2_EL1: CnP, UAO, LSM, VARange, CCIDX, ST, AT, IDS, TTL, BBM, E0PD. No IESB, NV, FWB, EVT.
+    // ID_AA64MMFR2_EL1: CnP, UAO, LSM, VARange, CCIDX, ST, AT, IDS, TTL, E0PD. No IESB, NV, FWB, EVT; no BBM, whose conflicts
+    // in the TLB may be taken to EL2.
     of(
         7,
         2,
@@ -156,7 +157,6 @@ const ALLOWED: [Shown; 29] = [
             | up_to(1, 32)
             | up_to(1, 36)
             | up_to(2, 48)
-            | up_to(2, 52)
             | up_to(1, 60),
         0,
     ),

@@ -56,12 +56,19 @@ pub struct Power {
     state: AtomicU8,
     /// The pCPU is in EL2. Otherwise the firmware has it, or is about to.
     awake: AtomicBool,
+    /// It has been in EL2.
+    known: AtomicBool,
     switch: Signal<RawLock, Start>,
 }
 
 impl Power {
     pub const fn new() -> Self {
-        Self { state: AtomicU8::new(State::Absent as u8), awake: AtomicBool::new(false), switch: Signal::new() }
+        Self {
+            state: AtomicU8::new(State::Absent as u8),
+            awake: AtomicBool::new(false),
+            known: AtomicBool::new(false),
+            switch: Signal::new(),
+        }
     }
 
     pub fn set_present(&self) {
@@ -96,8 +103,14 @@ impl Power {
         !self.awake.load(Ordering::Relaxed)
     }
 
+    /// Whether it may be on its way into the firmware: it is asleep, and has been in EL2.
+    pub fn is_leaving(&self) -> bool {
+        self.is_asleep() && self.known.load(Ordering::Relaxed)
+    }
+
     /// This pCPU is in EL2 again, or still.
     pub fn finish_sleep(&self) {
+        self.known.store(true, Ordering::Relaxed);
         self.awake.store(true, Ordering::Relaxed);
     }
 

@@ -48,6 +48,7 @@ pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
             console::flush_all();
             arch::system_reset()
         }
+        ARCH_FEATURES if !FIRMWARES.contains(&(x1 as u32)) => NOT_SUPPORTED,
         _ if FIRMWARES.contains(&function) => arch::call_firmware(function, x1 as u32),
         _ => NOT_SUPPORTED,
     })
@@ -57,8 +58,9 @@ pub fn serve(machine: &Machine, [x0, x1, x2, x3]: [u64; 4]) -> Reply {
 /// speculation, ARCH_WORKAROUND_1 to 3.
 ///
 /// Source: SMC Calling Convention, DEN 0028, section 7.
-const FIRMWARES: [u32; 5] = [SMCCC_VERSION, 0x8000_0001, 0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+const FIRMWARES: [u32; 5] = [SMCCC_VERSION, ARCH_FEATURES, 0x8000_8000, 0x8000_7fff, 0x8000_3fff];
 const SMCCC_VERSION: u32 = 0x8000_0000;
+const ARCH_FEATURES: u32 = 0x8000_0001;
 
 /// The number of a function; VERSION and MIGRATE_INFO_TYPE have no 64-bit form, and bit 30 is ignored.
 const fn plain(function: u32) -> u32 {
@@ -95,7 +97,8 @@ fn find(machine: &Machine, mpidr: u64) -> Option<&'static Pcpu> {
 
 fn cpu_on(machine: &Machine, mpidr: u64, start: Start) -> u64 {
     let Some(pcpu) = find(machine, mpidr) else { return INVALID_PARAMETERS };
-    match pcpu.power.turn_on(start, || arch::bring_in(&pcpu.arch, || pcpu.power.is_asleep())) {
+    let power = &pcpu.power;
+    match power.turn_on(start, || arch::bring_in(&pcpu.arch, || power.is_leaving(), || !power.is_asleep())) {
         Ok(()) => 0,
         Err(Refused::Absent) => INVALID_PARAMETERS,
         Err(Refused::AlreadyOn) => ALREADY_ON,

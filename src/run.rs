@@ -317,7 +317,8 @@ impl RunRequest {
         let broken = dispatcher.local.arch().take_system_error();
         primary.come_back();
         if broken {
-            return self.reported(dispatcher.stop(vcpu, Fault::SYSTEM_ERROR));
+            let stopped = dispatcher.stop(vcpu, Fault::SYSTEM_ERROR);
+            return self.reported(if result.is_news() { result } else { stopped });
         }
         Poll::Ready(if woken { self.woken_before_publish() } else { result })
     }
@@ -327,6 +328,7 @@ impl RunRequest {
     #[inline(never)]
     fn park_stopped(&mut self, guest: LoadedVcpu, primary: &mut LoadedVcpu, result: RunResult) -> Poll<RunResult> {
         drop(guest);
+        let _of_a_stopped_vm = self.dispatcher.local.arch().take_system_error();
         primary.come_back();
         self.reported(result)
     }

@@ -25,6 +25,9 @@ pub struct Vm {
     special: AtomicU8,
 }
 
+/// In place of the send page while `configure` is at work; never a page.
+const BEING_SET: u64 = 1;
+
 /// Several vCPUs of the VM may run on the same pCPU.
 const SHARES_TLB: u8 = 1 << 7;
 
@@ -71,8 +74,9 @@ impl Vm {
     /// The page from which it sends, if configured.
     #[inline(always)]
     pub fn send_page(&self) -> Option<Pa> {
-        match self.send_page.load(Ordering::Relaxed) {
-            0 => None,
+        // Acquire: pairs with the release of `configure`: what else it has set is visible.
+        match self.send_page.load(Ordering::Acquire) {
+            0 | BEING_SET => None,
             page => Some(Pa(page)),
         }
     }
@@ -80,7 +84,8 @@ impl Vm {
     /// The page in which it receives, if configured.
     #[inline(always)]
     pub fn recv_page(&self) -> Option<Pa> {
-        match self.recv_page.load(Ordering::Relaxed) {
+        // Acquire: as `send_page`.
+        match self.recv_page.load(Ordering::Acquire) {
             0 => None,
             page => Some(Pa(page)),
         }
@@ -101,12 +106,14 @@ impl Vm {
         if send == recv || !self.owns_page(send) || !self.owns_page(recv) {
             return Err(Refused);
         }
-        // Relaxed: nothing but the addresses is published.
-        if self.send_page.compare_exchange(0, send, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        // Relaxed: nothing is published yet. Until the last store neither another `configure` nor `unconfigure` goes on.
+        if self.send_page.compare_exchange(0, BEING_SET, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Err(Refused);
         }
         self.uncached.store(uncached, Ordering::Relaxed);
-        self.recv_page.store(recv, Ordering::Relaxed);
+        // Release: pairs with the acquire of `recv_page` and `send_page`.
+        self.recv_page.store(recv, Ordering::Release);
+        self.send_page.store(send, Ordering::Release);
         Ok(())
     }
 
@@ -119,9 +126,13 @@ impl Vm {
     pub fn unconfigure(&self) -> Result<(), Refused> {
         // Nobody else begins a message until this is dropped, and whoever does so then sees that there is no page.
         let _empty = self.mailbox.begin().map_err(|_| Refused)?;
+        if self.send_page().is_none() {
+            return Err(Refused);
+        }
         self.recv_page.store(0, Ordering::Relaxed);
-        // The last: until then nobody configures other pages.
-        if self.send_page.swap(0, Ordering::Relaxed) == 0 { Err(Refused) } else { Ok(()) }
+        // The last: until then nobody configures other pages. Release: nor does so before this is seen.
+        self.send_page.store(0, Ordering::Release);
+        Ok(())
     }
 
     /// Whether a run of one of its vCPUs needs the checks of a rare case: the VM was stopped, or its vCPUs share TLB

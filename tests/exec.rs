@@ -44,8 +44,9 @@ fn wake_from(cpu: CpuId, target: &'static Pcpu, task: Task) {
 fn turn_on_from(cpu: CpuId, target: &'static Pcpu) {
     wake_from(cpu, target, Task::Main);
     let _until_the_end = On::pcpu(cpu);
-    let asleep = || target.power.is_asleep();
-    assert!(!asleep() || fake::bring_in(&target.arch, asleep));
+    let power = &target.power;
+    let bring_in = || fake::bring_in(&target.arch, || power.is_leaving(), || !power.is_asleep());
+    assert!(!power.is_asleep() || bring_in());
 }
 
 /// A task that counts its polls.
@@ -78,7 +79,7 @@ fn only_who_is_woken_is_polled() {
     for (task, expected) in [(None, (0, 0)), (Some(Task::Main), (1, 0)), (Some(Task::Reporter), (1, 1))] {
         if let Some(task) = task {
             wake_from(P1, &pcpus[0], task);
-            assert!(fake::bring_in(&pcpus[0].arch, || pcpus[0].power.is_asleep()));
+            assert!(fake::bring_in(&pcpus[0].arch, || true, || !pcpus[0].power.is_asleep()));
         }
         round(local, main.as_mut(), reporter.as_mut());
         assert_eq!((main_polls.get(), reporter_polls.get()), expected, "after a wake of {task:?}");

@@ -135,7 +135,8 @@ fn is_declared((vm, vcpu): (u16, u16), [x0, x1, x2, x3]: [u64; 4], reply: Reply)
         _ if x0 as u32 == 0x8400_0002 => reply == Reply::later(Completion::PowerOn),
         // The firmware of the fake hardware answers with its argument plus 1.
         _ if matches!(x0 as u32, 0x8000_0000 | 0x8000_0001 | 0x8000_8000 | 0x8000_7fff | 0x8000_3fff) => {
-            answers(&[low(x1) + 1])
+            let passed = [0x8000_0000, 0x8000_0001, 0x8000_8000, 0x8000_7fff, 0x8000_3fff].contains(&low(x1));
+            answers(&[if x0 as u32 == 0x8000_0001 && !passed { FAILED } else { low(x1) + 1 }])
         }
         _ if x0 as u32 == 0x8400_000a && x1 as u32 == 0x8000_0000 => answers(&[0x8000_0001]),
         _ => answers(&[0, 1, 2, 0x1_0001, FAILED, -2i64 as u64, -4i64 as u64]),

@@ -65,10 +65,17 @@ fn what_there_is() {
 fn what_the_firmware_answers() {
     let m = Bench::new(1, &[]);
     for function in [0x8000_0000, 0x8000_0001, 0x8000_8000, 0x8000_7fff, 0x8000_3fff] {
-        assert_eq!(call(m, [function, 0x17, 5, 5]), 0x18);
+        assert_eq!(call(m, [function, 0x8000_8000, 5, 5]), 0x8000_8001);
         assert_eq!(trace(), [format!("p0 calls {function:#x} of the firmware")]);
     }
     assert_eq!(call(m, [FEATURES, 0x8000_0000, 0, 0]), 0x8000_0001, "the firmware says whether it has SMCCC_VERSION");
+    for asked in [0x8000_0002, 0x8000_3ffe, 0] {
+        assert_eq!(
+            call(m, [0x8000_0001, asked, 0, 0]),
+            NOT_SUPPORTED,
+            "ARCH_FEATURES of {asked:#x}, which Baton does not pass on"
+        );
+    }
     for function in [0x8000_0002, 0x8000_7ffe, 0xc000_0000, 0xc000_8000, 0x8400_0012] {
         assert_eq!(call(m, [function, 0, 0, 0]), NOT_SUPPORTED, "{function:#x}");
     }

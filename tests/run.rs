@@ -951,6 +951,32 @@ fn a_system_error_that_comes_late() {
     assert_eq!(m.call(P0, run_ext(2, 0, 0)), answer::WAIT_FOR_INTERRUPT);
 }
 
+/// What the primary was to be told besides is told first: nothing else would tell it.
+#[test]
+fn a_system_error_behind_a_message() {
+    let m = Bench::new(1, &[1, 1]);
+    configure(m, &[0, 1]);
+    m.guest(P0, 1, 0, |regs| {
+        m.local(P0).arch().leave_system_error();
+        calls([0xff04, 0, 5, 0])(regs)
+    });
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), 3 | 5 << 32, "the message");
+    assert_eq!(said().len(), 1);
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 2 << 8);
+}
+
+/// A VM that is stopped for something else leaves no error behind either.
+#[test]
+fn a_system_error_behind_a_fault() {
+    let m = Bench::new(1, &[1, 1]);
+    m.guest(P0, 1, 0, |_| {
+        m.local(P0).arch().leave_system_error();
+        fault(Cause::Undefined)
+    });
+    assert_eq!(m.call(P0, run_ext(1, 0, 0)), answer::STOPPED | 3 << 8);
+    assert!(!m.local(P0).arch().take_system_error(), "the primary takes it");
+}
+
 /// Whatever its vCPUs were about to do, and whichever way they are asked for: stopped is what the primary is told.
 #[test]
 fn stopped_taken_for_blocked() {

@@ -219,15 +219,6 @@ pub fn set_up() {
             write!("s3_4_c10_c4_0" = MPAMHCR_TRAP);
         }
     }
-    if id::has(5, 0, 40) {
-        write!("s3_4_c1_c2_1" = 0u64); // TRFCR: no trace
-    }
-    if id::has(5, 0, 32) {
-        write!("s3_4_c9_c9_0" = 0u64); // PMSCR: no statistical profiling
-    }
-    if id::has(5, 0, 52) {
-        write!("s2_4_c9_c0_0" = 0u64); // BRBCR: no branch records
-    }
 }
 
 /// HCRX_EL2: traps ALLINT, of FEAT_NMI.

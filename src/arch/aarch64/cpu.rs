@@ -141,16 +141,12 @@ impl Cpu {
         unsafe {
             asm!(
                 "ldp {pc}, {pstate}, [{regs}, {pc_offset}]",
-                "ldr {hcr}, [{regs}, {hcr_offset}]",
                 "msr elr_el2, {pc}",
                 "msr spsr_el2, {pstate}",
-                "msr hcr_el2, {hcr}",
                 pc = out(reg) _,
                 pstate = out(reg) _,
-                hcr = out(reg) _,
                 regs = in(reg) &raw const primary.x,
                 pc_offset = const from_x(offset_of!(Regs, pc)),
-                hcr_offset = const from_x(offset_of!(Regs, constants) + offset_of!(Constants, hcr)),
                 options(nostack, preserves_flags),
             );
         }
@@ -231,7 +227,7 @@ impl Cpu {
         const SYSTEM_ERROR: u64 = 1 << 8; // ISR_EL1.A
         let pending: u64;
         // SAFETY: barriers: the secondary's accesses are complete. Reads a register.
-        unsafe { asm!("dsb sy", "mrs {}, isr_el1", out(reg) pending, options(nostack, preserves_flags)) };
+        unsafe { asm!("dsb sy", "isb", "mrs {}, isr_el1", out(reg) pending, options(nostack, preserves_flags)) };
         pending & SYSTEM_ERROR != 0 && take_system_error()
     }
 
@@ -241,13 +237,17 @@ impl Cpu {
         let here = vcpu.0 as u8 + 1;
         if self.translations[vm.index()].replace(here) != here {
             // SAFETY: invalidates translations of this VM on this pCPU. Only the VMID matters here, and the primary's
-            // VTTBR_EL2 comes back. Walks are off meanwhile, as in `load_el1`.
+            // VTTBR_EL2 comes back. Nothing is translated meanwhile, as in `load_el1`.
             unsafe {
                 asm!(
                     "mrs {tcr}, tcr_el1",
                     "orr {vttbr}, {tcr}, #(1 << 7)",
                     "orr {vttbr}, {vttbr}, #(1 << 23)",
                     "msr tcr_el1, {vttbr}",
+                    "isb",
+                    "mrs {sctlr}, sctlr_el1",
+                    "orr {vttbr}, {sctlr}, #1",
+                    "msr sctlr_el1, {vttbr}",
                     "isb",
                     "mrs {vttbr}, vttbr_el2",
                     "msr vttbr_el2, {vmid}",
@@ -258,7 +258,10 @@ impl Cpu {
                     "isb",
                     "msr vttbr_el2, {vttbr}",
                     "isb",
+                    "msr sctlr_el1, {sctlr}",
+                    "isb",
                     "msr tcr_el1, {tcr}",
+                    sctlr = out(reg) _,
                     tcr = out(reg) _,
                     vttbr = out(reg) _,
                     vmid = in(reg) u64::from(super::memory::vmid(vm)) << 48,
@@ -424,8 +427,19 @@ fn load_el1(regs: &Regs) {
     }
     Constants::load(regs);
     SysRegs::load(regs);
-    // SAFETY: a barrier: the tables are in place before they are walked.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    // SAFETY: HCR_EL2 says how stage 2 is read; the virtual interrupt line is set at the entry. A barrier: all is in place
+    // before tables are walked.
+    unsafe {
+        asm!(
+            "ldr {hcr}, [{regs}, {offset}]",
+            "msr hcr_el2, {hcr}",
+            "isb",
+            hcr = out(reg) _,
+            regs = in(reg) &raw const regs.x,
+            offset = const from_x(offset_of!(Regs, constants) + offset_of!(Constants, hcr)),
+            options(nostack, preserves_flags),
+        );
+    }
     SysRegs::load_last(regs);
 }
 

@@ -44,10 +44,7 @@ pub fn serve(regs: &mut Regs, syndrome: u64) -> bool {
     let served = match access {
         // ID_*: read-only.
         Access { op0: 3, op1: 0, crn: 0, crm: 1..=7, read: true, .. } => {
-            regs.set_x(
-                access.rt,
-                id::register(access.crm, access.op2, regs.constants.primary, memory::shown_pa_range()),
-            );
+            regs.set_x(access.rt, id::register(access.crm, access.op2, regs.constants.primary, memory::SHOWN_PA_RANGE));
             true
         }
         // REVIDR_EL1 and AIDR_EL1, which trap together with SMIDR_EL1: as the hardware has them.
@@ -91,10 +88,44 @@ fn read_as_zero(regs: &mut Regs, access: &Access) -> bool {
     true
 }
 
-/// DC CISW. An operand that names no line of a cache has no effect, or that on another line.
-fn clean_and_invalidate(set_and_way: u64) {
-    // SAFETY: writes lines back and drops them: no contents change.
-    unsafe { asm!("dc cisw, {}", "dsb sy", in(reg) set_and_way, options(nostack, preserves_flags)) };
+/// DC CISW, of a line that there is; of another one it may be undefined.
+///
+/// Source: Arm ARM, DDI 0487, section D24.3, DC CISW, CCSIDR_EL1, CLIDR_EL1.
+fn clean_and_invalidate(operand: u64) {
+    let level = operand >> 1 & 0b111;
+    let (clidr, ccsidr): (u64, u64);
+    // SAFETY: reads registers; CSSELR_EL1, which selects one of them, is the guest's and comes back.
+    unsafe {
+        asm!(
+            "mrs {clidr}, clidr_el1",
+            "mrs {selected}, csselr_el1",
+            "msr csselr_el1, {level}",
+            "isb",
+            "mrs {ccsidr}, ccsidr_el1",
+            "msr csselr_el1, {selected}",
+            clidr = out(reg) clidr,
+            ccsidr = out(reg) ccsidr,
+            selected = out(reg) _,
+            level = in(reg) level << 1,
+            options(nostack, preserves_flags),
+        );
+    }
+    const NO_DATA: u64 = 0b001; // no cache, or one of instructions
+    if level == 7 || clidr >> (3 * level) & 0b111 <= NO_DATA {
+        return;
+    }
+    // ID_AA64MMFR2_EL1.CCIDX: wider fields.
+    let (ways, sets) = match id::has(7, 2, 20) {
+        true => (ccsidr >> 3 & 0x1f_ffff, ccsidr >> 32 & 0xff_ffff),
+        false => (ccsidr >> 3 & 0x3ff, ccsidr >> 13 & 0x7fff),
+    };
+    let (way_shift, line) = ((ways as u32).leading_zeros() % 32, (ccsidr & 0b111) + 4);
+    let way = if ways == 0 { 0 } else { (operand as u32 >> way_shift).into() };
+    let set = (operand & 0xffff_ffff & ((1 << (if ways == 0 { 32 } else { way_shift })) - 1)) >> line;
+    if way <= ways && set <= sets && operand >> 32 == 0 {
+        // SAFETY: writes lines back and drops them: no contents change.
+        unsafe { asm!("dc cisw, {}", "dsb sy", in(reg) operand, options(nostack, preserves_flags)) };
+    }
 }
 
 fn read_from(regs: &mut Regs, access: &Access, register: fn() -> u64) -> bool {

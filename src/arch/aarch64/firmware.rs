@@ -13,18 +13,18 @@ unsafe extern "C" {
     fn baton_secondary_entry();
 }
 
-/// Calls CPU_ON of the firmware, for a pCPU that is `asleep`. Returns whether the pCPU is here, or comes.
+/// Calls CPU_ON of the firmware, for a pCPU that was asleep. Returns whether the pCPU is here, or comes.
 ///
 /// A pCPU that is still on its way into the firmware is waited for: a few instructions, which nothing interrupts.
-pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
+pub fn bring_in(pcpu: &PcpuArch, leaves: impl Fn() -> bool, stays: impl Fn() -> bool) -> bool {
     let entry = baton_secondary_entry as *const () as u64;
     let number = pcpu.id.index() as u64;
     loop {
         match psci::cpu_on::<Smc>(pcpu.mpidr(), entry, number | memory::stack_of(pcpu.id) << 8) {
             Ok(()) => return true,
-            Err(psci::Error::AlreadyOn | psci::Error::OnPending) if asleep() => core::hint::spin_loop(),
+            Err(psci::Error::AlreadyOn | psci::Error::OnPending) if leaves() => core::hint::spin_loop(),
             // It has seen that it is turned on, and stayed.
-            Err(psci::Error::AlreadyOn | psci::Error::OnPending) => return true,
+            Err(psci::Error::AlreadyOn | psci::Error::OnPending) if stays() => return true,
             Err(error) => {
                 crate::console::say!(
                     "the firmware would not start {}: {error}; the primary is told that it failed.",

@@ -168,14 +168,9 @@ pub fn set_up(pcpu: &PcpuArch) {
     barrier();
     write!("icc_sre_el1" = SRE, "ich_hcr_el2" = 0);
     // EOImode 0, one binary point register for each group. No interrupt is active.
-    write!("icc_ctlr_el1" = 0, "icc_bpr1_el1" = 0, "icc_ap1r0_el1" = 0);
+    write!("icc_ctlr_el1" = 0, "icc_bpr1_el1" = 0);
     let more = priority_bits().saturating_sub(5); // the active priorities beyond 32 levels
-    if more >= 1 {
-        write!("icc_ap1r1_el1" = 0);
-    }
-    if more >= 2 {
-        write!("icc_ap1r2_el1" = 0, "icc_ap1r3_el1" = 0);
-    }
+    // Group 0 first: another order has no defined result.
     if DISTRIBUTOR_CTLR.load(Ordering::Relaxed) & GICD_CTLR_DS != 0 {
         write!("icc_igrpen0_el1" = 0, "icc_bpr0_el1" = 0, "icc_ap0r0_el1" = 0);
         if more >= 1 {
@@ -184,6 +179,13 @@ pub fn set_up(pcpu: &PcpuArch) {
         if more >= 2 {
             write!("icc_ap0r2_el1" = 0, "icc_ap0r3_el1" = 0);
         }
+    }
+    write!("icc_ap1r0_el1" = 0);
+    if more >= 1 {
+        write!("icc_ap1r1_el1" = 0);
+    }
+    if more >= 2 {
+        write!("icc_ap1r2_el1" = 0, "icc_ap1r3_el1" = 0);
     }
     write!("icc_pmr_el1" = 0xff, "icc_igrpen1_el1" = 1);
     barrier();

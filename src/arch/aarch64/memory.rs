@@ -223,10 +223,9 @@ fn format() -> Format {
     }
 }
 
-/// The largest ID_AA64MMFR0_EL1.PARange whose addresses the IPA space has: 40 bits, or 36.
-pub fn shown_pa_range() -> u64 {
-    if format().bits == 40 { 0b0010 } else { 0b0001 }
-}
+/// The ID_AA64MMFR0_EL1.PARange of a VM: 40 bits, which is the smallest that has all addresses of the IPA space. Of 39
+/// bits, the upper half of them is not mapped.
+pub const SHOWN_PA_RANGE: u64 = 0b0010;
 
 /// Sets VTCR_EL2 of this pCPU.
 pub fn set_stage_two_format() {

@@ -41,7 +41,6 @@ registers! {
     "HDFGRTR_EL2" "s3_4_c3_c1_4" id::has(7, 0, 56);
     "HDFGWTR_EL2" "s3_4_c3_c1_5" id::has(7, 0, 56);
     "MPAM2_EL2" "s3_4_c10_c5_0" id::has(4, 0, 40);
-    "TRFCR_EL2" "s3_4_c1_c2_1" id::has(5, 0, 40);
     "CNTVOFF_EL2" "cntvoff_el2" true;
     "CNTHP_CTL_EL2" "cnthp_ctl_el2" true;
     "VTCR_EL2" "vtcr_el2" true;

@@ -64,10 +64,10 @@ macro_rules! switched {
                 $(load_pair!(regs $a $a_name $b_name);)*
             }
 
-            /// The last pair, memory to hardware.
+            /// The last pair, memory to hardware, one after the other.
             #[inline(always)]
             pub fn load_last(regs: &Regs) {
-                load_pair!(regs $c $c_name $d_name);
+                load_pair!(regs $c $c_name $d_name, "isb");
             }
         }
     };
@@ -94,12 +94,13 @@ macro_rules! save_pair {
 }
 
 macro_rules! load_pair {
-    ($regs:ident $a:ident $a_name:literal $b_name:literal) => {
+    ($regs:ident $a:ident $a_name:literal $b_name:literal $(, $between:literal)?) => {
         // SAFETY: writes registers of EL1 that EL2 does not use.
         unsafe {
             asm!(
                 "ldp {a}, {b}, [{regs}, {offset}]",
                 concat!("msr ", $a_name, ", {a}"),
+                $($between,)?
                 concat!("msr ", $b_name, ", {b}"),
                 a = out(reg) _,
                 b = out(reg) _,

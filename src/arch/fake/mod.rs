@@ -498,10 +498,10 @@ pub fn take_kick(pcpu: &PcpuArch) -> bool {
 }
 
 /// Calls CPU_ON of the firmware, for a pCPU that is asleep. Returns whether it succeeded.
-pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
+pub fn bring_in(pcpu: &PcpuArch, _: impl Fn() -> bool, stays: impl Fn() -> bool) -> bool {
     announce_here(&format!("bring in {}", p(pcpu.id)));
     let works = WORLD.with(|world| world.firmware_works.get());
-    if works && pcpu.sleep.swap(AWAKE, Ordering::Relaxed) != OFF && asleep() {
+    if works && pcpu.sleep.swap(AWAKE, Ordering::Relaxed) != OFF && !stays() {
         pcpu.brought_in.store(true, Ordering::Relaxed); // once it is off
     }
     works

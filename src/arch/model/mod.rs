@@ -386,8 +386,8 @@ pub fn take_kick(pcpu: &PcpuArch) -> bool {
 }
 
 /// Calls CPU_ON of the firmware. A pCPU that says that it is `asleep` is waited for: until it is off, or has stayed.
-pub fn bring_in(pcpu: &PcpuArch, asleep: impl Fn() -> bool) -> bool {
-    while !pcpu.off.swap(false, Ordering::AcqRel) && asleep() {
+pub fn bring_in(pcpu: &PcpuArch, _: impl Fn() -> bool, stays: impl Fn() -> bool) -> bool {
+    while !pcpu.off.swap(false, Ordering::AcqRel) && !stays() {
         checked::yield_now();
     }
     pcpu.bed.rouse();
