@@ -8,6 +8,7 @@ use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, MDCR_EL2, Readable, SCTLR_EL2, T
 use tock_registers::register_bitfields;
 
 use super::id;
+use super::instructions::write_registers;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The combined value of fields of one register, as a constant.
@@ -180,43 +181,36 @@ pub const SCTLR: u64 = fields!(
     SCTLR_EL2_RES1::BITS_5_4.val(0b11),
 ) | SCTLR_M_C;
 
-macro_rules! write {
-    ($($name:literal = $value:expr),* $(,)?) => {
-        // SAFETY: registers of EL2, which only this module writes.
-        $(unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nostack, preserves_flags)) };)*
-    };
-}
-
 /// Writes the registers that are the same for all VMs, and unknown at reset: those that the hardware has.
 pub fn set_up() {
     // `id::has` takes the CRm and op2 of an ID register, and the lowest bit of a field.
-    write!("hacr_el2" = 0u64, "hstr_el2" = 0u64, "cntvoff_el2" = 0u64, "cnthp_ctl_el2" = 0u64);
+    write_registers!("hacr_el2" => 0, "hstr_el2" => 0, "cntvoff_el2" => 0, "cnthp_ctl_el2" => 0);
     if id::has(7, 1, 40) {
         // HCRX: what is new is off, and traps.
         let nmi = id::has(4, 1, 36);
-        write!("s3_4_c1_c2_2" = if nmi { HCRX_TALLINT } else { 0 });
+        write_registers!("s3_4_c1_c2_2" => if nmi { HCRX_TALLINT } else { 0 });
     }
     if id::has(7, 0, 56) {
         // Fine-grained traps: HFGRTR, HFGWTR, HFGITR, HDFGRTR, HDFGWTR. Bits of newer features trap while they are 0.
-        write!("s3_4_c1_c1_4" = HFG_TPIDR2, "s3_4_c1_c1_5" = HFG_TPIDR2, "s3_4_c1_c1_6" = 0u64);
-        write!("s3_4_c3_c1_4" = 0u64, "s3_4_c3_c1_5" = 0u64);
+        write_registers!("s3_4_c1_c1_4" => HFG_TPIDR2, "s3_4_c1_c1_5" => HFG_TPIDR2, "s3_4_c1_c1_6" => 0);
+        write_registers!("s3_4_c3_c1_4" => 0, "s3_4_c3_c1_5" => 0);
         if id::has(4, 0, 44) {
-            write!("s3_4_c3_c1_6" = 0u64); // HAFGRTR, of AMU
+            write_registers!("s3_4_c3_c1_6" => 0); // HAFGRTR, of AMU
         }
         if id::read(7, 0) >> 56 & 0xf >= 2 {
             // HFGRTR2, HFGWTR2, HFGITR2, HDFGRTR2, HDFGWTR2.
-            write!("s3_4_c3_c1_2" = 0u64, "s3_4_c3_c1_3" = 0u64, "s3_4_c3_c1_7" = 0u64);
-            write!("s3_4_c3_c1_0" = 0u64, "s3_4_c3_c1_1" = 0u64);
+            write_registers!("s3_4_c3_c1_2" => 0, "s3_4_c3_c1_3" => 0, "s3_4_c3_c1_7" => 0);
+            write_registers!("s3_4_c3_c1_0" => 0, "s3_4_c3_c1_1" => 0);
         }
     }
     if id::has(4, 0, 40) || id::has(4, 1, 16) {
         // MPAM2, and MPAMHCR if MPAMIDR_EL1 has it.
-        write!("s3_4_c10_c5_0" = MPAM2_TRAPS);
+        write_registers!("s3_4_c10_c5_0" => MPAM2_TRAPS);
         let mpamidr: u64;
         // SAFETY: reads a register that the hardware has.
         unsafe { asm!("mrs {}, s3_0_c10_c4_4", out(reg) mpamidr, options(nostack, nomem, preserves_flags)) };
         if mpamidr >> 17 & 1 != 0 {
-            write!("s3_4_c10_c4_0" = MPAMHCR_TRAP);
+            write_registers!("s3_4_c10_c4_0" => MPAMHCR_TRAP);
         }
     }
 }

@@ -12,6 +12,7 @@ use tock_registers::interfaces::{Readable, Writeable};
 use tock_registers::register_structs;
 use tock_registers::registers::{ReadOnly, ReadWrite, WriteOnly};
 
+use super::instructions::write_registers;
 use crate::console::say;
 use crate::ids::CpuId;
 use crate::kick::Kick;
@@ -154,40 +155,34 @@ pub fn set_up(pcpu: &PcpuArch) {
     const SRE: u64 = 1;
     /// Group 0 is this security state's, so its registers can be accessed.
     const GICD_CTLR_DS: u32 = 1 << 6;
-    macro_rules! write {
-        ($($name:literal = $value:expr),* $(,)?) => {
-            // SAFETY: changes only how interrupts become pending, and EL2 takes none.
-            $(unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value as u64, options(nostack, preserves_flags)) };)*
-        };
-    }
     let barrier = || {
         // SAFETY: a barrier.
         unsafe { asm!("isb", options(nostack, preserves_flags)) }
     };
-    write!("icc_sre_el2" = SRE);
+    write_registers!("icc_sre_el2" => SRE);
     barrier();
-    write!("icc_sre_el1" = SRE, "ich_hcr_el2" = 0);
+    write_registers!("icc_sre_el1" => SRE, "ich_hcr_el2" => 0);
     // EOImode 0, one binary point register for each group. No interrupt is active.
-    write!("icc_ctlr_el1" = 0, "icc_bpr1_el1" = 0);
+    write_registers!("icc_ctlr_el1" => 0, "icc_bpr1_el1" => 0);
     let more = priority_bits().saturating_sub(5); // the active priorities beyond 32 levels
     // Group 0 first: another order has no defined result.
     if DISTRIBUTOR_CTLR.load(Ordering::Relaxed) & GICD_CTLR_DS != 0 {
-        write!("icc_igrpen0_el1" = 0, "icc_bpr0_el1" = 0, "icc_ap0r0_el1" = 0);
+        write_registers!("icc_igrpen0_el1" => 0, "icc_bpr0_el1" => 0, "icc_ap0r0_el1" => 0);
         if more >= 1 {
-            write!("icc_ap0r1_el1" = 0);
+            write_registers!("icc_ap0r1_el1" => 0);
         }
         if more >= 2 {
-            write!("icc_ap0r2_el1" = 0, "icc_ap0r3_el1" = 0);
+            write_registers!("icc_ap0r2_el1" => 0, "icc_ap0r3_el1" => 0);
         }
     }
-    write!("icc_ap1r0_el1" = 0);
+    write_registers!("icc_ap1r0_el1" => 0);
     if more >= 1 {
-        write!("icc_ap1r1_el1" = 0);
+        write_registers!("icc_ap1r1_el1" => 0);
     }
     if more >= 2 {
-        write!("icc_ap1r2_el1" = 0, "icc_ap1r3_el1" = 0);
+        write_registers!("icc_ap1r2_el1" => 0, "icc_ap1r3_el1" => 0);
     }
-    write!("icc_pmr_el1" = 0xff, "icc_igrpen1_el1" = 1);
+    write_registers!("icc_pmr_el1" => 0xff, "icc_igrpen1_el1" => 1);
     barrier();
     const PROCESSOR_SLEEP: u32 = 1 << 1;
     const CHILDREN_ASLEEP: u32 = 1 << 2;

@@ -6,6 +6,18 @@ use aarch64_cpu::registers::{Readable, TPIDR_EL2, Writeable};
 
 use crate::ids::{CpuId, Pa};
 
+/// `msr`, for each system register and its value. Only registers that no Rust code depends on: those of EL1, and those of
+/// EL2 that say what traps and what is pending.
+macro_rules! write_registers {
+    ($($name:expr => $value:expr),* $(,)?) => {
+        // SAFETY: no memory of EL2 depends on them.
+        $(unsafe {
+            core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) $value as u64, options(nostack, preserves_flags))
+        };)*
+    };
+}
+pub(super) use write_registers;
+
 /// The id of the pCPU that runs this.
 #[inline(always)]
 pub fn this_cpu() -> CpuId {

@@ -3,23 +3,16 @@
 //!
 //! Source: Arm ARM, DDI 0487, section D24, the reset values on the registers' own pages.
 
-use core::arch::asm;
-
 use aarch64_cpu::registers::{ID_AA64DFR0_EL1, Readable};
 
-macro_rules! write {
-    ($($name:expr => $value:expr),* $(,)?) => {
-        // SAFETY: registers of EL1 that EL2 does not use, and no guest runs on this pCPU yet.
-        $(unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value as u64, options(nostack, preserves_flags)) };)*
-    };
-}
+use super::instructions::write_registers;
 
 /// Stops timers, the PMU, breakpoints and watchpoints.
 pub fn to_reset_values() {
-    write!("cntp_ctl_el0" => 0, "cntv_ctl_el0" => 0);
+    write_registers!("cntp_ctl_el0" => 0, "cntv_ctl_el0" => 0);
     if has_pmu() {
         const RESET_COUNTERS: u64 = 0b110; // and not enabled
-        write!(
+        write_registers!(
             "pmcr_el0" => RESET_COUNTERS,
             "pmcntenclr_el0" => u64::MAX,
             "pmintenclr_el1" => u64::MAX,
@@ -29,22 +22,22 @@ pub fn to_reset_values() {
         );
     }
     const LOCKED: u64 = 1;
-    write!("oslar_el1" => LOCKED, "mdccint_el1" => 0, "mdscr_el1" => 0);
+    write_registers!("oslar_el1" => LOCKED, "mdccint_el1" => 0, "mdscr_el1" => 0);
     let debug = ID_AA64DFR0_EL1.get();
     let (breakpoints, watchpoints) = (debug >> 12 & 0xf, debug >> 20 & 0xf); // one less than there are
     macro_rules! disable {
         ($($n:literal)*) => {
             $(
                 if $n <= breakpoints {
-                    write!(concat!("dbgbcr", $n, "_el1") => 0);
+                    write_registers!(concat!("dbgbcr", $n, "_el1") => 0);
                 }
                 if $n <= watchpoints {
-                    write!(concat!("dbgwcr", $n, "_el1") => 0);
+                    write_registers!(concat!("dbgwcr", $n, "_el1") => 0);
                 }
             )*
         };
     }
-    write!("dbgbcr0_el1" => 0, "dbgwcr0_el1" => 0);
+    write_registers!("dbgbcr0_el1" => 0, "dbgwcr0_el1" => 0);
     disable!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
 
