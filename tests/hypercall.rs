@@ -179,6 +179,21 @@ fn messages_of_a_vm_without_caches() {
     assert_eq!(trace(), [""; 0], "there is nothing to clean");
 }
 
+/// The same for what it writes to the console. (Its line there is shared by all tests of this program: nobody else writes for
+/// VM 2.)
+#[test]
+fn console_writes_of_a_vm_without_caches() {
+    let m = bench();
+    trace();
+    let write = || call(m, 2, 0, Call::ConsoleWrite { address: page(2, 0), size: 7 });
+    assert_eq!(write(), 7);
+    assert_eq!(trace(), [""; 0], "it has caches");
+    fake::set_caches_off(true);
+    assert_eq!(write(), 7);
+    fake::set_caches_off(false);
+    assert_eq!(trace(), [format!("p0 cleans 7 bytes at {:#x}", page(2, 0))]);
+}
+
 #[test]
 fn nothing_is_sent_without_mailboxes() {
     let m = Bench::turned_off(1, &[1, 1]);
